@@ -61,9 +61,7 @@ class Given(Generic[S, C, E]):
     def when(self, command: C) -> Given[S, C, E]:
         """Decide `command` on the state that the history folds to."""
         try:
-            outcome: tuple[E, ...] | Rejection = tuple(
-                self.decider.decide(self.decider.fold(self.history), command)
-            )
+            outcome: tuple[E, ...] | Rejection = tuple(self.decider.decide(self.decider.fold(self.history), command))
         except Rejection as rejection:
             outcome = rejection
         return Given(self.decider, self.history, outcome)
