@@ -1,0 +1,34 @@
+"""The environment variables by which an agent tells a worker who it is.
+
+The first group is torchrun's, so that any torchrun-style script runs unchanged; the second is ours.
+"""
+
+from __future__ import annotations
+
+RANK = "RANK"
+LOCAL_RANK = "LOCAL_RANK"
+WORLD_SIZE = "WORLD_SIZE"
+LOCAL_WORLD_SIZE = "LOCAL_WORLD_SIZE"
+GROUP_RANK = "GROUP_RANK"
+GROUP_WORLD_SIZE = "GROUP_WORLD_SIZE"
+MASTER_ADDR = "MASTER_ADDR"
+MASTER_PORT = "MASTER_PORT"
+# torch reads these two: the store is the agent's, and the count keeps generations apart in it.
+TORCHELASTIC_USE_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+TORCHELASTIC_RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
+TORCHELASTIC_MAX_RESTARTS = "TORCHELASTIC_MAX_RESTARTS"
+TORCHELASTIC_RUN_ID = "TORCHELASTIC_RUN_ID"
+
+LINK_SOCKET = "DISTROML_LINK"
+WORKER = "DISTROML_WORKER"
+INCARNATION = "DISTROML_INCARNATION"
+JOB = "DISTROML_JOB"
+PROJECT = "DISTROML_PROJECT"
+ATTEMPT = "DISTROML_ATTEMPT"
+NODE = "DISTROML_NODE"
+GENERATION = "DISTROML_GENERATION"
+# Where checkpoints go: `file:///path` today, `s3://bucket/prefix` with the stack.
+OBJECTS = "DISTROML_OBJECTS"
+# `STEP:MANIFEST_HASH` of the checkpoint to start from, absent for none; plain scripts may read it too.
+RESTORE = "DISTROML_RESTORE"
+TRACEPARENT = "TRACEPARENT"

@@ -1,0 +1,308 @@
+"""The messages between the agent and a worker, over the agent's unix socket.
+
+Msgpack by msgspec: a training process needs neither gRPC nor protobuf. The first message of a connection is the
+worker's `Hello`; whichever side reconnects says again where it stands. Unknown message kinds end the connection
+with a clear error, since both ends come from one installation.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL = 1
+MAX_FRAME_BYTES = 8 * 1024 * 1024
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """Root of all messages; the tag is the class name."""
+
+
+# ---- worker to agent
+
+
+class Hello(Message, frozen=True):
+    """First message. `managed` workers (those under `Trainer`) survive a broken generation in their process."""
+
+    protocol: int
+    worker: str
+    incarnation: int
+    pid: int
+    generation: int
+    managed: bool
+
+
+class AwaitGeneration(Message, frozen=True):
+    """The worker left every generation up to `after` and is ready for the next one."""
+
+    after: int
+    error: str = ""
+
+
+class Heartbeat(Message, frozen=True):
+    """A sign of progress: `phase` is `setup`, `restore`, `train`, `eval`, `save` or `idle`."""
+
+    generation: int
+    step: int
+    phase: str
+
+
+class StepSample(Message, frozen=True):
+    """One optimizer step as this rank saw it. `loss` and `grad_norm` are global values.
+
+    Seconds in `*_s`; `samples` and `tokens` are global counts of the step.
+    """
+
+    generation: int
+    step: int
+    total_steps: int
+    at_ms: int
+    step_s: float
+    data_wait_s: float = 0.0
+    comm_wait_s: float = 0.0
+    loss: float | None = None
+    grad_norm: float | None = None
+    samples: int = 0
+    tokens: int = 0
+    learning_rate: float | None = None
+    extra: dict[str, float] = {}
+
+
+class Samples(Message, frozen=True):
+    """A batch of step samples, and how many were dropped since the worker started because a buffer was full."""
+
+    steps: list[StepSample]
+    dropped: int = 0
+
+
+class StepRecorded(Message, frozen=True):
+    """A step worth an event: at a generation's start, at each checkpoint, at a failure.
+
+    Samples `[sample_from, sample_to)` of the global order of `epoch` were consumed; `fingerprint` is a hash over
+    loss and parameters, equal on every rank.
+    """
+
+    generation: int
+    step: int
+    sample_from: int
+    sample_to: int
+    epoch: int
+    loss: float
+    fingerprint: str
+    why: str
+    at_ms: int
+
+
+class PlanChosen(Message, frozen=True):
+    """The plan that this generation trains with; JSON texts."""
+
+    generation: int
+    plan: str
+    inputs: str = ""
+    prediction: str = ""
+
+
+class SaveBegun(Message, frozen=True):
+    """Ask to open a save; answered by `SaveOpened` or `SaveRefused` with the same `step`."""
+
+    generation: int
+    step: int
+    world_size: int
+
+
+class ShardSaved(Message, frozen=True):
+    """This rank's part of the save is durable in the object store."""
+
+    generation: int
+    step: int
+    rank: int
+    world_size: int
+    shard_key: str
+    shard_hash: str
+    bytes_written: int
+    bytes_reused: int
+    seconds: float
+
+
+class SaveFailed(Message, frozen=True):
+    """This rank could not save; training goes on."""
+
+    generation: int
+    step: int
+    rank: int
+    message: str
+
+
+class CorruptionFound(Message, frozen=True):
+    """Bytes did not match their hash while loading; answered by `Latest` with the next best checkpoint."""
+
+    generation: int
+    manifest_hash: str
+    object_key: str
+    chunk_hash: str
+    message: str
+
+
+class AskLatest(Message, frozen=True):
+    """Ask for the newest committed checkpoint; answered by `Latest`."""
+
+    generation: int
+
+
+class WorkerFailed(Message, frozen=True):
+    """The worker is about to end because of an exception, or `NonFinite` values; the last thing it says."""
+
+    generation: int
+    category: str
+    message: str
+    traceback: str
+    last_step: int
+
+
+class Span(Message, frozen=True):
+    """A finished span of the worker, ids in hex, times in Unix nanoseconds."""
+
+    trace_id: str
+    span_id: str
+    parent_span_id: str
+    name: str
+    start_ns: int
+    end_ns: int
+    attributes: dict[str, str] = {}
+
+
+class Stopping(Message, frozen=True):
+    """The worker obeys `Stop`: it saves if asked to, then exits 0."""
+
+    step: int
+
+
+# ---- agent to worker
+
+
+class Welcome(Message, frozen=True):
+    """Answer to `Hello`."""
+
+    job: str
+    attempt: int
+    node: str
+    traceparent: str = ""
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One worker of a generation."""
+
+    worker: str
+    node: str
+    rank: int
+    local_rank: int
+
+
+class CheckpointRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A committed checkpoint: its step and the hash that names its manifest object."""
+
+    step: int
+    manifest_hash: str
+
+
+class Generation(Message, frozen=True):
+    """The agreed member set and this worker's place in it. The store is a torch TCPStore that no worker hosts."""
+
+    number: int
+    rank: int
+    local_rank: int
+    node_rank: int
+    world_size: int
+    local_world_size: int
+    store_host: str
+    store_port: int
+    members: list[Member]
+    restore: CheckpointRef | None = None
+
+
+class GenerationBroken(Message, frozen=True):
+    """Leave this generation at once: tear down its process groups and say `AwaitGeneration`."""
+
+    number: int
+    cause: str
+
+
+class Drain(Message, frozen=True):
+    """Leave this generation after the current step: save a checkpoint, then say `AwaitGeneration`."""
+
+    number: int
+    reason: str
+
+
+class Stop(Message, frozen=True):
+    """End within `grace_s`: exit 0 after the current step, saving first where `checkpoint` is set."""
+
+    reason: str
+    grace_s: int
+    checkpoint: bool
+
+
+class SaveOpened(Message, frozen=True):
+    """The save may build on `base_manifest_hash` (empty: none) and write below `object_prefix`."""
+
+    step: int
+    save_id: str
+    base_manifest_hash: str
+    object_prefix: str
+
+
+class SaveRefused(Message, frozen=True):
+    """The save cannot be opened now; training goes on."""
+
+    step: int
+    reason: str
+    message: str
+
+
+class CheckpointCommitted(Message, frozen=True):
+    """Every shard of the step is durable and the catalogue has it."""
+
+    step: int
+    manifest_hash: str
+
+
+class CheckpointFailed(Message, frozen=True):
+    """The save of this step will not become a checkpoint."""
+
+    step: int
+    message: str
+
+
+class Latest(Message, frozen=True):
+    """The newest sound checkpoint, or none."""
+
+    restore: CheckpointRef | None = None
+
+
+ToAgent = (
+    Hello
+    | AwaitGeneration
+    | Heartbeat
+    | Samples
+    | StepRecorded
+    | PlanChosen
+    | SaveBegun
+    | ShardSaved
+    | SaveFailed
+    | CorruptionFound
+    | AskLatest
+    | WorkerFailed
+    | Span
+    | Stopping
+)
+ToWorker = (
+    Welcome
+    | Generation
+    | GenerationBroken
+    | Drain
+    | Stop
+    | SaveOpened
+    | SaveRefused
+    | CheckpointCommitted
+    | CheckpointFailed
+    | Latest
+)
