@@ -14,7 +14,6 @@ is a JSON object, see `launch.HolderTask`. The holder's working directory is the
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import select
@@ -22,54 +21,30 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 
-CHUNK_BYTES = 256 * 1024
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import cast
+else:
+    # `typing` and `types` cost a tenth of this program's memory and start.
+    def cast(_, value):
+        """Nothing at run time."""
+        return value
+
+
+# Run by path and without site-packages: the only thing of ours on the path is this distribution's own root.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from distroml.agent.evidence import oom_evidence, oom_kills  # noqa: E402
+from distroml.agent.output import Output, write_whole  # noqa: E402
+
 LINE_BYTES = 64 * 1024
 # How long the holder reads on when a process that left the worker's group keeps its pipe open.
 DRAIN_S = 2.0
 
 Record = dict[str, object]
-
-
-class Output:
-    """One pipe of the worker and the file that keeps its first `cap` bytes."""
-
-    def __init__(self, name: str, fd: int, cap: int) -> None:
-        self.name = name
-        self.fd = fd
-        self.kept = 0
-        self.dropped = 0
-        self._cap = cap
-        os.set_blocking(fd, False)
-        self._file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-
-    def pump(self) -> bool:
-        """Move what is there; False at the end of the pipe."""
-        try:
-            data = os.read(self.fd, CHUNK_BYTES)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        if not data:
-            return False
-        room = max(0, self._cap - self.kept)
-        self._keep(data[:room])
-        self.dropped += max(0, len(data) - room)
-        return True
-
-    def _keep(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                written = os.write(self._file, view)
-            except OSError:
-                # A full disk costs output, never the worker.
-                self.dropped += len(view)
-                return
-            self.kept += written
-            view = view[written:]
 
 
 class Conversation:
@@ -96,12 +71,12 @@ class Conversation:
         messages: list[Record] = []
         for line in lines:
             try:
-                message = json.loads(line)
+                message: object = json.loads(line)
             except ValueError:
                 return None
             if not isinstance(message, dict):
                 return None
-            messages.append(message)
+            messages.append(cast("Record", message))
         return messages
 
     def say(self, message: Record) -> None:
@@ -110,6 +85,7 @@ class Conversation:
             self.connection.send(json.dumps(message).encode() + b"\n")
 
     def close(self) -> None:
+        """End the connection."""
         self.connection.close()
 
 
@@ -137,7 +113,9 @@ class Holder:
         self._signals: list[int] = []
         self._agent: Conversation | None = None
         self._poll = select.poll()
-        self._listener = self._listen()
+        # Bound and listening since before the worker ran: an agent can connect as soon as it knows of us.
+        self._listener = socket.socket(fileno=_int(task["listener_fd"]))
+        self._listener.setblocking(False)
         self._wake = self._catch_signals()
         self._pidfd = os.pidfd_open(self._pid)
         for fd in (*self._outputs, self._listener.fileno(), self._wake, self._pidfd):
@@ -208,19 +186,6 @@ class Holder:
 
     # ---- agent
 
-    def _listen(self) -> socket.socket:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink("holder.sock")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)
-        try:
-            listener.bind("holder.sock")
-        finally:
-            os.umask(before)
-        listener.listen(4)
-        listener.setblocking(False)
-        return listener
-
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             connection, _ = self._listener.accept()
@@ -280,7 +245,7 @@ class Holder:
     def _catch_signals(self) -> int:
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(write)
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGTERM, _ignore)
         for ignored in (signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         return read
@@ -370,63 +335,8 @@ class Holder:
         return killed
 
 
-def oom_kills() -> int:
-    """Processes of our control group that the kernel killed for memory; -1 where it cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        with open("/proc/self/cgroup") as file:
-            groups = [line.rstrip("\n").split(":", 2) for line in file]
-        for _, controllers, path in groups:
-            if "memory" in controllers.split(","):
-                return _counter(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
-        for hierarchy, _, path in groups:
-            if hierarchy == "0":
-                return _counter(f"/sys/fs/cgroup{path}/memory.events")
-    return -1
-
-
-def _counter(path: str) -> int:
-    with open(path) as file:
-        for line in file:
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
-                return int(value)
-    return -1
-
-
-def oom_evidence(pid: int, before: int) -> str:
-    """Why a SIGKILL counts as out of memory, or empty: the kernel's log about this process, else its counter."""
-    with contextlib.suppress(OSError):
-        log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            for _ in range(100_000):
-                try:
-                    line = os.read(log, 8192).decode(errors="replace")
-                except OSError as error:
-                    if error.errno == errno.EPIPE:
-                        continue
-                    break
-                if f"Killed process {pid} (" in line:
-                    return line.partition(";")[2].split("\n", 1)[0][:400]
-        finally:
-            os.close(log)
-    after = oom_kills()
-    return f"memory oom_kill counter went from {before} to {after}" if 0 <= before < after else ""
-
-
-def write_whole(path: str, data: bytes) -> None:
-    """All of it or nothing, and durable."""
-    fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(path + ".tmp", path)
-    folder = os.open(".", os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """The wake-up descriptor carries the signal to the loop."""
 
 
 def _int(value: object) -> int:
@@ -434,6 +344,7 @@ def _int(value: object) -> int:
 
 
 def main() -> None:
+    """Hold the worker that the argument describes."""
     Holder(json.loads(sys.argv[1])).run()
 
 

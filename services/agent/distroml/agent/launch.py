@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from typing import Literal, TypedDict
@@ -91,6 +92,7 @@ def launch(order: LaunchOrder, reply_fd: int) -> Literal["worker"]:
     out_read, out_write = _pipe()
     err_read, err_write = _pipe()
     gate_read, gate_write = os.pipe()
+    listener = _listen()
     pid = os.fork()
     if pid == 0:
         _become_worker(order, holder, (gate_read, out_write, err_write))
@@ -112,14 +114,16 @@ def launch(order: LaunchOrder, reply_fd: int) -> Literal["worker"]:
         **identity,
         "stdout_fd": out_read,
         "stderr_fd": err_read,
+        "listener_fd": listener,
         "log_cap_bytes": order["log_cap_bytes"],
         "orphan_grace_s": order["orphan_grace_s"],
     }
     os.write(reply_fd, json.dumps({"op": "started", **identity}).encode() + b"\n")
     # Only now may the worker run: whoever finds it finds its identity too.
     os.write(gate_write, b"g")
-    _close_all_but(out_read, err_read)
-    for fd in (out_read, err_read):
+    inherited = (out_read, err_read, listener)
+    _close_all_but(*inherited)
+    for fd in inherited:
         os.set_inheritable(fd, True)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -130,7 +134,7 @@ def launch(order: LaunchOrder, reply_fd: int) -> Literal["worker"]:
 def _become_worker(order: LaunchOrder, holder: int, fds: tuple[int, int, int]) -> None:
     gate, out, err = fds
     os.setsid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != holder:
         # The holder was gone before the parent-death signal was armed.
         os._exit(EXIT_CANNOT_START)
@@ -157,6 +161,18 @@ def cannot_start(why: str) -> None:
     os._exit(EXIT_CANNOT_START)
 
 
+def _listen() -> int:
+    """The holder's socket in the current folder; a relative name has no length limit to meet."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind("holder.sock")
+    finally:
+        os.umask(before)
+    listener.listen(4)
+    return listener.detach()
+
+
 def _pipe() -> tuple[int, int]:
     read, write = os.pipe()
     with contextlib.suppress(OSError):
@@ -173,6 +189,11 @@ def _close_all_but(*keep: int) -> None:
     os.closerange(first, 1 << 20)
 
 
+def die_with_parent() -> None:
+    """SIGKILL to this process when the thread that started it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _prctl(option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
@@ -181,6 +202,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def main() -> None:
+    """Start a worker the cold way."""
     order: LaunchOrder = json.loads(sys.stdin.buffer.read())
     reply = os.dup(1)
     launch(order, reply)

@@ -21,7 +21,7 @@ SOCKET = "store.sock"
 
 def main(address: str) -> None:
     """Serve until killed."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     stores: dict[int, TCPStore] = {}
     listener = _listen()

@@ -215,6 +215,7 @@ def _our_package():
 
 
 def main() -> None:
+    """Import, then fork on request until the agent is gone."""
     requests, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -223,6 +224,9 @@ def main() -> None:
     # The kernel reaps the holders forked here; each of them takes the default back.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with _our_package():
+        from distroml.agent.launch import die_with_parent
+    die_with_parent()
     # The folder of this file was put there by the interpreter; no program of a user may import from it.
     del sys.path[0]
     _reply(replies, preimport())
