@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.cli import output
 from distroml.cli.client import Plane, call
@@ -172,7 +171,10 @@ def explain(job: JobName, data: Data, json: Json = False) -> None:
 
 @app.command()
 def cancel(
-    job: JobName, data: Data, why: Annotated[str, typer.Option(help="Recorded with the event.")] = "", json: Json = False
+    job: JobName,
+    data: Data,
+    why: Annotated[str, typer.Option(help="Recorded with the event.")] = "",
+    json: Json = False,
 ) -> None:
     """End the job for good."""
     _steer(
@@ -225,5 +227,3 @@ def _steer(data: Path, json: bool, action: Callable[[Plane], Awaitable[jobs_pb2.
     else:
         state = output.state_text(jobs_pb2.JobState.Name(answer.state))
         output.out.print(f"{answer.id} is {state}{f' ({answer.reason})' if answer.reason else ''}")
-
-

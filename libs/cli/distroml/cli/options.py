@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
-
 from distroml.cli.plane.datafolder import default_data
 
 Data: TypeAlias = Annotated[

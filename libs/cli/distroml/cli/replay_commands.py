@@ -7,7 +7,6 @@ from datetime import UTC
 from typing import Annotated, Any
 
 import typer
-
 from distroml.api.common.v1 import common_pb2, replay_pb2
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.cli import output
@@ -68,7 +67,9 @@ def replay(
     job: Annotated[str, typer.Argument(metavar="[JOB]", help="Only this job's streams.")] = "",
     at: Annotated[str, typer.Option("--at", help="Print the state as it was at this position.")] = "",
     verify: Annotated[bool, typer.Option("--verify", help="Fold the whole log and compare with stored state.")] = False,
-    mend: Annotated[bool, typer.Option("--mend", help="With --verify: write the folded state where it differs.")] = False,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="With --verify: write the folded state where it differs.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Fold the event log: the state at a position, or the proof that the stored state is its fold."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.cli import jobfile, output, spec
 from distroml.cli.client import Plane, call, open_plane, translated
@@ -121,9 +120,7 @@ def submit(
     output.out.print(f"next: distroml job watch {job.id} · distroml job logs {job.id} -f")
 
 
-async def _submit(
-    plane: Plane, request: spec.Request, *, dry_run: bool = False, request_id: str = ""
-) -> jobs_pb2.Job:
+async def _submit(plane: Plane, request: spec.Request, *, dry_run: bool = False, request_id: str = "") -> jobs_pb2.Job:
     bundle = await spec.upload(plane, request.root)
     if bundle.skipped_links:
         output.fail(f"links that leave {request.root} were not packed: {', '.join(bundle.skipped_links[:5])}")
