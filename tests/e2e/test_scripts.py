@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from tests.e2e.conftest import REPOSITORY, Plane, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -114,7 +115,9 @@ def test_cancel_leaves_nothing_running(plane: Plane, tmp_path: Path) -> None:
     assert plane.cli.wait_state(job, "CANCELLED") == "CANCELLED"
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found), 15)
     nodes = plane.cli.json("nodes")
-    wait_for(lambda: all(not s["job"] for n in plane.cli.json("nodes") for s in n["slots"]), 15, lambda: json.dumps(nodes))
+    wait_for(
+        lambda: all(not s["job"] for n in plane.cli.json("nodes") for s in n["slots"]), 15, lambda: json.dumps(nodes)
+    )
 
 
 def test_one_enormous_line_hurts_nobody(plane: Plane, tmp_path: Path) -> None:
