@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 _PR_SET_PDEATHSIG = 1
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -31,7 +33,8 @@ class ServiceProcess:
     healthy_at: float = 0.0
     restarts: int = 0
     not_before: float = 0.0
-    failures: int = field(default=0)
+    failures: int = 0
+    ever_healthy: bool = False
 
     def start(self, now: float) -> None:
         """Start the process; its output goes to the log file, and it is told to end if we die."""
@@ -71,14 +74,19 @@ class ServiceProcess:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
-    def tail(self, lines: int = 15) -> str:
-        """The last lines of the log, for an error message."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - 16_384))
-                return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
-        except OSError:
-            return ""
+    def last_words(self) -> str:
+        """The newest message in the log: of its last JSON line, else its last line as it is."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 65_536))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+        for line in reversed(lines):
+            try:
+                record = cast("object", json.loads(line))
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "message" in record:
+                return str(cast("dict[str, object]", record)["message"])
+        return lines[-1] if lines else "it said nothing"
 
 
 def _end_with_parent(parent: int) -> Callable[[], None]:

@@ -33,6 +33,8 @@ SILENT_S = 10.0
 # The first answer may take long on a cold machine: imports come from disk.
 START_S = 120.0
 STOP_S = 20.0
+# A service that ends this often before its first good answer will not come up by itself.
+HOPELESS = 3
 
 
 class Supervisor:
@@ -46,6 +48,7 @@ class Supervisor:
         self._lock = folder.lock()
         self._token = folder.token()
         self._stopping = asyncio.Event()
+        self._hopeless: ServiceProcess | None = None
         self._endpoints = self._choose_endpoints(dashboard)
         common = {
             **environ,
@@ -103,6 +106,9 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*watchers, announce, return_exceptions=True)
         await self._end()
+        if self._hopeless is not None:
+            name = self._hopeless.name
+            raise CliError(f"{name} does not start: {self._hopeless.last_words()}", hint=f"see {self._hopeless.log}")
 
     def stop(self) -> None:
         """Ask `run` to end."""
@@ -138,6 +144,10 @@ class Supervisor:
                 last_look = now
                 if (code := service.ended(now)) is not None:
                     _say("service ended", service=service.name, code=code, restart_in_s=service.not_before - now)
+                if service.failures >= HOPELESS and not service.ever_healthy:
+                    self._hopeless = service
+                    self.stop()
+                    return
                 if service.process is None:
                     if now >= service.not_before:
                         service.start(now)
@@ -145,6 +155,7 @@ class Supervisor:
                     continue
                 if await self._healthy(check):
                     service.healthy_at = time.monotonic()
+                    service.ever_healthy = True
                 limit = SILENT_S if service.healthy_at else START_S
                 if service.silent_for(time.monotonic()) > limit:
                     _say("service is silent: killed", service=service.name, silent_s=limit)
