@@ -172,4 +172,3 @@ class SqliteDatabase:
                 # The next beat tries again; callers meet the same trouble in their own reads and writes.
                 self._ended.wait(SWEEP_INTERVAL_S)
         connection.close()
-
