@@ -306,7 +306,9 @@ def _refuse_unavailable(ledger: Ledger, placement: tuple[Placement, ...]) -> Non
     for node, slot in sorted(_pairs(placement)):
         offer = ledger.offers.get(node)
         if offer is None or not offer.open or not offer.present or slot not in {offered.id for offered in offer.slots}:
-            raise Rejection(reasons.SLOT_NOT_OFFERED, f"slot {slot} of {node} is not open to gangs", node=node, slot=slot)
+            raise Rejection(
+                reasons.SLOT_NOT_OFFERED, f"slot {slot} of {node} is not open to gangs", node=node, slot=slot
+            )
         if (node, slot) in held:
             raise Rejection(
                 reasons.SLOT_TAKEN, f"slot {slot} of {node} is held by {held[node, slot]}", node=node, slot=slot

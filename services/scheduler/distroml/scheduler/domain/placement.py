@@ -174,7 +174,9 @@ def _exceeds(workers: WorkerRange, capacity: Slots) -> str:
         return f"wants {workers.per_node} workers on each node, the largest ready node has {largest} slots"
     if workers.per_node:
         fitting = sum(len(offered) >= workers.per_node for offered in capacity.values())
-        return f"wants {workers.min} workers, {workers.per_node} per node; only {fitting} ready nodes have as many slots"
+        return (
+            f"wants {workers.min} workers, {workers.per_node} per node; only {fitting} ready nodes have as many slots"
+        )
     kinds = {slot.kind for offered in capacity.values() for slot in offered}
     return f"wants {workers.min} workers, all ready nodes together have {total} slots" + (
         f" of {len(kinds)} kinds" if len(kinds) > 1 else ""

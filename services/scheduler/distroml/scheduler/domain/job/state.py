@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-
 from typing import assert_never
 
 from distroml.scheduler.domain import reasons
 from distroml.scheduler.domain.job import events as e
-from distroml.scheduler.domain.spec import FailureCategory, JobSpec, Placement, gang_size
+from distroml.scheduler.domain.spec import FailureCategory, JobSpec, Placement, WorkerRange, gang_size
 
 
 class JobState(StrEnum):
@@ -48,11 +47,12 @@ class Job:
         failures: failures counted against the job over its whole life; `failed_generation` the last one counted.
         attempt: number of the last try, 0 before the first; `attempt_failures_left` its budget when it began.
         placement: the gang of the attempt while the attempt lasts.
+        gang_workers: the range that the gang was made for; `spec.workers` may have been changed since.
         resizing: the workers were changed and the gang of the running attempt does not follow yet.
     """
 
     id: str = ""
-    spec: JobSpec = JobSpec()
+    spec: JobSpec = field(default_factory=JobSpec)
     state: JobState = JobState.NEW
     reason: str = ""
     message: str = ""
@@ -68,6 +68,7 @@ class Job:
     preemptions: int = 0
     category: FailureCategory = FailureCategory.UNSPECIFIED
     placement: tuple[Placement, ...] = ()
+    gang_workers: WorkerRange = field(default_factory=WorkerRange)
     resizing: bool = False
     step: int = 0
     total_steps: int = 0
@@ -89,7 +90,12 @@ def evolve(job: Job, event: e.Event) -> Job:
     match event:
         case e.Submitted():
             return replace(
-                job, id=event.job, spec=event.spec, state=JobState.QUEUED, actor=event.actor, submitted_at_ms=event.at_ms
+                job,
+                id=event.job,
+                spec=event.spec,
+                state=JobState.QUEUED,
+                actor=event.actor,
+                submitted_at_ms=event.at_ms,
             )
         case e.Validated():
             return job
@@ -103,6 +109,7 @@ def evolve(job: Job, event: e.Event) -> Job:
                 message="",
                 attempt=event.attempt,
                 placement=event.placement,
+                gang_workers=job.spec.workers,
                 resizing=False,
             )
         case e.AttemptStarted():
@@ -127,7 +134,7 @@ def evolve(job: Job, event: e.Event) -> Job:
         case e.ResizeRequested():
             return _with_workers(job, event.min_workers, event.max_workers)
         case e.Resized():
-            return replace(job, placement=event.placement, resizing=False)
+            return replace(job, placement=event.placement, gang_workers=job.spec.workers, resizing=False)
         case e.PriorityChanged():
             return replace(job, spec=replace(job.spec, priority=event.priority))
         case e.PreemptionRequested():
@@ -168,6 +175,4 @@ def _without_gang(job: Job) -> Job:
 
 def _finished(job: Job, state: JobState, at_ms: int) -> Job:
     category = job.category if state is JobState.FAILED else FailureCategory.UNSPECIFIED
-    return replace(
-        _without_gang(job), state=state, reason="", message="", category=category, finished_at_ms=at_ms
-    )
+    return replace(_without_gang(job), state=state, reason="", message="", category=category, finished_at_ms=at_ms)
