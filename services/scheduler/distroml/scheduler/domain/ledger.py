@@ -26,7 +26,7 @@ class Offer:
     present: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Share:
     """What an attempt holds on one node.
 
@@ -44,7 +44,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What one attempt of a job holds."""
+    """What one attempt of a job holds; `shares` are in the order of the nodes' names."""
 
     job: str
     attempt: int
@@ -342,7 +342,7 @@ def evolve(ledger: Ledger, event: Event) -> Ledger:
             return replace(ledger, offers={**ledger.offers, node: offer})
         case SlotsAssigned(job=job, attempt=attempt, placement=placement):
             holding = ledger.holding(job, attempt) or Holding(job, attempt, ())
-            return _with(ledger, replace(holding, shares=tuple(_joined(holding, placement))))
+            return _with(ledger, replace(holding, shares=tuple(sorted(_joined(holding, placement)))))
         case SlotsLeaving(job=job, attempt=attempt, placement=placement):
             holding = ledger.holdings[holding_key(job, attempt)]
             return _with(ledger, replace(holding, shares=tuple(_left(holding, placement))))
