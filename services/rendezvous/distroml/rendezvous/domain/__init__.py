@@ -16,9 +16,10 @@ from distroml.rendezvous.domain.commands import (
     Sender,
     Tick,
 )
-from distroml.rendezvous.domain.decide import RENDEZVOUS
+from distroml.rendezvous.domain.decide import RENDEZVOUS, speaker
 from distroml.rendezvous.domain.events import Event
 from distroml.rendezvous.domain.model import (
+    MAX_WORKERS,
     ExpectedMember,
     FailureCategory,
     Generation,
@@ -27,9 +28,11 @@ from distroml.rendezvous.domain.model import (
     Phase,
     Rendezvous,
 )
+from distroml.rendezvous.domain.reports import clip
 from distroml.rendezvous.domain.waiting import Waiting, limit_ms, quorum, waiting
 
 __all__ = [
+    "MAX_WORKERS",
     "RENDEZVOUS",
     "Command",
     "Event",
@@ -54,7 +57,9 @@ __all__ = [
     "Sender",
     "Tick",
     "Waiting",
+    "clip",
     "limit_ms",
     "quorum",
+    "speaker",
     "waiting",
 ]

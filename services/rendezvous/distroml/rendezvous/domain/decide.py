@@ -20,8 +20,11 @@ from distroml.rendezvous.domain.model import (
     Phase,
     Rendezvous,
 )
-from distroml.rendezvous.domain.reports import decide_report
+from distroml.rendezvous.domain.reports import decide_report, is_place
 from distroml.rendezvous.domain.waiting import Wait, limit_ms, waiting
+
+MAX_FORMED_BYTES = 60_000
+"""What the members of a generation may take of the log's 64 KiB for an event."""
 
 
 def decide(state: Rendezvous, command: cmd.Command) -> tuple[ev.Event, ...]:
@@ -51,7 +54,8 @@ def decide(state: Rendezvous, command: cmd.Command) -> tuple[ev.Event, ...]:
             | cmd.ReportPlan()
             | cmd.ReportStep()
         ):
-            decide_report(draft, speaker(state, command.sender), command)
+            speaker(state, command.sender)
+            decide_report(draft, command)
         case _:
             assert_never(command)
     return tuple(draft.events)
@@ -183,12 +187,22 @@ def _check_gang(c: cmd.JoinNode) -> None:
         wrong = f"the joining node {c.sender.node} is not in it"
     elif own != len(c.workers) or len(set(c.workers)) != own:
         wrong = f"node {c.sender.node} is to bring {own} workers and names {len(set(c.workers))}"
+    elif not all(is_place(worker, f"{c.job}.{c.sender.attempt}.{c.sender.node}") for worker in c.workers):
+        wrong = f"a worker's id is JOB.ATTEMPT.NODE.INDEX; got {', '.join(c.workers)[:200]}"
     elif not 1 <= c.min_workers <= total:
         wrong = f"min_workers is {c.min_workers}; it has to be between 1 and the {total} workers of the gang"
     elif total > MAX_WORKERS:
         wrong = f"it has {total} workers; one generation takes at most {MAX_WORKERS}"
+    elif (size := _formed_bytes(c)) > MAX_FORMED_BYTES:
+        wrong = f"its names are too long: a formed generation would take {size} bytes of {MAX_FORMED_BYTES}"
     if wrong:
         raise Rejection("BadGang", f"the gang of job {c.job} cannot form: {wrong}", job=c.job, node=c.sender.node)
+
+
+def _formed_bytes(c: cmd.JoinNode) -> int:
+    """An upper bound for `GenerationFormed`, taking every node's address to be about as long as this one's."""
+    address = len(c.address.encode()) + 16
+    return sum(e.workers * (len(c.job) + 2 * len(e.node) + address + 40) for e in c.expected)
 
 
 def _ready(draft: Draft, c: cmd.MarkReady) -> None:

@@ -12,16 +12,18 @@ from distroml.events import Rejection
 from distroml.rendezvous.domain import commands as cmd
 from distroml.rendezvous.domain import events as ev
 from distroml.rendezvous.domain.draft import Draft
-from distroml.rendezvous.domain.model import Cause, FailureCategory, JoinedNode, Mark, Outcome
+from distroml.rendezvous.domain.model import MAX_WORKERS, Cause, FailureCategory, Mark, Outcome
 
 MAX_MESSAGE_BYTES = 4_000
 MAX_TRACEBACK_BYTES = 32_000
 MAX_PLAN_BYTES = 18_000
 """For each of a plan's three texts, so that the event stays below 64 KiB."""
 
+_INDICES = frozenset(str(index) for index in range(MAX_WORKERS))
 
-def decide_report(draft: Draft, node: JoinedNode, report: cmd.Report) -> None:
-    """Record `report` of `node`, and what follows from it."""
+
+def decide_report(draft: Draft, report: cmd.Report) -> None:
+    """Record `report`, and what follows from it."""
     if report.generation > draft.state.number or report.generation < 1:
         raise Rejection(
             "UnknownGeneration",
@@ -37,10 +39,11 @@ def decide_report(draft: Draft, node: JoinedNode, report: cmd.Report) -> None:
             return
         case _:
             pass
-    if report.worker not in node.workers:
+    place = f"{draft.state.job}.{draft.state.attempt}.{report.sender.node}"
+    if not is_place(report.worker, place):
         raise Rejection(
             "UnknownWorker",
-            f"node {report.sender.node} brings no worker {clip(report.worker, 200)!r} to attempt {draft.state.attempt}",
+            f"node {report.sender.node} has no worker {clip(report.worker, 200)!r}; its workers are {place}.0, …",
             node=report.sender.node,
         )
     match report:
@@ -54,6 +57,12 @@ def decide_report(draft: Draft, node: JoinedNode, report: cmd.Report) -> None:
             _non_finite(draft, report)
         case _:
             assert_never(report)
+
+
+def is_place(worker: str, node: str) -> bool:
+    """Whether `worker` is one of a node's ids `<job>.<attempt>.<node>.<index>`, of which there are `MAX_WORKERS`."""
+    prefix, _, index = worker.rpartition(".")
+    return prefix == node and index in _INDICES
 
 
 def clip(text: str, limit_bytes: int) -> str:

@@ -57,16 +57,16 @@ def waiting(state: Rendezvous) -> Waiting | None:
 
 def limit_ms(state: Rendezvous) -> int | None:
     """After how many milliseconds of the present wait a `Tick` decides something; None where nothing is waited for."""
-    match waiting(state):
-        case None:
-            return None
-        case Waiting(kind=Wait.GATHER):
+    if (wait := waiting(state)) is None:
+        return None
+    match wait.kind:
+        case Wait.GATHER:
             return gathering(state, 0).again_ms
-        case Waiting(kind=Wait.LEFT):
+        case Wait.LEFT:
             return LEFT_GRACE_MS
-        case Waiting(kind=Wait.STOP):
+        case Wait.STOP:
             return STOP_GRACE_MS
-        case Waiting(kind=Wait.DRAIN):
+        case Wait.DRAIN:
             return DRAIN_GRACE_MS
 
 
