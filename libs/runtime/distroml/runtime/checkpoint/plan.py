@@ -32,7 +32,7 @@ class Held:
 
 
 def held_items(leaves: Iterable[Leaf], world_size: int) -> Iterator[Held]:
-    """Every write item of the state in its order, each with the ranks that could write it."""
+    """Every write item of the state, each with the ranks that could write it."""
     everyone = tuple(range(world_size))
     for leaf in leaves:
         if isinstance(leaf.value, DTensor):

@@ -26,7 +26,9 @@ class Leaf:
 
 
 def flatten(state: Mapping[str, object]) -> dict[str, Leaf]:
-    """Leaves by fully-qualified name, in the order of the state.
+    """Leaves by fully-qualified name, in the order of the names.
+
+    Sorted, because two ranks with the same state may hold its dicts in different orders (one restored, one built).
 
     Dicts of the first two levels are always opened, so that `model` and `optimizer.param_groups` have names of
     their own whatever they hold.
@@ -39,7 +41,7 @@ def flatten(state: Mapping[str, object]) -> dict[str, Leaf]:
         if leaf.fqn in leaves:
             raise UnsupportedState(leaf.fqn, f"{leaves[leaf.fqn].path} and {leaf.path} both have this name")
         leaves[leaf.fqn] = leaf
-    return leaves
+    return dict(sorted(leaves.items()))
 
 
 def replace_at(state: MutableMapping[str, object], path: Path, value: object) -> None:
