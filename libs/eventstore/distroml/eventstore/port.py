@@ -84,7 +84,10 @@ class StoreDown(EventStoreError):
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Events for one stream, valid only if its version is still `expected` (0: the stream is new)."""
+    """Events for one stream, valid only if its version is still `expected` (0: the stream is new).
+
+    Without events it only holds the commit to that version.
+    """
 
     stream: str
     expected: int
@@ -93,7 +96,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A changed part of stored state; None deletes the key."""
+    """A changed part of stored state; None deletes the key. Writing it unbinds the key from any lease."""
 
     key: str
     value: bytes | None
@@ -187,11 +190,15 @@ class EventStore(Protocol):
         ...
 
     async def head(self) -> Position:
-        """The position of the newest commit (revision 0 in an empty log)."""
+        """The position of the newest event (revision 0 in an empty log): reading after it finds nothing yet."""
         ...
 
     async def version(self, stream: str) -> int:
         """The stream's committed version, 0 where it does not exist."""
+        ...
+
+    async def streams(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        """Names of streams that start with `prefix` and sort after `after`, in order."""
         ...
 
     async def parts(self, prefix: str) -> tuple[Mapping[str, bytes], int]:

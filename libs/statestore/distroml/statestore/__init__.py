@@ -8,8 +8,10 @@ from distroml.statestore.port import (
     LeaseGone,
     Listing,
     StateStore,
+    StateStoreDamaged,
     StateStoreDown,
     StateStoreError,
+    StateStoreFull,
 )
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "LeaseGone",
     "Listing",
     "StateStore",
+    "StateStoreDamaged",
     "StateStoreDown",
     "StateStoreError",
+    "StateStoreFull",
 ]

@@ -19,6 +19,8 @@ class StateStoreError(Exception):
     ├── CasConflict       the key changed since it was read
     ├── LeaseGone         the lease expired or was revoked
     ├── Compacted         the watch's start is no longer kept: list again, then watch
+    ├── StateStoreFull    there is no room; nothing was written
+    ├── StateStoreDamaged the stored data cannot be trusted; says which file and what to do
     └── StateStoreDown    the back end did not answer; nothing is known about the outcome
     """
 
@@ -37,6 +39,14 @@ class LeaseGone(StateStoreError):
 
 class Compacted(StateStoreError):
     """Changes after the asked revision are no longer all kept."""
+
+
+class StateStoreFull(StateStoreError):
+    """Nothing was written: there is no room."""
+
+
+class StateStoreDamaged(StateStoreError):
+    """The stored data fails its own checks."""
 
 
 class StateStoreDown(StateStoreError):
