@@ -1,0 +1,94 @@
+"""Channels to a control plane's services."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from distroml.api.checkpoint.v1 import checkpoint_pb2_grpc
+from distroml.api.common.v1 import replay_pb2_grpc
+from distroml.api.scheduler.v1 import jobs_pb2_grpc
+from distroml.api.telemetry.v1 import telemetry_pb2_grpc
+from distroml.cli.errors import CliError, Unreachable, UsageError
+from distroml.cli.plane.control import connect_or_fail
+from distroml.cli.plane.datafolder import DataFolder, Endpoints
+from distroml.rpc import connect
+from distroml.rpc.errors import RemoteError
+
+T = TypeVar("T")
+# The services that own streams, and so can replay them.
+STREAM_OWNERS = ("scheduler", "rendezvous", "checkpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Stubs of one control plane's services."""
+
+    folder: DataFolder
+    endpoints: Endpoints
+    jobs: jobs_pb2_grpc.JobServiceAsyncStub
+    checkpoints: checkpoint_pb2_grpc.CheckpointServiceAsyncStub
+    telemetry: telemetry_pb2_grpc.TelemetryServiceAsyncStub
+    replay: dict[str, replay_pb2_grpc.ReplayServiceAsyncStub]
+
+    @property
+    def login_url(self) -> str:
+        """The dashboard's address with the token that opens it."""
+        return f"{self.endpoints.dashboard}/login?token={self.folder.token()}"
+
+
+@asynccontextmanager
+async def open_plane(data: Path) -> AsyncGenerator[Plane]:
+    """Stubs of the control plane on this data folder; raises `Unreachable` where none runs."""
+    folder = DataFolder(data)
+    endpoints = connect_or_fail(folder)
+    token = folder.token()
+    async with AsyncExitStack() as stack:
+        channels = {
+            name: await stack.enter_async_context(connect(endpoints.services[name], token))
+            for name in ("scheduler", "rendezvous", "checkpoint", "telemetry")
+        }
+        yield Plane(
+            folder,
+            endpoints,
+            jobs_pb2_grpc.JobServiceStub(channels["scheduler"]),
+            checkpoint_pb2_grpc.CheckpointServiceStub(channels["checkpoint"]),
+            telemetry_pb2_grpc.TelemetryServiceStub(channels["telemetry"]),
+            {name: replay_pb2_grpc.ReplayServiceStub(channels[name]) for name in STREAM_OWNERS},
+        )
+
+
+def call(data: Path, action: Callable[[Plane], Awaitable[T]]) -> T:
+    """Run one action against the control plane; foreign errors become the command line's own."""
+
+    async def inside() -> T:
+        async with open_plane(data) as plane:
+            return await action(plane)
+
+    return translated(lambda: asyncio.run(inside()))
+
+
+def translated(action: Callable[[], T]) -> T:
+    """Run `action`; what a service answered becomes a `CliError` with the right exit code."""
+    try:
+        return action()
+    except RemoteError as error:
+        raise as_cli_error(error) from error
+
+
+def as_cli_error(error: RemoteError) -> CliError:
+    """The command line's error for a service's answer."""
+    details = "".join(f"\n  {field}: {text}" for field, text in error.violations)
+    message = f"{error.message}{details}"
+    hint = f"reason: {error.reason}" if error.reason else ""
+    match error.code.name:
+        case "UNAVAILABLE" | "DEADLINE_EXCEEDED":
+            return Unreachable(message, hint="see `distroml doctor`; services restart by themselves within seconds")
+        case "INVALID_ARGUMENT" | "NOT_FOUND" | "UNAUTHENTICATED" | "PERMISSION_DENIED":
+            return UsageError(message, hint=hint)
+        case _:
+            return CliError(message, hint=hint)

@@ -1,0 +1,141 @@
+"""`doctor`: is this machine fit, and is the control plane well?"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import grpc
+import grpc.aio
+import psutil
+import typer
+from distroml.cli import output
+from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, CliError
+from distroml.cli.options import Data, Json
+from distroml.cli.plane import control
+from distroml.cli.plane.datafolder import DataFolder, Endpoints
+from grpc_health.v1 import health_pb2
+
+Verdict = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check saw, and what to do where it is not well."""
+
+    check: str
+    verdict: Verdict
+    text: str
+    advice: str = ""
+
+
+def doctor(data: Data, json: Json = False) -> None:
+    """Check this machine and the control plane; exits 1 if something is wrong."""
+    findings = [finding for check in CHECKS for finding in check(data)]
+    if json:
+        output.print_json([asdict(finding) for finding in findings])
+    else:
+        marks = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+        for finding in findings:
+            output.out.print(f"{marks[finding.verdict]}  {finding.check:<14} {finding.text}")
+            if finding.advice:
+                output.out.print(f"{'':>9}{'':<14} → {finding.advice}", markup=False)
+    raise typer.Exit(EXIT_JOB_FAILED if any(f.verdict == "problem" for f in findings) else EXIT_DONE)
+
+
+def interpreter(_: Path) -> Iterator[Finding]:
+    """The running Python."""
+    yield Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def training_stack(_: Path) -> Iterator[Finding]:
+    """Whether torch is there, and which devices it sees."""
+    if importlib.util.find_spec("torch") is None:
+        yield Finding("torch", "problem", "not installed", "pip install 'distroml[torch]'")
+        return
+    import torch
+    import torch.distributed
+
+    devices = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "CPU only"
+    yield Finding("torch", "ok", f"{torch.__version__}, {devices}")
+    backends = [name for name in ("gloo", "nccl", "mpi") if torch.distributed.is_backend_available(name)]
+    verdict: Verdict = "ok" if "gloo" in backends else "problem"
+    yield Finding("backends", verdict, ", ".join(backends), "" if verdict == "ok" else "install a torch with gloo")
+
+
+def machine(data: Path) -> Iterator[Finding]:
+    """Cores, memory, disk, and the limits that training meets."""
+    memory = psutil.virtual_memory()
+    yield Finding("machine", "ok", f"{os.cpu_count()} cores, {output.size(memory.available)} of memory free")
+    place = next(folder for folder in (data, *data.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    verdict: Verdict = "ok" if free > 5e9 else "warning" if free > 1e9 else "problem"
+    advice = "" if verdict == "ok" else f"free space on the file system of {place}, or give another folder with --data"
+    yield Finding("disk", verdict, f"{output.size(free)} free for {data}", advice)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = soft < 1024
+    yield Finding("open files", "warning" if few else "ok", f"limit {soft}", f"ulimit -n {hard}" if few else "")
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+        yield Finding("host name", "ok", f"{socket.gethostname()} resolves")
+    except OSError:
+        yield Finding(
+            "host name",
+            "warning",
+            f"{socket.gethostname()} does not resolve",
+            "add it to /etc/hosts; gloo looks it up unless GLOO_SOCKET_IFNAME is set (the agent sets it)",
+        )
+
+
+def control_plane(data: Path) -> Iterator[Finding]:
+    """The data folder, and the health of each service."""
+    folder = DataFolder(data)
+    if not (data / "format.json").exists():
+        yield Finding("data folder", "ok", f"{data} is not in use yet")
+        return
+    try:
+        deployment = folder.deployment()
+    except CliError as error:
+        yield Finding("data folder", "problem", error.message, error.hint)
+        return
+    yield Finding("data folder", "ok", f"{data} ({deployment})")
+    mode = folder.token_file.stat().st_mode & 0o777 if folder.token_file.exists() else 0o600
+    if mode & 0o077:
+        yield Finding("token", "problem", f"others can read it (mode {mode:o})", f"chmod 600 {folder.token_file}")
+    endpoints = control.running(folder)
+    if endpoints is None:
+        text = "starting or stopping" if folder.is_locked() else "not running"
+        yield Finding("control plane", "ok", text, "start it with `distroml up`")
+        return
+    for name, healthy in asyncio.run(_ask(endpoints, folder.token())).items():
+        advice = f"it is restarted within seconds; see {folder.logs / name}.log"
+        yield Finding(name, "ok" if healthy else "problem", endpoints.services[name], "" if healthy else advice)
+
+
+async def _ask(endpoints: Endpoints, token: str) -> dict[str, bool]:
+    async def one(address: str) -> bool:
+        request = health_pb2.HealthCheckRequest().SerializeToString()
+        async with grpc.aio.insecure_channel(address) as channel:
+            check = channel.unary_unary("/grpc.health.v1.Health/Check")  # pyright: ignore
+            try:
+                metadata = (("authorization", f"Bearer {token}"),)
+                answer: bytes = await check(request, timeout=3, metadata=metadata)
+            except grpc.aio.AioRpcError:
+                return False
+            return health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING
+
+    names = list(endpoints.services)
+    return dict(zip(names, await asyncio.gather(*(one(endpoints.services[name]) for name in names)), strict=True))
+
+
+CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (interpreter, training_stack, machine, control_plane)

@@ -1,0 +1,229 @@
+"""`jobs` and `job …`: look at jobs and steer them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from distroml.api.scheduler.v1 import jobs_pb2
+from distroml.cli import output
+from distroml.cli.client import Plane, call
+from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED
+from distroml.cli.following import FINAL, watch
+from distroml.cli.options import Data, Follow, JobName, Json
+from distroml.cli.spec import parse_workers
+from distroml.events import fresh_id
+
+app = typer.Typer(no_args_is_help=True, help="Look at one job and steer it.")
+
+
+def jobs(
+    data: Data,
+    all_: Annotated[bool, typer.Option("--all", "-a", help="Finished jobs too.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most this many.")] = 1000,
+    json: Json = False,
+) -> None:
+    """List jobs, newest first."""
+    states = () if all_ else tuple(s for s in jobs_pb2.JobState.values() if s not in FINAL and s)
+
+    async def collect(plane: Plane) -> list[jobs_pb2.Job]:
+        found: list[jobs_pb2.Job] = []
+        token = ""
+        while len(found) < limit:
+            page = await plane.jobs.ListJobs(
+                jobs_pb2.ListJobsRequest(states=states, page_size=min(1000, limit - len(found)), page_token=token)
+            )
+            found += page.jobs
+            token = page.next_page_token
+            if not token:
+                break
+        return found
+
+    found = call(data, collect)
+    if json:
+        output.print_json([output.as_dict(job) for job in found])
+        return
+    output.table(
+        ("JOB", "NAME", "STATE", "REASON", "WORKERS", "STEP", "AGE"),
+        (
+            (
+                job.id,
+                job.spec.name,
+                output.state_text(jobs_pb2.JobState.Name(job.state)),
+                job.reason,
+                workers_text(job),
+                progress_text(job),
+                output.age(job.submitted_at),
+            )
+            for job in found
+        ),
+        empty="no jobs; start one with `distroml run script.py`" if all_ else "no unfinished jobs (--all shows all)",
+    )
+
+
+def workers_text(job: jobs_pb2.Job) -> str:
+    """`2/2..4`: held slots and what was asked for."""
+    asked = job.spec.workers
+    held = sum(len(place.slots) for place in job.placement)
+    return f"{held}/{asked.min}" if asked.min == asked.max else f"{held}/{asked.min}..{asked.max}"
+
+
+def progress_text(job: jobs_pb2.Job) -> str:
+    """`120/400`, or empty before the first step."""
+    done = job.progress
+    return f"{done.step}/{done.total_steps}" if done.total_steps else str(done.step or "")
+
+
+@app.command()
+def show(job: JobName, data: Data, json: Json = False) -> None:
+    """What the job is, where it stands, and why."""
+    answer = call(data, lambda plane: _get(plane, job))
+    if json:
+        output.print_json(output.as_dict(answer))
+        return
+    rows = [
+        ("job", answer.id),
+        ("name", answer.spec.name),
+        ("state", output.state_text(jobs_pb2.JobState.Name(answer.state))),
+        ("reason", f"{answer.reason} {answer.message}".strip()),
+        ("command", " ".join(answer.spec.command)),
+        ("workers", workers_text(answer)),
+        ("placement", ", ".join(f"{p.node} ({', '.join(p.slots)})" for p in answer.placement)),
+        ("step", progress_text(answer)),
+        ("generation", str(answer.generation or "")),
+        ("attempt", str(answer.attempt or "")),
+        ("failures", f"{answer.failures} (and {answer.preemptions} preemptions)"),
+        ("priority", str(answer.spec.priority)),
+        ("submitted", f"{answer.submitted_at.ToDatetime(UTC):%Y-%m-%d %H:%M:%S} UTC by {answer.actor}"),
+        ("version", str(answer.version)),
+    ]
+    for name, text in rows:
+        if text:
+            output.out.print(f"{name:>11}  {text}")
+
+
+@app.command()
+def logs(
+    job: JobName,
+    data: Data,
+    follow: Follow = False,
+    rank: Annotated[list[int] | None, typer.Option("--rank", "-r", min=0, help="Only this rank; repeatable.")] = None,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Only the last N lines; 0 for all.")] = 0,
+    json: Json = False,
+) -> None:
+    """What the workers wrote."""
+
+    async def stream(plane: Plane) -> None:
+        request = jobs_pb2.StreamLogsRequest(job=job, ranks=rank or [], follow=follow, tail=tail)
+        async for batch in plane.jobs.StreamLogs(request):
+            for line in batch.lines:
+                if json:
+                    output.print_json_line(output.as_dict(line))
+                else:
+                    print(f"[{line.rank}] {line.text}")
+            sys.stdout.flush()
+
+    call(data, stream)
+
+
+@app.command(name="watch")
+def watch_job(job: JobName, data: Data, json: Json = False) -> None:
+    """Follow the job's state to its end; exits 1 if it fails."""
+
+    async def follow(plane: Plane) -> int:
+        last = ""
+        async for answer in watch(plane, job):
+            if json:
+                output.print_json_line(output.as_dict(answer))
+            else:
+                state = output.state_text(jobs_pb2.JobState.Name(answer.state))
+                line = f"{state} {answer.reason} {answer.message} step {progress_text(answer) or '-'}"
+                if line != last:
+                    output.out.print(line)
+                last = line
+            if answer.state in FINAL:
+                return EXIT_DONE if answer.state == jobs_pb2.JOB_STATE_SUCCEEDED else EXIT_JOB_FAILED
+        return EXIT_JOB_FAILED
+
+    raise typer.Exit(call(data, follow))
+
+
+@app.command()
+def explain(job: JobName, data: Data, json: Json = False) -> None:
+    """Why the job is where it is, and what to do about it."""
+    answer = call(data, lambda plane: plane.jobs.ExplainJob(jobs_pb2.ExplainJobRequest(job=job)))
+    if json:
+        output.print_json(output.as_dict(answer))
+        return
+    output.out.print(f"{output.state_text(jobs_pb2.JobState.Name(answer.job.state))} {answer.reason}: {answer.message}")
+    output.out.print(f"slots: {answer.free_slots} free of {answer.total_slots}")
+    for step in answer.next_steps:
+        output.out.print(f"  → {step}")
+    if answer.history:
+        output.out.print("how it got here:")
+        for line in answer.history:
+            output.out.print(f"  {line}", markup=False)
+
+
+@app.command()
+def cancel(
+    job: JobName,
+    data: Data,
+    why: Annotated[str, typer.Option(help="Recorded with the event.")] = "",
+    json: Json = False,
+) -> None:
+    """End the job for good."""
+    _steer(
+        data, json, lambda p: p.jobs.CancelJob(jobs_pb2.CancelJobRequest(job=job, request_id=fresh_id("req"), why=why))
+    )
+
+
+@app.command()
+def pause(job: JobName, data: Data, json: Json = False) -> None:
+    """Save a checkpoint, free the slots, keep the job."""
+    _steer(data, json, lambda p: p.jobs.PauseJob(jobs_pb2.PauseJobRequest(job=job, request_id=fresh_id("req"))))
+
+
+@app.command()
+def resume(job: JobName, data: Data, json: Json = False) -> None:
+    """Put a paused job back into the queue."""
+    _steer(data, json, lambda p: p.jobs.ResumeJob(jobs_pb2.ResumeJobRequest(job=job, request_id=fresh_id("req"))))
+
+
+@app.command()
+def resize(
+    job: JobName,
+    workers: Annotated[str, typer.Argument(help="New number of workers, or a range such as 2..8.")],
+    data: Data,
+    json: Json = False,
+) -> None:
+    """Change the number of workers, while running too."""
+    low, high = parse_workers(workers)
+    request = jobs_pb2.ResizeJobRequest(job=job, request_id=fresh_id("req"), min_workers=low, max_workers=high)
+    _steer(data, json, lambda p: p.jobs.ResizeJob(request))
+
+
+@app.command()
+def priority(
+    job: JobName, value: Annotated[int, typer.Argument(help="Higher goes first.")], data: Data, json: Json = False
+) -> None:
+    """Change the job's place in the queue."""
+    request = jobs_pb2.SetPriorityRequest(job=job, request_id=fresh_id("req"), priority=value)
+    _steer(data, json, lambda p: p.jobs.SetPriority(request))
+
+
+async def _get(plane: Plane, job: str) -> jobs_pb2.Job:
+    return await plane.jobs.GetJob(jobs_pb2.GetJobRequest(job=job))
+
+
+def _steer(data: Path, json: bool, action: Callable[[Plane], Awaitable[jobs_pb2.Job]]) -> None:
+    answer = call(data, action)
+    if json:
+        output.print_json(output.as_dict(answer))
+    else:
+        state = output.state_text(jobs_pb2.JobState.Name(answer.state))
+        output.out.print(f"{answer.id} is {state}{f' ({answer.reason})' if answer.reason else ''}")

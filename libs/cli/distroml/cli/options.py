@@ -1,0 +1,23 @@
+"""Options that many commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+from distroml.cli.plane.datafolder import default_data
+
+Data: TypeAlias = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        envvar="DISTROML_DATA",
+        help="Data folder of the control plane.",
+        default_factory=default_data,
+        show_default="~/.distroml",
+    ),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JobName: TypeAlias = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or its name where that is unique.")]
+Follow: TypeAlias = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")]

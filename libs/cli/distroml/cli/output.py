@@ -1,0 +1,100 @@
+"""How results reach the terminal: tables for people, JSON for programs, errors for both."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Table
+
+# Colours and width follow the terminal; a pipe gets plain text.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+STATE_STYLES = {
+    "RUNNING": "green",
+    "SUCCEEDED": "bold green",
+    "FAILED": "bold red",
+    "CANCELLED": "dim",
+    "QUEUED": "yellow",
+    "ADMITTED": "cyan",
+    "PAUSED": "magenta",
+}
+
+
+def as_dict(message: Message) -> dict[str, object]:
+    """A message as JSON-ready fields under their names in the contract."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+
+def print_json_line(value: object) -> None:
+    """One JSON document on one line, for streams."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    """A table on stdout, or the sentence `empty` where there is no row."""
+    listed = list(rows)
+    if not listed:
+        out.print(empty)
+        return
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in listed:
+        grid.add_row(*row)
+    out.print(grid)
+
+
+def state_text(name: str) -> str:
+    """A state without its enum prefix, coloured."""
+    short = name.removeprefix("JOB_STATE_").removeprefix("NODE_STATE_")
+    style = STATE_STYLES.get(short)
+    return f"[{style}]{short.lower()}[/]" if style else short.lower()
+
+
+def age(stamp: Timestamp) -> str:
+    """How long ago, in the largest fitting unit; empty for an unset time."""
+    if not stamp.seconds:
+        return ""
+    return duration(max(0.0, (datetime.now(UTC) - stamp.ToDatetime(UTC)).total_seconds()))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `9 s`, `3 min 20 s`, `2 h 5 min`, `4 d 1 h`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def fail(message: str, hint: str = "") -> None:
+    """An error on stderr: what and why, then what to do."""
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"  {hint}", file=sys.stderr)

@@ -1,0 +1,138 @@
+"""Start and end a control plane from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distroml.cli.errors import CliError, Unreachable, UsageError
+from distroml.cli.plane.datafolder import DataFolder, Endpoints
+
+START_TIMEOUT_S = 150.0
+STOP_TIMEOUT_S = 60.0
+
+
+def running(folder: DataFolder) -> Endpoints | None:
+    """The endpoints of the control plane on this folder, or None where none runs."""
+    endpoints = folder.endpoints()
+    return endpoints if endpoints is not None and folder.is_locked() else None
+
+
+def start(
+    folder: DataFolder,
+    *,
+    slots: int | None = None,
+    dashboard_port: int | None = None,
+    on_wait: Callable[[float], None] = lambda _: None,
+) -> Endpoints:
+    """Start a supervisor in the background and wait until every service is healthy.
+
+    Raises:
+        UsageError: the folder or port cannot be used, or a control plane runs there already.
+        CliError: a service does not come up; the message has the end of its log.
+    """
+    folder.prepare()
+    if folder.is_locked():
+        raise UsageError(
+            f"a control plane runs on {folder.path}",
+            hint="use it, end it with `distroml down`, or give another folder with --data",
+        )
+    folder.forget_endpoints()
+    command = [sys.executable, "-m", "distroml.cli.plane.supervisor", "--data", str(folder.path)]
+    if slots is not None:
+        command += ["--slots", str(slots)]
+    if dashboard_port is not None:
+        command += ["--dashboard-port", str(dashboard_port)]
+    log = folder.logs / "supervisor.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    began = time.monotonic()
+    while time.monotonic() - began < START_TIMEOUT_S:
+        if (endpoints := folder.endpoints()) is not None and endpoints.supervisor == process.pid:
+            return endpoints
+        if process.poll() is not None:
+            text = log.read_text("utf-8", "replace")
+            if "error: " in text:
+                message, _, hint = text[text.rindex("error: ") + 7 :].strip().partition("\n")
+                raise UsageError(message, hint=hint.strip())
+            raise CliError(f"the control plane ended while starting:\n{_indent(text[-2000:])}", hint=f"see {log}")
+        on_wait(time.monotonic() - began)
+        time.sleep(0.05)
+    process.terminate()
+    raise CliError(f"the control plane did not get ready within {START_TIMEOUT_S:.0f} s:\n{_logs(folder)}")
+
+
+def stop(folder: DataFolder) -> bool:
+    """End the control plane on this folder with its workers; False where none ran.
+
+    Raises:
+        CliError: it did not end in time.
+    """
+    if not folder.is_locked():
+        return False
+    pid = _supervisor_pid(folder)
+    if pid is None:
+        raise CliError(
+            f"{folder.path} is in use, but by no supervisor that can be found", hint=f"fuser {folder.path}/lock"
+        )
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while folder.is_locked():
+        if time.monotonic() > deadline:
+            raise CliError(f"the control plane (process {pid}) did not end within {STOP_TIMEOUT_S:.0f} s")
+        time.sleep(0.05)
+    return True
+
+
+def connect_or_fail(folder: DataFolder) -> Endpoints:
+    """The running control plane's endpoints; raises `Unreachable` where none runs."""
+    endpoints = running(folder)
+    if endpoints is None:
+        raise Unreachable(f"no control plane runs on {folder.path}", hint="start one with `distroml up`")
+    return endpoints
+
+
+@contextmanager
+def ephemeral(folder: DataFolder, *, slots: int | None) -> Generator[Endpoints]:
+    """The running control plane, or one of our own that ends with the block."""
+    if (endpoints := running(folder)) is not None:
+        yield endpoints
+        return
+    endpoints = start(folder, slots=slots)
+    try:
+        yield endpoints
+    finally:
+        stop(folder)
+
+
+def _supervisor_pid(folder: DataFolder) -> int | None:
+    """The process that holds the folder's lock; the kernel knows even while services still start."""
+    inode = (folder.path / "lock").stat().st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+            return int(fields[4])
+    endpoints = folder.endpoints()
+    return endpoints.supervisor if endpoints else None
+
+
+def _indent(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+def _logs(folder: DataFolder) -> str:
+    parts: list[str] = []
+    for file in sorted(folder.logs.glob("*.log")):
+        lines = file.read_text("utf-8", "replace").splitlines()[-5:]
+        parts += [f"  {file.name}:", *("    " + line[:300] for line in lines)]
+    return "\n".join(parts)

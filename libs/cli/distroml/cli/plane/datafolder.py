@@ -1,0 +1,172 @@
+"""The folder that holds everything of an embedded deployment."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from distroml.cli.errors import UsageError
+
+FORMAT = 1
+SERVICES = ("scheduler", "rendezvous", "checkpoint", "telemetry", "agent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """Where the services of a running control plane listen.
+
+    Attributes:
+        services: name to gRPC `host:port`.
+        metrics: name to the `host:port` of `/metrics`.
+        dashboard: URL of the dashboard, without the token.
+        supervisor: process id of the supervisor.
+    """
+
+    services: dict[str, str]
+    metrics: dict[str, str]
+    dashboard: str
+    supervisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """Paths and identity of one data folder."""
+
+    path: Path
+
+    @property
+    def token_file(self) -> Path:
+        """The secret that every call carries, readable by its owner only."""
+        return self.path / "token"
+
+    @property
+    def logs(self) -> Path:
+        """One log file per service."""
+        return self.path / "logs"
+
+    def prepare(self) -> str:
+        """Create the folder or check it; returns the deployment id.
+
+        Raises:
+            UsageError: no permission, not a DistroML folder, or one of another format.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.logs.mkdir(exist_ok=True)
+            probe = self.path / ".write-probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to the data folder {self.path}: {error.strerror}",
+                hint="give another one with --data or DISTROML_DATA, or mend its permissions",
+            ) from error
+        if not (self.path / "format.json").exists():
+            self._refuse_foreign()
+            identity = {"format": FORMAT, "deployment": f"dep-{secrets.token_hex(4)}"}
+            _write_private(self.path / "format.json", json.dumps(identity).encode())
+        deployment = self.deployment()
+        if not self.token_file.exists():
+            _write_private(self.token_file, secrets.token_urlsafe(32).encode())
+        return deployment
+
+    def deployment(self) -> str:
+        """The deployment's id; raises `UsageError` where the folder is of another format or damaged."""
+        file = self.path / "format.json"
+        try:
+            identity = cast("object", json.loads(file.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file} cannot be read: {error}", hint="is this a DistroML data folder?") from error
+        if not isinstance(identity, dict):
+            raise UsageError(f"{file} is damaged", hint="restore it from a copy, or use another data folder")
+        fields = cast("dict[str, object]", identity)
+        if fields.get("format") != FORMAT:
+            raise UsageError(
+                f"the data folder {self.path} has format {fields.get('format')!r}; this release reads format {FORMAT}",
+                hint="use the release that made it, or another data folder with --data",
+            )
+        return str(fields.get("deployment", ""))
+
+    def _refuse_foreign(self) -> None:
+        ours = {"logs", "lock", ".write-probe", "supervisor.log"}
+        others = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ours)
+        if others:
+            raise UsageError(
+                f"{self.path} is not empty and no DistroML data folder (it holds {', '.join(others[:3])})",
+                hint="give an empty or a new folder with --data",
+            )
+
+    def token(self) -> str:
+        """The deployment's token; raises `UsageError` where it cannot be read."""
+        try:
+            return self.token_file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the token {self.token_file}: {error}") from error
+
+    def lock(self) -> int:
+        """Take the folder for this process until it ends; returns the descriptor that holds the lock.
+
+        Raises:
+            UsageError: another control plane runs on this folder.
+        """
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UsageError(
+                f"another control plane runs on {self.path}",
+                hint="use it, end it with `distroml down`, or give another folder with --data",
+            ) from error
+        return descriptor
+
+    def is_locked(self) -> bool:
+        """Whether a supervisor holds the folder now."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def write_endpoints(self, endpoints: Endpoints) -> None:
+        """Publish where the services listen."""
+        fields = {name: getattr(endpoints, name) for name in Endpoints.__dataclass_fields__}
+        _write_private(self.path / "endpoints.json", json.dumps(fields, indent=1).encode())
+
+    def endpoints(self) -> Endpoints | None:
+        """What a supervisor published last, or None."""
+        try:
+            fields = json.loads((self.path / "endpoints.json").read_bytes())
+            return Endpoints(**fields)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def forget_endpoints(self) -> None:
+        """No service listens any more."""
+        (self.path / "endpoints.json").unlink(missing_ok=True)
+
+
+def default_data() -> Path:
+    """`$DISTROML_DATA`, else `~/.distroml`."""
+    return Path(os.environ.get("DISTROML_DATA") or Path.home() / ".distroml").absolute()
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    scratch = path.with_name(path.name + ".new")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)

@@ -1,0 +1,135 @@
+"""`run` and `submit`: a script becomes a job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from distroml.api.scheduler.v1 import jobs_pb2
+from distroml.cli import jobfile, output, spec
+from distroml.cli.client import Plane, call, open_plane, translated
+from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, CliError, UsageError
+from distroml.cli.following import Follower
+from distroml.cli.options import Data, Json
+from distroml.cli.plane import control
+from distroml.cli.plane.datafolder import DataFolder
+from distroml.events import fresh_id
+
+Script = Annotated[
+    list[str], typer.Argument(metavar="SCRIPT [ARGS]…", help="Python script, or -m and a module; then its arguments.")
+]
+Workers = Annotated[str, typer.Option("--workers", "-w", help="Number of workers, or a range such as 2..8.")]
+Name = Annotated[str, typer.Option(help="Job name [default: the script's].")]
+Env = Annotated[list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment; repeatable.")]
+BundleRoot = Annotated[Path | None, typer.Option("--bundle", help="Folder with the code [default: this one].")]
+Priority = Annotated[int, typer.Option(min=-1000, max=1000, help="Higher goes first.")]
+MaxFailures = Annotated[int | None, typer.Option(min=0, help="Worker failures before the job fails [default: 3].")]
+Keep = Annotated[int | None, typer.Option(min=1, help="Committed checkpoints to keep [default: 3].")]
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def run(
+    script: Script,
+    data: Data,
+    workers: Workers = "1",
+    name: Name = "",
+    env: Env = None,
+    bundle: BundleRoot = None,
+    priority: Priority = 0,
+    max_failures: MaxFailures = None,
+    keep: Keep = None,
+    json: Json = False,
+) -> None:
+    """Run a torchrun-style script on N workers and follow it to its end.
+
+    Without a running control plane one is started for the job and ended after it. Ctrl-C cancels the job.
+    """
+    request = spec.from_command(
+        script,
+        name=name,
+        workers=workers,
+        env=env or [],
+        bundle=bundle,
+        priority=priority,
+        max_failures=max_failures,
+        keep=keep,
+    )
+    folder = DataFolder(data)
+    slots = max(request.spec.workers.max, os.cpu_count() or 1)
+
+    async def follow_it() -> int:
+        async with open_plane(data) as plane:
+            job = await _submit(plane, request)
+            return await Follower(plane, job, json=json).to_the_end()
+
+    with contextlib.ExitStack() as stack:
+        if control.running(folder) is None and not json:
+            output.err.print("no control plane runs: starting one for this job …", style="dim")
+        stack.enter_context(control.ephemeral(folder, slots=slots))
+        code = translated(lambda: asyncio.run(follow_it()))
+    raise typer.Exit(code)
+
+
+def submit(
+    data: Data,
+    script: Annotated[
+        list[str] | None, typer.Argument(metavar="[SCRIPT [ARGS]…]", help="Python script and its arguments.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-F", help="Job file (YAML) instead of a script.")] = None,
+    workers: Workers = "1",
+    name: Name = "",
+    env: Env = None,
+    bundle: BundleRoot = None,
+    priority: Priority = 0,
+    max_failures: MaxFailures = None,
+    keep: Keep = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, submit nothing.")] = False,
+    request_id: Annotated[str, typer.Option(help="Makes a repeated submit answer as the first one.")] = "",
+    json: Json = False,
+) -> None:
+    """Submit a job and return at once."""
+    if (file is None) == (not script):
+        raise UsageError("give a script, or a job file with --file", hint="distroml submit train.py --epochs 3")
+    if file is not None:
+        request = spec.from_job_file(jobfile.read(file).values, file)
+    else:
+        request = spec.from_command(
+            script or [],
+            name=name,
+            workers=workers,
+            env=env or [],
+            bundle=bundle,
+            priority=priority,
+            max_failures=max_failures,
+            keep=keep,
+        )
+    job = call(data, lambda plane: _submit(plane, request, dry_run=dry_run, request_id=request_id))
+    if json:
+        output.print_json(output.as_dict(job))
+        return
+    if dry_run:
+        output.out.print(f"the job is valid; it would be {output.state_text(jobs_pb2.JobState.Name(job.state))}")
+        if job.message:
+            output.out.print(job.message)
+        return
+    output.out.print(f"submitted {job.id} ({job.spec.name})")
+    output.out.print(f"next: distroml job watch {job.id} · distroml job logs {job.id} -f")
+
+
+async def _submit(plane: Plane, request: spec.Request, *, dry_run: bool = False, request_id: str = "") -> jobs_pb2.Job:
+    bundle = await spec.upload(plane, request.root)
+    if bundle.skipped_links:
+        output.fail(f"links that leave {request.root} were not packed: {', '.join(bundle.skipped_links[:5])}")
+    wanted = jobs_pb2.JobSpec()
+    wanted.CopyFrom(request.spec)
+    wanted.bundle = bundle.sha256
+    return await plane.jobs.SubmitJob(
+        jobs_pb2.SubmitJobRequest(spec=wanted, request_id=request_id or fresh_id("req"), validate_only=dry_run)
+    )
+
+
+__all__ = ["EXIT_DONE", "EXIT_JOB_FAILED", "PASS_THROUGH", "CliError", "run", "submit"]

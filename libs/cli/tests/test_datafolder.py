@@ -1,0 +1,77 @@
+"""The data folder: private, exclusive, and clear about what it refuses."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from distroml.cli.errors import UsageError
+from distroml.cli.plane.datafolder import DataFolder, Endpoints
+from distroml.cli.plane.ports import dashboard_port, free_ports
+
+
+def test_a_new_folder_gets_identity_and_a_private_token(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    deployment = folder.prepare()
+    assert folder.prepare() == deployment
+    assert len(folder.token()) >= 32
+    assert folder.token_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_another_format_is_refused_by_name(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.prepare()
+    (tmp_path / "format.json").write_text(json.dumps({"format": 99, "deployment": "dep-x"}))
+    with pytest.raises(UsageError, match="format 99; this release reads format 1"):
+        folder.prepare()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "\x00\x01"])
+def test_a_damaged_identity_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "format.json").write_text(content)
+    with pytest.raises(UsageError):
+        DataFolder(tmp_path).prepare()
+
+
+def test_a_folder_with_other_things_in_it_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match=r"thesis\.tex"):
+        DataFolder(tmp_path).prepare()
+
+
+def test_a_path_that_cannot_be_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write"):
+        DataFolder(tmp_path / "file" / "data").prepare()
+
+
+def test_two_control_planes_cannot_share_a_folder(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.prepare()
+    assert not folder.is_locked()
+    held = folder.lock()
+    assert folder.is_locked()
+    with pytest.raises(UsageError, match="another control plane"):
+        folder.lock()
+    os.close(held)
+    assert not folder.is_locked()
+
+
+def test_endpoints_survive_the_file(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.prepare()
+    endpoints = Endpoints(services={"a": "h:1"}, metrics={}, dashboard="http://h:2", supervisor=7)
+    folder.write_endpoints(endpoints)
+    assert folder.endpoints() == endpoints
+    (tmp_path / "endpoints.json").write_text('{"services": 3')
+    assert folder.endpoints() is None
+
+
+def test_a_port_in_use_is_refused_by_number() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} is in use"):
+            dashboard_port(port)
+    assert len(set(free_ports(20))) == 20

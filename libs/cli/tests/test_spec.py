@@ -1,0 +1,62 @@
+"""From a command line to a job spec."""
+
+from pathlib import Path
+
+import pytest
+from distroml.cli import spec
+from distroml.cli.errors import UsageError
+
+
+@pytest.mark.parametrize(("text", "bounds"), [("1", (1, 1)), ("4", (4, 4)), ("2..8", (2, 8))])
+def test_workers(text: str, bounds: tuple[int, int]) -> None:
+    assert spec.parse_workers(text) == bounds
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "3..2", "-1", "2..x"])
+def test_workers_that_make_no_sense(text: str) -> None:
+    with pytest.raises(UsageError, match="--workers"):
+        spec.parse_workers(text)
+
+
+def test_environment_pairs() -> None:
+    assert spec.parse_env(["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
+    with pytest.raises(UsageError, match="'BAD'"):
+        spec.parse_env(["A=1", "BAD"])
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [(["train.py"], "train"), (["a/My Model_v2.py"], "my-model_v2"), (["-m", "pkg.run"], "run"), (["___.py"], "job")],
+)
+def test_default_names_are_legal(command: list[str], name: str) -> None:
+    assert spec.default_name(command) == name
+
+
+def test_the_bundle_is_the_working_folder_when_the_script_lies_in_it(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/train.py").write_text("")
+    root = spec.resolve_root(["sub/train.py"], None, tmp_path)
+    assert root == tmp_path.resolve()
+    assert spec.relative_command(["sub/train.py", "x"], root, tmp_path) == ["sub/train.py", "x"]
+
+
+def test_a_script_elsewhere_brings_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    script = tmp_path / "there/train.py"
+    script.write_text("")
+    root = spec.resolve_root([str(script)], None, tmp_path / "here")
+    assert root == (tmp_path / "there").resolve()
+    assert spec.relative_command([str(script)], root, tmp_path / "here") == ["train.py"]
+
+
+def test_a_missing_script_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no script .*nope\.py"):
+        spec.resolve_root(["nope.py"], None, tmp_path)
+
+
+def test_a_script_outside_the_named_bundle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "train.py").write_text("")
+    with pytest.raises(UsageError, match="not below"):
+        spec.relative_command(["train.py"], (tmp_path / "code").resolve(), tmp_path)

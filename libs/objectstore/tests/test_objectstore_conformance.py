@@ -1,0 +1,17 @@
+import pytest
+from distroml.objectstore import filesystem, memory
+from distroml.objectstore.conformance import ObjectStoreConformance
+
+
+class TestMemory(ObjectStoreConformance):
+    @pytest.fixture
+    def store(self):
+        return memory.open_object_store()
+
+
+class TestFilesystem(ObjectStoreConformance):
+    @pytest.fixture
+    def store(self, tmp_path):
+        store = filesystem.open_object_store(tmp_path / "store")
+        yield store
+        assert list((tmp_path / "store" / "tmp").iterdir()) == []

@@ -1,0 +1,122 @@
+"""A real control plane for end-to-end tests, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distroml.cli.plane import control
+from distroml.cli.plane.datafolder import SERVICES, DataFolder, Endpoints
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass
+class Cli:
+    """`distroml` against one data folder."""
+
+    data: Path
+
+    def start(self, *arguments: str, cwd: Path | None = None, **kwargs: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "distroml.cli.main", *arguments],
+            env={**os.environ, "DISTROML_DATA": str(self.data), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+            cwd=cwd or REPOSITORY,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **kwargs,
+        )
+
+    def __call__(
+        self, *arguments: str, code: int | None = 0, timeout: float = 120, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, cwd=cwd)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            raise AssertionError(f"distroml {' '.join(arguments)} took over {timeout} s:\n{out}\n{err}") from None
+        assert code is None or process.returncode == code, f"exit {process.returncode}:\n{out}\n{err}"
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def json(self, *arguments: str, code: int | None = 0) -> Any:
+        return json.loads(self(*arguments, "--json", code=code).stdout)
+
+    def events(self, job: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self("events", job, "--json").stdout.splitlines()]
+
+    def submit(self, *arguments: str, cwd: Path | None = None) -> str:
+        return str(json.loads(self("submit", "--json", *arguments, cwd=cwd).stdout)["id"])
+
+    def state(self, job: str) -> str:
+        return str(self.json("job", "show", job)["state"]).removeprefix("JOB_STATE_")
+
+    def wait_state(self, job: str, *states: str, timeout: float = 90) -> str:
+        return str(wait_for(lambda: (s := self.state(job)) in states and s, timeout, lambda: self.explain(job)))
+
+    def explain(self, job: str) -> str:
+        shown = self("job", "explain", job, code=None).stdout
+        return shown + self("job", "logs", job, code=None).stdout[-3000:]
+
+
+@dataclass
+class Plane:
+    """A running control plane."""
+
+    folder: DataFolder
+    endpoints: Endpoints
+    cli: Cli
+
+    def pid(self, service: str) -> int:
+        """The service's process, found by the address that only it was given."""
+        wanted = f"DISTROML_LISTEN={self.endpoints.services[service]}\0".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    environment = (entry / "environ").read_bytes()
+                    command = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if wanted in environment + b"\0" and f"distroml.{service}\0".encode() in command:
+                    return int(entry.name)
+        raise AssertionError(f"{service} is not running")
+
+
+def wait_for(check: Callable[[], Any], timeout: float = 60, describe: Callable[[], str] = lambda: "") -> Any:
+    """Poll until `check` gives something true; fails with `describe()` at the deadline."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if value := check():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {timeout} s: {describe()}")
+
+
+def tails(folder: DataFolder) -> str:
+    """The ends of all service logs."""
+    return "\n".join(
+        f"== {name}\n{(folder.logs / f'{name}.log').read_text('utf-8', 'replace')[-2000:]}"
+        for name in SERVICES
+        if (folder.logs / f"{name}.log").exists()
+    )
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """A control plane with four slots, shared by the tests of a file."""
+    folder = DataFolder(tmp_path_factory.mktemp("plane"))
+    endpoints = control.start(folder, slots=4)
+    try:
+        yield Plane(folder, endpoints, Cli(folder.path))
+    finally:
+        control.stop(folder)

@@ -1,0 +1,37 @@
+"""A tiny managed job: `python tiny.py STEPS SECONDS_PER_STEP`."""
+
+import sys
+import time
+
+import torch
+from distroml.runtime import DataLoader, Trainer, from_mean
+
+steps, pace = int(sys.argv[1]), float(sys.argv[2])
+generator = torch.Generator().manual_seed(0)
+inputs = torch.randn(512, 16, generator=generator)
+targets = inputs @ torch.randn(16, 4, generator=generator)
+
+
+class Rows(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    def __len__(self) -> int:
+        return len(inputs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return inputs[index], targets[index]
+
+
+def mean_loss(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    time.sleep(pace)
+    return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+
+
+trainer = Trainer(
+    model_factory=lambda: torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Tanh(), torch.nn.Linear(64, 4)),
+    optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3),
+    loss=from_mean(mean_loss),
+    data=DataLoader(Rows(), global_batch=24, seed=1),
+    steps=steps,
+    checkpoint_every=10,
+    seed=3,
+)
+print("finished at", trainer.fit().step, flush=True)

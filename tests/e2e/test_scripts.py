@@ -1,0 +1,126 @@
+"""Plain torchrun-style scripts: they run unchanged, fail clearly, restart warm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, Plane, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+ALL_REDUCE = """
+import os, sys, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+value = torch.tensor([float(os.environ["RANK"]) + 1])
+dist.all_reduce(value)
+print("rank", dist.get_rank(), "of", dist.get_world_size(), "sum", value.item(), "args", sys.argv[1:])
+dist.destroy_process_group()
+"""
+
+
+def script(folder: Path, text: str, name: str = "train.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_torchrun_script_runs_unchanged(plane: Plane, tmp_path: Path) -> None:
+    script(tmp_path, ALL_REDUCE)
+    done = plane.cli("run", "--workers", "3", "train.py", "--lr", "0.1", cwd=tmp_path)
+    for rank in range(3):
+        assert f"[{rank}] rank {rank} of 3 sum 6.0 args ['--lr', '0.1']" in done.stdout
+
+
+def test_digits_reach_97_percent(plane: Plane) -> None:
+    done = plane.cli("run", "--workers", "2", "examples/digits/train.py", cwd=REPOSITORY)
+    assert "accuracy" in done.stdout
+
+
+def test_a_script_that_raises_at_import_fails_with_its_text(plane: Plane, tmp_path: Path) -> None:
+    script(tmp_path, "import no_such_module_here\n")
+    done = plane.cli("run", "--workers", "2", "--max-failures", "1", "train.py", code=1, cwd=tmp_path)
+    assert "No module named 'no_such_module_here'" in done.stderr
+    job = plane.cli.json("jobs", "--all")[0]
+    assert job["state"] == "JOB_STATE_FAILED"
+    assert job["category"] == "FAILURE_CATEGORY_EXCEPTION"
+    exits = [e for e in plane.cli.events(job["id"]) if e["type"].endswith("GenerationBroken")]
+    assert len(exits) == 2, "one failure allowed: the first is forgiven, the second ends the job"
+
+
+def test_a_script_that_ends_without_training_succeeds_and_says_so(plane: Plane, tmp_path: Path) -> None:
+    script(tmp_path, "print('nothing to do')\n")
+    done = plane.cli("run", "--workers", "2", "train.py", cwd=tmp_path)
+    assert "nothing to do" in done.stdout
+
+
+def test_a_missing_script_is_a_usage_error(plane: Plane, tmp_path: Path) -> None:
+    done = plane.cli("run", "nope.py", code=2, cwd=tmp_path)
+    assert "no script" in done.stderr
+
+
+def test_more_workers_than_the_cluster_can_ever_give(plane: Plane, tmp_path: Path) -> None:
+    script(tmp_path, "print(1)\n")
+    done = plane.cli("run", "--workers", "64", "train.py", code=1, cwd=tmp_path)
+    assert "ExceedsCapacity" in done.stderr
+    assert "64" in done.stderr
+    assert "4" in done.stderr
+
+
+def test_a_killed_plain_worker_restarts_its_group_warm(plane: Plane, tmp_path: Path) -> None:
+    script(
+        tmp_path,
+        "import os, pathlib, time, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "print('pid', os.getpid(), 'generation', os.environ['DISTROML_GENERATION'], flush=True)\n"
+        "dist.barrier()\n"
+        "time.sleep(600 if os.environ['DISTROML_GENERATION'] == '1' else 0)\n",
+    )
+    job = plane.cli.submit("--workers", "2", "train.py", cwd=tmp_path)
+
+    def pids() -> list[int]:
+        lines = plane.cli("job", "logs", job).stdout.splitlines()
+        return [int(line.split()[2]) for line in lines if "pid" in line and "generation 1" in line]
+
+    os.kill(wait_for(lambda: len(found := pids()) == 2 and found)[1], signal.SIGKILL)
+    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED"
+    starts = [e["data"] for e in plane.cli.events(job) if e["type"].endswith("WorkerStarted")]
+    again = [s for s in starts if int(s["generation"]) == 2]
+    assert len(again) == 2
+    assert {s["start"] for s in again} == {"warm"}
+    assert max(float(s["seconds"]) for s in again) < 1.0
+
+
+def test_one_worker_that_fails_takes_the_job_with_its_category(plane: Plane, tmp_path: Path) -> None:
+    script(tmp_path, "import os, sys\nif os.environ['RANK'] == '1': sys.exit(7)\nimport time; time.sleep(600)\n")
+    plane.cli("run", "--workers", "2", "--max-failures", "0", "train.py", code=1, cwd=tmp_path)
+    job = plane.cli.json("jobs", "--all")[0]
+    assert job["category"] == "FAILURE_CATEGORY_EXIT_CODE"
+    assert "7" in job["message"]
+
+
+def test_cancel_leaves_nothing_running(plane: Plane, tmp_path: Path) -> None:
+    script(tmp_path, "import os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(600)\n")
+    job = plane.cli.submit("--workers", "2", "train.py", cwd=tmp_path)
+
+    def pids() -> list[int]:
+        return [int(line.split()[2]) for line in plane.cli("job", "logs", job).stdout.splitlines() if "pid" in line]
+
+    found = wait_for(lambda: len(found := pids()) == 2 and found)
+    plane.cli("job", "cancel", job)
+    assert plane.cli.wait_state(job, "CANCELLED") == "CANCELLED"
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found), 15)
+    nodes = plane.cli.json("nodes")
+    wait_for(
+        lambda: all(not s["job"] for n in plane.cli.json("nodes") for s in n["slots"]), 15, lambda: json.dumps(nodes)
+    )
+
+
+def test_one_enormous_line_hurts_nobody(plane: Plane, tmp_path: Path) -> None:
+    script(tmp_path, "import sys\nsys.stdout.write('x' * 100_000_000)\nprint()\nprint('after')\n")
+    done = plane.cli("run", "train.py", cwd=tmp_path, timeout=150)
+    assert "after" in done.stdout
