@@ -6,53 +6,55 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from distroml.api.telemetry.v1.telemetry_pb2 import StepSample
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from distroml.observability import names
+from distroml.observability.metrics import REGISTRY, CollectorRegistry, counter, gauge, histogram
 
-_STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_RECOVERY_BUCKETS = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300)
+_STEP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_RECOVERY_BUCKETS_S = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300)
 
 
 class TrainingMetrics:
     """What `/metrics` says about training and about what telemetry had to drop."""
 
     def __init__(
-        self, registry: CollectorRegistry, *, max_jobs: int, ttl_s: float, clock_s: Callable[[], float]
+        self,
+        *,
+        max_jobs: int,
+        ttl_s: float,
+        clock_s: Callable[[], float],
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self._max_jobs, self._ttl_s, self._clock_s = max_jobs, ttl_s, clock_s
         self._seen: OrderedDict[str, float] = OrderedDict()
-        self.step_seconds = Histogram(
-            "distroml_train_step_seconds",
-            "Seconds of one optimizer step of the lead rank.",
-            ["job"],
-            buckets=_STEP_BUCKETS,
-            registry=registry,
+        job = (names.LABEL_JOB,)
+        self.step_seconds = histogram(
+            names.TRAIN_STEP_SECONDS, "Seconds of one optimizer step of rank 0.", job, _STEP_BUCKETS_S, registry
         )
-        self.loss = Gauge("distroml_train_loss", "Newest training loss.", ["job"], registry=registry)
-        self.step = Gauge("distroml_train_step", "Newest optimizer step.", ["job"], registry=registry)
-        self.tokens = Counter("distroml_train_tokens", "Tokens trained on, global.", ["job"], registry=registry)
-        self.samples = Counter("distroml_train_samples", "Samples trained on, global.", ["job"], registry=registry)
-        self.recovery_seconds = Histogram(
-            "distroml_train_recovery_seconds",
+        self.loss = gauge(names.TRAIN_LOSS, "Newest training loss.", job, registry)
+        self.step = gauge(names.TRAIN_STEP, "Newest optimizer step.", job, registry)
+        self.tokens = counter(names.TRAIN_TOKENS, "Tokens trained on, over all ranks.", job, registry)
+        self.samples = counter(names.TRAIN_SAMPLES, "Samples trained on, over all ranks.", job, registry)
+        self.recovery_seconds = histogram(
+            names.TRAIN_RECOVERY_SECONDS,
             "Seconds from the loss of a worker to the end of the first step of the next generation.",
-            buckets=_RECOVERY_BUCKETS,
-            registry=registry,
+            (),
+            _RECOVERY_BUCKETS_S,
+            registry,
         )
-        self.checkpoints = Counter(
-            "distroml_train_checkpoints", "Checkpoints by outcome.", ["outcome"], registry=registry
+        self.checkpoints = counter(names.TRAIN_CHECKPOINTS, "Saves by outcome.", (names.LABEL_OUTCOME,), registry)
+        self.dropped = counter(
+            names.TELEMETRY_DROPPED,
+            "Records dropped, by kind, and where: `agent`, or here for a full `queue`, `bound`, `form` or `disk`.",
+            (names.LABEL_KIND, names.LABEL_WHERE),
+            registry,
         )
-        self.dropped = Counter(
-            "distroml_telemetry_dropped",
-            "Records dropped, by kind, and where: `agent`, or here for a full `queue`, a `bound` or their `form`.",
-            ["kind", "where"],
-            registry=registry,
+        self.skipped_events = counter(
+            names.TELEMETRY_SKIPPED_EVENTS, "Public events that this release cannot read.", (), registry
         )
-        self.skipped_events = Gauge(
-            "distroml_telemetry_skipped_events", "Public events that this release cannot read.", registry=registry
-        )
-        self.pending = Gauge("distroml_telemetry_pending_records", "Records waiting to be written.", registry=registry)
+        self.pending = gauge(names.TELEMETRY_PENDING, "Records waiting to be written.", (), registry)
 
     def observe_step(self, sample: StepSample) -> None:
-        """Take a step of the lead rank into account."""
+        """Take a step of rank 0 into account."""
         now = self._clock_s()
         self._seen[sample.job] = now
         self._seen.move_to_end(sample.job)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import DecodeError, Message
+
 from distroml.events import Position, Recorded, UnknownEvent
 from distroml.eventstore import EventStore, EventStoreError, Subscription
 from distroml.observability import logger
+from distroml.rpc.publicevents import decode_public
 from distroml.telemetry.adapters.facts import fact_of, job_of
 from distroml.telemetry.adapters.jobs import Projected
 from distroml.telemetry.domain.facts import GenerationFormed, SaveSeen
 from distroml.telemetry.live import EVENTS, Changes
 from distroml.telemetry.readmodel import NotWritten, ReadModel, Rebuilt
-from google.protobuf.json_format import MessageToJson
-from google.protobuf.message import DecodeError, Message
 
 log = logger(__name__)
 
@@ -39,8 +41,8 @@ class Projector:
         self,
         store: EventStore,
         model: ReadModel,
-        decode: Decode,
         *,
+        decode: Decode = decode_public,
         on_fact: Callable[[str, GenerationFormed | SaveSeen], None] = lambda job, fact: None,
     ) -> None:
         self._store, self._model, self._decode, self._on_fact = store, model, decode, on_fact
@@ -71,8 +73,7 @@ class Projector:
     async def _follow(self, epoch: int) -> None:
         cursor = await self._model.cursor()
         if cursor is not None and cursor.log != self._store.log_id:
-            log.warning("the log is another one; folding it from its beginning", log=self._store.log_id, was=cursor.log): folding it from its beginning", self._store.log_id, cursor.log
-            )
+            log.warning("the log is another one; folding it from its beginning", was=cursor.log)
             await self._model.forget_cursor()
             cursor = None
         # The durable cursor may be ahead of a model that began anew: the model's own cursor decides, and the

@@ -307,9 +307,7 @@ class ReadModel:
         def replace() -> None:
             self._close_writer()
             if self._path.exists():
-                log.error(
-                    "read model is damaged (%s) and begins anew; the old file is %s", why, set_aside(self._path).name
-                )
+                log.error("the read model is damaged and begins anew", why=why, moved_to=set_aside(self._path).name)
             self._open()
 
         await loop.run_in_executor(self._write_thread, replace)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
+
+from distroml.rpc import ServiceSettings, SettingsError
+from distroml.rpc.settings import is_loopback, split_address
+
+DASHBOARD_LISTEN = "DISTROML_DASHBOARD_LISTEN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +31,7 @@ class Limits:
     ranks: int = 64
     """Ranks of a job with a history of their own; higher ones show their newest values only."""
     jobs: int = 2_000
-    """Jobs with samples and logs; of older ones that ended only the view stays."""
+    """Ended jobs with samples and logs; of older ones only the view and its events stay."""
     pending_records: int = 50_000
     """Records waiting to be written."""
     pending_bytes: int = 64 * 1024 * 1024
@@ -33,33 +41,52 @@ class Limits:
     label_ttl_s: int = 3600
     """Seconds without a sample after which a job's label goes."""
 
-    def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
+@dataclass(frozen=True, kw_only=True)
+class TelemetrySettings(ServiceSettings):
+    """What telemetry is told from outside. `Limits` are read from `DISTROML_TELEMETRY_LOG_LINES` and so on."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DashboardSettings:
-    """Where the dashboard listens. Anything but a loopback address is refused."""
-
-    host: str = "127.0.0.1"
-    port: int = 0
+    dashboard_listen: str = "127.0.0.1:0"
+    """host:port of the dashboard (`DISTROML_DASHBOARD_LISTEN`); this machine only, port 0 takes a free one."""
     limits: Limits = field(default_factory=Limits)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            host, _ = split_address(self.dashboard_listen)
+        except ValueError as error:
+            raise SettingsError([f"{DASHBOARD_LISTEN}={self.dashboard_listen!r}: {error}"]) from None
+        if not is_loopback(host):
+            raise SettingsError(
+                [
+                    f"{DASHBOARD_LISTEN}={self.dashboard_listen!r} is not on this machine's loopback; the dashboard "
+                    "shows logs unencrypted: give 127.0.0.1:PORT and reach it from elsewhere through an SSH tunnel"
+                ]
+            )
+
     @classmethod
-    def read(cls, environ: Mapping[str, str]) -> DashboardSettings:
-        """Read `DISTROML_DASHBOARD_LISTEN` (host:port, default 127.0.0.1 and a free port).
+    def read(cls, environ: Mapping[str, str], service: str) -> Self:
+        """As `ServiceSettings.read`, with the dashboard's address and the limits.
 
         Raises:
-            ValueError: the value is no loopback host:port.
+            SettingsError: names what is wrong.
         """
-        text = environ.get("DISTROML_DASHBOARD_LISTEN", "127.0.0.1:0")
-        host, _, port = text.rpartition(":")
-        host = host.strip("[]")
-        if host not in ("127.0.0.1", "localhost", "::1") or not port.isdigit() or int(port) > 65535:
-            raise ValueError(
-                f"DISTROML_DASHBOARD_LISTEN={text!r} is no loopback address; the dashboard shows logs and code, so it "
-                "binds to this machine only: give 127.0.0.1:PORT and reach it from elsewhere through an SSH tunnel"
-            )
-        return cls(host=host, port=int(port))
+        settings = super().read(environ, service)
+        problems: list[str] = []
+        values: dict[str, int] = {}
+        for limit in dataclasses.fields(Limits):
+            name = f"DISTROML_TELEMETRY_{limit.name.upper()}"
+            if text := environ.get(name):
+                if text.isascii() and text.isdigit() and int(text) > 0:
+                    values[limit.name] = int(text)
+                else:
+                    problems.append(f"{name}={text!r}: expected a whole number, at least 1")
+        if problems:
+            raise SettingsError(problems)
+        listen = environ.get(DASHBOARD_LISTEN) or settings.dashboard_listen
+        return dataclasses.replace(settings, dashboard_listen=listen, limits=Limits(**values))
+
+
+def read_settings() -> TelemetrySettings:
+    """The settings of this process."""
+    return TelemetrySettings.read(os.environ, "telemetry")

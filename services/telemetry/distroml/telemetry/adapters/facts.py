@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from google.protobuf.message import Message
+
 from distroml.api.checkpoint.v1 import checkpoint_pb2 as c
 from distroml.api.common.v1.common_pb2 import FailureCategory
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as r
 from distroml.api.scheduler.v1 import events_pb2 as s
 from distroml.api.scheduler.v1.jobs_pb2 import Placement
 from distroml.telemetry.domain import facts as f
-from google.protobuf.message import Message
 
 M = TypeVar("M", bound=Message)
 

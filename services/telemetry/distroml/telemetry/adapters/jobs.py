@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+
 from distroml.events import Position, Recorded
 from distroml.telemetry.domain.facts import JobFact
 from distroml.telemetry.domain.view import JobView, evolve

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+
 from distroml.api.telemetry.v1.telemetry_pb2 import LogRecord, SpanRecord
 
 _TRIM_TO = 0.95

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
+
 from distroml.api.telemetry.v1.telemetry_pb2 import ResourceSample, StepSample
 from distroml.telemetry.domain.summary import GenerationSamples, StepPoint, eta_ms, rates
 from distroml.telemetry.domain.thinning import KEEP, LEVELS, Bucket, Pyramid, Stat, finite, joined

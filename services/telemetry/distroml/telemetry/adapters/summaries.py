@@ -21,6 +21,8 @@ from distroml.telemetry.domain.summary import Mark, RecoveryRow, marks, recoveri
 from distroml.telemetry.domain.thinning import Bucket, thinned
 from distroml.telemetry.domain.view import JobView
 
+_CATEGORIES = {name.removeprefix("FAILURE_CATEGORY_").lower(): value for name, value in FailureCategory.items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDetail:
@@ -158,7 +160,6 @@ def summary_message(detail: JobDetail) -> t.JobSummary:
     if live.loss is not None:
         summary.loss = live.loss
     for row in detail.recoveries:
-        known = f"FAILURE_CATEGORY_{row.category.upper()}"
         summary.recoveries.append(
             t.Recovery(
                 generation=row.generation,
@@ -168,7 +169,7 @@ def summary_message(detail: JobDetail) -> t.JobSummary:
                 cause=row.cause,
                 worker=row.worker,
                 resumed_from_step=row.resumed_from_step,
-                category=FailureCategory.Value(known) if known in FailureCategory.keys() else 0,
+                category=_CATEGORIES.get(row.category, FailureCategory.FAILURE_CATEGORY_UNSPECIFIED),
             )
         )
     return summary
