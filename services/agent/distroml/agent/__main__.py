@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 
 from distroml import observability
 from distroml.agent.agent import Agent, end_leftovers
@@ -21,7 +22,7 @@ async def serve() -> None:
             for name in ("scheduler", "rendezvous", "checkpoint", "telemetry")
         }
         for channel in peers.values():
-            service.on_close(lambda channel=channel: channel.close())
+            service.on_close(partial(channel.close, None))
         agent = Agent(settings, own_environment(), **peers)
         service.on_close(agent.close)
         await agent.start()
