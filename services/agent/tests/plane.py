@@ -20,7 +20,7 @@ from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
 from distroml.api.telemetry.v1 import telemetry_pb2_grpc
 
 
-async def until(true: Callable[[], Any], timeout_s: float = 20.0, what: str = "") -> Any:
+async def until(true: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:
     """Wait for something to become true; fail loudly when it does not."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
