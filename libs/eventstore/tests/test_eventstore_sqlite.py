@@ -248,6 +248,54 @@ def _opened_once_free(path, holder):
     return SqliteDatabase(path)
 
 
+async def test_a_write_that_waits_too_long_is_given_up_and_not_written_later(path, monkeypatch):
+    monkeypatch.setattr("distroml.statestore.sqlite.writer.WRITE_TIMEOUT_S", 0.2)
+    database = SqliteDatabase(path)
+    store = event_store(database)
+    release = threading.Event()
+    hanging = asyncio.create_task(database.write(lambda tables: release.wait(20)))
+    await asyncio.sleep(0.05)
+    with pytest.raises(StoreDown, match="not written within"):
+        await store.commit(commit_of(append("s/a/1", 0)))
+    with pytest.raises(Exception, match="not written within"):
+        await hanging
+    release.set()
+    monkeypatch.undo()
+    await store.commit(commit_of(append("s/b/1", 0)))
+    assert await store.version("s/a/1") == 0
+    await store.close()
+
+
+async def test_an_error_nobody_foresaw_does_not_end_the_writer(path):
+    database = SqliteDatabase(path)
+    store = event_store(database)
+
+    def leave_a_mess(tables):
+        tables.query("ROLLBACK")
+
+    with pytest.raises(Exception, match="no such savepoint"):
+        await database.write(leave_a_mess)
+    await store.commit(commit_of(append("s/a/1", 0)))
+    assert await verify_log(store) == []
+    await store.close()
+
+
+async def test_more_writes_than_may_wait_are_refused(path, monkeypatch):
+    monkeypatch.setattr("distroml.statestore.sqlite.writer.MAX_WAITING", 3)
+    database = SqliteDatabase(path)
+    store = event_store(database)
+    release = threading.Event()
+    hanging = asyncio.create_task(database.write(lambda tables: release.wait(20)))
+    await asyncio.sleep(0.05)
+    waiting = [asyncio.create_task(store.commit(commit_of(append(f"s/a/{n}", 0)))) for n in range(4)]
+    await asyncio.sleep(0.05)
+    release.set()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes if isinstance(outcome, Exception)] == [StoreFull]
+    await hanging
+    await store.close()
+
+
 async def test_reads_do_not_wait_for_a_writer(path):
     await filled(path, 2)
     database = SqliteDatabase(path)
