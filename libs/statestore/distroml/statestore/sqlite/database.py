@@ -24,8 +24,8 @@ from distroml.statestore.wake import Wake
 R = TypeVar("R")
 
 READERS = 3
-POLL_INTERVAL_S = 0.02
-"""How often another process's commit is looked for; one look costs some 20 µs."""
+POLL_INTERVAL_S = 0.03
+"""How often another process's commit is looked for; one look costs 6 µs and the wake-up more."""
 
 _shared: dict[Path, SqliteDatabase] = {}
 _shared_lock = threading.Lock()

@@ -10,6 +10,7 @@ import sqlite3
 from pathlib import Path
 
 from distroml.events import fresh_id
+from distroml.statestore.failpoint import hit
 from distroml.statestore.port import StateStoreDown
 from distroml.statestore.sqlite.errors import damaged, translate
 
@@ -103,12 +104,15 @@ def _make(connection: sqlite3.Connection, log_id: str) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     for statement in _TABLES.split(";"):
+        hit("sqlite.create")
         connection.execute(statement)
     rows = [("log_id", log_id), ("revision", 0), ("chain", b""), ("compacted", 0)]
     connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {FORMAT}")
+    hit("sqlite.create")
     connection.execute("COMMIT")
+    hit("sqlite.create")
 
 
 def _check_header(path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from distroml.statestore.failpoint import hit
 from distroml.statestore.port import StateStoreDown, StateStoreFull
 from distroml.statestore.sqlite.errors import translate
 from distroml.statestore.sqlite.locks import WriteLock
@@ -143,6 +144,7 @@ class Writer:
                 job.value, job.error = None, failure
 
     def _transact(self, batch: Sequence[Job]) -> None:
+        hit("sqlite.statement")
         self._connection.execute("BEGIN IMMEDIATE")
         tables = SqliteTables(self._connection, self._changes_kept)
         for job in batch:
@@ -161,6 +163,7 @@ class Writer:
                 tables.release()
         tables.store_counters()
         tables.execute("COMMIT")
+        hit("sqlite.statement")
 
 
 def _tell(batch: Sequence[Job]) -> None:

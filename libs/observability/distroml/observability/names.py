@@ -1,0 +1,49 @@
+"""Names of metrics, spans and log fields.
+
+A name is stable once released: dashboards, alerts and log searches are built on it. Metrics follow Prometheus'
+conventions: base units, `_total` for counters; labels have few values by construction.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Log fields; `MESSAGE` and the ones above it stand in every line.
+TIMESTAMP: Final = "timestamp"
+LEVEL: Final = "level"
+SERVICE: Final = "service"
+MESSAGE: Final = "message"
+LOGGER: Final = "logger"
+TRACE_ID: Final = "trace_id"
+SPAN_ID: Final = "span_id"
+DEPLOYMENT: Final = "deployment"
+JOB: Final = "job"
+NODE: Final = "node"
+WORKER: Final = "worker"
+GENERATION: Final = "generation"
+STREAM: Final = "stream"
+POSITION: Final = "position"
+REQUEST_ID: Final = "request_id"
+ACTOR: Final = "actor"
+REASON: Final = "reason"
+EXCEPTION: Final = "exception"
+TRUNCATED: Final = "truncated_bytes"
+
+# Metrics of every service.
+RPC_SERVER_DURATION: Final = "distroml_rpc_server_call_duration_seconds"
+RPC_SERVER_IN_FLIGHT: Final = "distroml_rpc_server_calls_in_flight"
+TASK_RESTARTS: Final = "distroml_task_restarts_total"
+TASK_UP: Final = "distroml_task_up"
+SERVICE_INFO: Final = "distroml_service_info"
+
+# Labels of metrics.
+LABEL_METHOD: Final = "method"
+LABEL_CODE: Final = "code"
+LABEL_TASK: Final = "task"
+
+# Attributes of spans (OpenTelemetry's semantic conventions where they have one).
+SPAN_RPC_SYSTEM: Final = "rpc.system"
+SPAN_RPC_METHOD: Final = "rpc.method"
+SPAN_RPC_STATUS: Final = "rpc.grpc.status_code"
+SPAN_JOB: Final = "distroml.job"
+SPAN_ACTOR: Final = "distroml.actor"
