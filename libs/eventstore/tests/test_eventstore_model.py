@@ -4,6 +4,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from distroml.eventstore import (
     Append,
     CommandKnown,
@@ -21,8 +24,6 @@ from distroml.statestore import CasConflict
 from distroml.statestore.memory import MemoryDatabase
 from distroml.statestore.memory import open_state_store as open_memory_state
 from distroml.statestore.sqlite import open_state_store
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 STREAMS = st.sampled_from(["s/a/1", "s/a/10", "s/b/1"])
 KEYS = st.sampled_from(["k/1", "k/10", "k/é", "z"])
