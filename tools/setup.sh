@@ -32,7 +32,7 @@ find_uv() {
         rm -rf .tools
         # pip where there is one (also beside a system Python that wants to stay as it is), else the one of a new venv.
         if "$python" -m pip --version >/dev/null 2>&1; then
-            "$python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location --target .tools uv
+            "$python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action ignore --target .tools uv
         elif "$python" -m venv .tools/venv >/dev/null 2>&1; then
             .tools/venv/bin/pip install --quiet --disable-pip-version-check uv
             mkdir -p .tools/bin && ln -s ../venv/bin/uv .tools/bin/uv

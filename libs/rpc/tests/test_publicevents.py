@@ -85,6 +85,7 @@ class Submitted:
     job: str
     spec: Spec
     at_ms: int
+    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
