@@ -18,7 +18,7 @@ from distroml.scheduler.domain.spec import FailureCategory, JobSpec, Placement, 
 
 _SPEC: Final = compile_converter(JobSpec, jobs_pb2.JobSpec)
 
-STATES: Final[Mapping[JobState, jobs_pb2.JobState]] = {
+STATES: Final[Mapping[JobState, jobs_pb2.JobState.ValueType]] = {
     state: jobs_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState if state is not JobState.NEW
 }
 
@@ -36,13 +36,13 @@ def spec_message(spec: JobSpec) -> jobs_pb2.JobSpec:
 def category_of(number: int) -> FailureCategory:
     """A category; one that this release does not know is unspecified."""
     try:
-        name = common_pb2.FailureCategory.Name(cast(common_pb2.FailureCategory, number))
+        name = common_pb2.FailureCategory.Name(cast("common_pb2.FailureCategory.ValueType", number))
     except ValueError:
         return FailureCategory.UNSPECIFIED
     return FailureCategory[name.removeprefix("FAILURE_CATEGORY_")]
 
 
-def category_message(category: FailureCategory) -> common_pb2.FailureCategory:
+def category_message(category: FailureCategory) -> common_pb2.FailureCategory.ValueType:
     """The category as a message."""
     return common_pb2.FailureCategory.Value(f"FAILURE_CATEGORY_{category.name}")
 
