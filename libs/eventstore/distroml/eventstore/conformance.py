@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+
 from distroml.events import Context, NewEvent, Position, Recorded
 from distroml.eventstore.port import (
     MAX_COMMIT_BYTES,

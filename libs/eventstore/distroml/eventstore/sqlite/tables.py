@@ -13,6 +13,7 @@ from typing import Any
 from zlib import crc32
 
 import msgspec
+
 from distroml.events import Context, NewEvent, Position, Recorded
 from distroml.eventstore.log import Place
 from distroml.eventstore.port import CommandRecord, StoreDamaged
