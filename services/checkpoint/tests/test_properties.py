@@ -170,10 +170,16 @@ def stores(draw: st.DrawFn) -> tuple[Catalogue, list[str], dict[str, frozenset[s
     packs = {n: [f"{keys.data_of(save_id(n))}r00000-{i}" for i in range(2)] for n in range(1, number + 3)}
     reach: dict[str, frozenset[str] | None] = {}
     for n in range(1, number + 1):
-        command = BeginSave(at_ms=0, job="j", project="", generation=1, step=n, world_size=1, keep=draw(st.integers(1, 3)))
+        command = BeginSave(
+            at_ms=0, job="j", project="", generation=1, step=n, world_size=1, keep=draw(st.integers(1, 3))
+        )
         for event in CATALOGUE.decide(state, command):
             state = CATALOGUE.evolve(state, event)
-        fate = draw(st.sampled_from(["commit", "fail", "open"])) if n == number else draw(st.sampled_from(["commit", "fail"]))
+        fate = (
+            draw(st.sampled_from(["commit", "fail", "open"]))
+            if n == number
+            else draw(st.sampled_from(["commit", "fail"]))
+        )
         if fate == "open":
             break
         report = ReportShard(

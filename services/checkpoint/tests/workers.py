@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from distroml.api.checkpoint.v1 import checkpoint_pb2 as pb
 from distroml.manifest import (
     ChunkRef,
-    KnownChunk,
     Keys,
+    KnownChunk,
     ObjectRef,
     ShardManifest,
     TensorEntry,

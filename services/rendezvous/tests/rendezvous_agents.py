@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,9 @@ class Agent:
         return await self.expect("accepted")
 
     async def send(self, **kind: Any) -> None:
-        await self._call.write(pb.JoinRequest(**kind))
+        # Whoever reads is told how the stream ended.
+        with suppress(asyncio.InvalidStateError):
+            await self._call.write(pb.JoinRequest(**kind))
 
     async def dial(self, **kind: Any) -> None:
         """Open a stream with any first message."""

@@ -25,7 +25,7 @@ async def serve() -> None:
         endpoint = settings.peers.get("telemetry")
         telemetry = connect(endpoint, settings.token, actor="scheduler") if endpoint else None
         if telemetry is not None:
-            service.on_close(telemetry.close)
+            service.on_close(lambda: telemetry.close(None))
         compose(service, settings, events=events, state=state, objects=objects, telemetry=telemetry)
         await service.run()
 

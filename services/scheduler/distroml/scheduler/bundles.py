@@ -6,15 +6,14 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from tempfile import SpooledTemporaryFile
-from typing import Final
+from tempfile import TemporaryFile
+from typing import BinaryIO, Final, cast
 
 from distroml.api.scheduler.v1 import jobs_pb2 as pb
 from distroml.objectstore import NoSuchObject, ObjectExists, ObjectStore
 from distroml.rpc import errors
 
 BLOCK_BYTES: Final = 1 << 20
-_IN_MEMORY_BYTES: Final = 4 << 20
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,7 +43,7 @@ async def put_bundle(
         raise _too_large(size, cap_bytes)
     if await bundle_exists(objects, sha256):
         return pb.PutBundleResponse(sha256=sha256, existed=True)
-    with SpooledTemporaryFile(_IN_MEMORY_BYTES) as file:
+    with TemporaryFile() as file:
         digest, received = hashlib.sha256(), 0
         message: pb.PutBundleRequest | None = first
         while message is not None:
@@ -62,7 +61,7 @@ async def put_bundle(
             raise errors.InvalidArgument([("data", text)], reason="BundleDamaged")
         file.seek(0)
         try:
-            await asyncio.to_thread(objects.put, bundle_key(sha256), file, if_absent=True)
+            await asyncio.to_thread(objects.put, bundle_key(sha256), cast(BinaryIO, file), if_absent=True)
         except ObjectExists:
             return pb.PutBundleResponse(sha256=sha256, existed=True)
     return pb.PutBundleResponse(sha256=sha256, existed=False)

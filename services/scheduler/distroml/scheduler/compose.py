@@ -72,7 +72,7 @@ def compose(
     roles: dict[str, Any] = {
         "cycle": Cycle(streams, board, debounce_s=settings.debounce_s, silence_s=settings.silence_s),
         "judge": Judge(streams, board, leases),
-        "reactor": Reactor(streams),
+        "reactor": Reactor(streams, lambda why: service.report("reactor stream", why)),
     }
     for role, work in roles.items():
         leadership = Leadership(state, role, ttl_s=settings.role_ttl_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any, Final
 
@@ -40,13 +39,14 @@ class NodeServer(NodeServiceServicer):
         requests = aiter(request_iterator)
         session = self._admitted(await _hello(requests))
         with bound(node=session.node), self._board.changed.listening(session.woken):
-            reader = asyncio.create_task(self._read(session, requests))
             _CONNECTED.inc()
+            reader: asyncio.Task[None] | None = None
             try:
                 yield pb.ConnectResponse(
                     welcome=pb.NodeWelcome(deployment=self._deployment, lease_ttl_s=self._leases.ttl_s)
                 )
                 await session.greet()
+                reader = asyncio.create_task(self._read(session, requests))
                 while not reader.done():
                     for response in session.news():
                         yield response
@@ -57,9 +57,9 @@ class NodeServer(NodeServiceServicer):
                 await reader
             finally:
                 _CONNECTED.dec()
-                reader.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await reader
+                if reader is not None:
+                    reader.cancel()
+                    await asyncio.gather(reader, return_exceptions=True)
                 if self._sessions.get(session.node) is session:
                     del self._sessions[session.node]
 
@@ -70,8 +70,8 @@ class NodeServer(NodeServiceServicer):
         if before is not None and before.boot_id != hello.boot_id:
             # Two machines under one name would take the node from one another for ever.
             text = (
-                f"node {hello.node} is connected from another machine or boot; give this one another name "
-                "(DISTROML_AGENT_NODE), or wait until the other's stream has ended"
+                f"node {hello.node} is connected from another machine or boot; give this one another name, "
+                "or wait until the other's stream has ended"
             )
             raise errors.AlreadyExists("NodeNameTaken", text, node=hello.node)
         session = Session(self._streams, self._board, self._leases, hello)

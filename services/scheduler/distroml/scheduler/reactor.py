@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Literal, cast
+from collections.abc import Callable
+from typing import Final
 
 from distroml.api.common.v1 import common_pb2
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as pb
@@ -11,7 +12,7 @@ from distroml.events import Recorded, Rejection, UnknownEvent
 from distroml.eventstore import Guard, Subscription
 from distroml.eventstore.handle import CommandKey, Unit
 from distroml.observability import logger
-from distroml.observability.metrics import counter, gauge
+from distroml.observability.metrics import counter
 from distroml.rpc import calling, system_caller
 from distroml.rpc.publicevents import decode_public
 from distroml.scheduler.adapters.messages import category_of
@@ -22,6 +23,8 @@ log = logger(__name__)
 
 DURABLE: Final = "scheduler.rendezvous"
 STREAMS: Final = ("rendezvous/job/",)
+ACK_EVERY: Final = 100
+"""Events without meaning here come again after a restart, at most so many: each acknowledgement is a write."""
 
 # A broken generation of these kinds is nobody's failure: rendezvous does not count it either.
 _UNCOUNTED: Final = frozenset(
@@ -34,7 +37,6 @@ _UNCOUNTED: Final = frozenset(
 _OUTCOMES: Final = ("Succeeded", "Failed", "Stopped")
 
 _SKIPPED = counter("distroml_scheduler_reactor_skipped_total", "Events that say nothing to a job here.", ("why",))
-_HELD = gauge("distroml_scheduler_reactor_held_streams", "Streams held because one of their events is damaged.")
 
 
 class Reactor:
@@ -44,9 +46,10 @@ class Reactor:
     before it, so that a repaired release starts there.
     """
 
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
-        self.held: dict[str, str] = {}
+    def __init__(self, streams: Streams, report: Callable[[str | None], None] = lambda why: None) -> None:
+        """`report` is told what is held, None where nothing is."""
+        self._streams, self._report = streams, report
+        self._held: dict[str, str] = {}
 
     async def run(self, guard: Guard) -> None:
         """Until cancelled; raises `Fenced` where another replica took over."""
@@ -57,32 +60,40 @@ class Reactor:
             await asyncio.shield(subscription.close())
 
     async def _follow(self, subscription: Subscription, guard: Guard) -> None:
+        self._held.clear()
+        self._report(None)
+        unacknowledged = 0
         async for recorded in subscription:
-            if recorded.stream not in self.held:
-                await self._take(recorded, guard)
-            if not self.held:
+            mattered = recorded.stream not in self._held and await self._take(recorded, guard)
+            unacknowledged += 1
+            if not self._held and (mattered or unacknowledged >= ACK_EVERY):
                 await subscription.ack(recorded)
+                unacknowledged = 0
 
-    async def _take(self, recorded: Recorded, guard: Guard) -> None:
+    async def _take(self, recorded: Recorded, guard: Guard) -> bool:
+        """Whether the event meant anything here."""
         try:
             command = command_of(recorded)
         except UnknownEvent:
             _SKIPPED.labels("unknown").inc()
-            return
+            return False
         except ValueError as damaged:
-            self.held[recorded.stream] = f"{recorded.type} at {recorded.position}: {damaged}"
-            _HELD.set(len(self.held))
+            self._held[recorded.stream] = f"{recorded.type} at {recorded.position}: {damaged}"
+            self._report("; ".join(self._held.values()))
             log.error("a damaged event holds its stream", stream=recorded.stream, position=str(recorded.position))
-            return
+            return False
         if command is None:
-            return
+            return False
         job = recorded.stream.rpartition("/")[2]
         with calling(system_caller(actor=DURABLE, correlation_id=recorded.context.correlation_id)):
             try:
                 await self._do(job, command, recorded, guard)
             except Rejection as rejection:
                 _SKIPPED.labels("refused").inc()
-                log.warning("an event does not fit its job", job=job, position=str(recorded.position), why=str(rejection))
+                log.warning(
+                    "an event does not fit its job", job=job, position=str(recorded.position), why=str(rejection)
+                )
+        return True
 
     async def _do(self, job: str, command: c.Command, recorded: Recorded, guard: Guard) -> None:
         async def decide(load: Load) -> Unit:
@@ -117,7 +128,7 @@ def command_of(recorded: Recorded) -> c.Command | None:
             return c.Finish(
                 at_ms=at,
                 attempt=message.attempt,
-                outcome=cast(Literal["Succeeded", "Failed", "Stopped"], message.outcome),
+                outcome=message.outcome,
                 category=category_of(message.category),
                 reason=message.reason,
                 message=message.message,

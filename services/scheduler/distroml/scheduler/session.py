@@ -82,7 +82,9 @@ class Session:
                 self._foreign.add((told.job, told.attempt))
         if self._foreign:
             names = [f"{job}.{attempt}" for job, attempt in sorted(self._foreign)]
-            log.warning("a node came back with attempts that are over; it ends them first", node=self.node, attempts=names)
+            log.warning(
+                "a node came back with attempts that are over; it ends them first", node=self.node, attempts=names
+            )
         else:
             await self._connect()
         for told in self._hello.attempts:
@@ -192,4 +194,3 @@ def refused_hello(hello: pb.NodeHello) -> list[tuple[str, str]]:
         if not getattr(hello, field):
             wrong.append((f"hello.{field}", "is empty"))
     return wrong
-

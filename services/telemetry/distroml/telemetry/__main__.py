@@ -30,7 +30,7 @@ async def serve() -> None:
         channel = None
         if "scheduler" in settings.peers:
             channel = connect(settings.peer("scheduler"), settings.token, actor="telemetry")
-            service.on_close(channel.close)
+            service.on_close(lambda: channel.close(None))
         metrics = TrainingMetrics(max_jobs=limits.labelled_jobs, ttl_s=limits.label_ttl_s, clock_s=time.monotonic)
         meter = Meter(model, metrics)
         projector = Projector(store, model, on_fact=meter.take, on_skip=metrics.skipped_events.inc)

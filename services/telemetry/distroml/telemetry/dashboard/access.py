@@ -68,7 +68,7 @@ class Access:
             await _refuse(scope, receive, send, 401, "This dashboard wants its key", _HOW)
 
     def _known(self, headers: Headers) -> bool:
-        jar = SimpleCookie[str]()
+        jar = SimpleCookie()
         try:
             jar.load(headers.get("cookie", ""))
         except CookieError:

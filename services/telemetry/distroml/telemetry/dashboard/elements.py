@@ -103,7 +103,8 @@ class Logs(_Shown, component="components/dml_logs.js"):
         self._props.update(ranks=[], note="")
 
         def filtered(e: GenericEventArguments) -> object:
-            args = cast("dict[str, object]", e.args) if isinstance(e.args, dict) else {}
+            given: object = e.args
+            args = cast("dict[str, object]", given) if isinstance(given, dict) else dict[str, object]()
             rank, text = args.get("rank"), args.get("text")
             return on_filter(rank if isinstance(rank, int) else -1, text[:256] if isinstance(text, str) else "")
 
@@ -126,6 +127,14 @@ class Chart(ui.echart, component="components/dml_chart.js"):
         for name in ("enable-3d", "renderer", "theme"):
             self._props.pop(name, None)
         self.on("overflow", lambda _: on_overflow())
+
+    def rename(self, series: int, label: str) -> None:
+        """Call a series something else."""
+        options = cast("dict[str, Any]", self.options)
+        kept: list[Row] = list(options["series"])
+        kept[series] = {**kept[series], "label": label}
+        self._props["options"] = {**options, "series": kept}
+        self.update()
 
     def replace(self, data: Sequence[Sequence[Sequence[float]]], marks: Sequence[Row]) -> None:
         """Show these points only."""

@@ -44,12 +44,13 @@ _CHECKPOINTS: list[Row] = [
 ]
 _RECOVERIES: list[Row] = [
     {"key": "generation", "label": "Generation", "kind": "text"},
-    {"key": "cause", "label": "Cause", "kind": "text"},
-    {"key": "worker", "label": "Worker", "kind": "mono"},
+    {"key": "cause", "label": "Cause", "kind": "pair"},
     {"key": "at", "label": "When", "kind": "ago", "align": "right"},
     {"key": "took", "label": "To first step", "kind": "text", "align": "right"},
     {"key": "from", "label": "From step", "kind": "text", "align": "right"},
 ]
+_SPEED = ("tokens_per_s", "step_s")
+_SPEED_BY_SAMPLES = ("samples_per_s", "step_s")
 _CHARTS: tuple[tuple[Row, tuple[str, ...]], ...] = (
     (
         {
@@ -63,12 +64,13 @@ _CHARTS: tuple[tuple[Row, tuple[str, ...]], ...] = (
         {
             "title": "Throughput and step time",
             "axes": [{"scale": False}, {"scale": False}],
+            "stacked": True,
             "series": [
-                {"label": "tokens/s", "color": "--accent", "band": False},
+                {"label": "tokens per second", "color": "--accent", "fill": True},
                 {"label": "seconds per step", "color": "--series-b", "axis": 1},
             ],
         },
-        ("tokens_per_s", "step_s"),
+        _SPEED,
     ),
 )
 
@@ -79,6 +81,7 @@ class JobPage:
     def __init__(self, sources: Sources, job: str) -> None:
         self._sources, self._job = sources, job
         self._charts: list[Chart] = []
+        self._names = [names for _, names in _CHARTS]
         self._sent_step = -1
         self._sent_generation = 0
         self._sent_points = 0
@@ -98,6 +101,7 @@ class JobPage:
         with frame(self._sources, f"{name} · DistroML", crumb=name) as status:
             self._status = status
         history = await self._history(0)
+        self._choose_speed(history)
         marks = present.mark_rows(detail.marks)
         events = await self._sources.model.read(read_events, self._job, limit=EVENTS_SHOWN)
         with ui.element("main").classes("grid"):
@@ -105,12 +109,14 @@ class JobPage:
                 self._head = Head({})
                 self._facts = Facts()
             with ui.element("div").classes("grid even"):
-                for options, names in _CHARTS:
+                for (options, _), names in zip(_CHARTS, self._names, strict=True):
                     data = [present.points(history, n) for n in names]
                     with ui.element("section").classes("card"):
                         self._charts.append(
                             Chart({**options, "data": data, "marks": marks}, on_overflow=self._start_charts_anew)
                         )
+                if self._names[1] != _SPEED:
+                    self._charts[1].rename(0, "samples per second")
             self._workers = self._table("Workers", _WORKERS, "No worker has started yet")
             with ui.element("div").classes("grid two"):
                 with ui.element("section").classes("card"):
@@ -187,7 +193,7 @@ class JobPage:
         marks = present.mark_rows(detail.marks)
         fresh_marks = marks if marks != self._marks else None
         # Samples of a newer generation go back behind what is drawn already: everything is sent again.
-        if detail.live.generation != self._sent_generation:
+        if detail.live.generation != self._sent_generation or not self._sent_points:
             await self._send_all(marks)
             return
         history = await self._history(self._sent_step + 1)
@@ -197,9 +203,17 @@ class JobPage:
         if not history and fresh_marks is None:
             return
         self._marks = marks
-        for chart, (_, names) in zip(self._charts, _CHARTS, strict=True):
+        for chart, names in zip(self._charts, self._names, strict=True):
             chart.append([present.points(history, n) for n in names], fresh_marks)
         self._note_sent(history)
+
+    def _choose_speed(self, history: Sequence[Bucket]) -> None:
+        """A script that counts no tokens has its samples counted."""
+        counted = any(b.stats["tokens"][1] for b in history if "tokens" in b.stats)
+        if history and not counted and self._names[1] == _SPEED:
+            self._names[1] = _SPEED_BY_SAMPLES
+            for chart in self._charts[1:]:
+                chart.rename(0, "samples per second")
 
     def _start_charts_anew(self) -> None:
         async def send() -> None:
@@ -209,9 +223,10 @@ class JobPage:
 
     async def _send_all(self, marks: Sequence[Row]) -> None:
         history = await self._history(0)
+        self._choose_speed(history)
         self._marks, self._sent_points = marks, 0
         self._note_sent(history)
-        for chart, (_, names) in zip(self._charts, _CHARTS, strict=True):
+        for chart, names in zip(self._charts, self._names, strict=True):
             chart.replace([present.points(history, n) for n in names], marks)
 
     async def _history(self, from_step: int) -> list[Bucket]:

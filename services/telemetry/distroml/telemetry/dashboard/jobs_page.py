@@ -20,7 +20,7 @@ _COLUMNS: list[Row] = [
     {"key": "workers", "label": "Workers", "kind": "text", "align": "right"},
     {"key": "progress", "label": "Step", "kind": "progress"},
     {"key": "loss", "label": "Loss", "kind": "text", "align": "right"},
-    {"key": "tokens", "label": "Tokens/s", "kind": "text", "align": "right"},
+    {"key": "speed", "label": "Throughput", "kind": "text", "align": "right"},
     {"key": "age", "label": "Submitted", "kind": "ago", "align": "right"},
     {"key": "eta", "label": "Estimated end", "kind": "eta", "align": "right"},
 ]
@@ -29,7 +29,7 @@ _GROUPS = (
     ("active", "Active", "run"),
     ("waiting", "Waiting", "wait"),
     ("succeeded", "Succeeded", "good"),
-    ("failed", "Failed or cancelled", "bad"),
+    ("failed", "Failed, cancelled", "bad"),
 )
 
 

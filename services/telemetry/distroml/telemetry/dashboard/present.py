@@ -54,13 +54,7 @@ def size(bytes_: float) -> str:
     """Bytes in the unit that fits: `1.4 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(bytes_) < 1024 or unit == "TiB":
-            return (
-                f"{bytes_:.0f} B"
-                if unit == "B"
-                else f"{bytes_:.3g} {unit}"
-                if bytes_ < 1000
-                else f"{bytes_:.0f} {unit}"
-            )
+            return f"{bytes_:.0f} {unit}" if unit == "B" or bytes_ >= 1000 else f"{bytes_:.3g} {unit}"
         bytes_ /= 1024
     raise AssertionError("unreachable")
 
@@ -109,17 +103,25 @@ def job_row(view: JobView, live: LiveRow, reason: tuple[str, str] | None, now_ms
         "name": {"text": view.name or view.job, "sub": view.job},
         "state": {"state": state, "tone": tone, "reason": why, "message": message},
         "workers": f"{workers}/{most}" if workers and most else str(workers or most or ""),
-        "progress": {
-            "step": step,
-            "total": total,
-            "tone": tone,
-            "text": f"{step:,} / {total:,}" if total else f"{step:,}" if step else "–",
-        },
-        "loss": loss_text(live.loss),
-        "tokens": number(live.tokens_per_s) if fresh and live.tokens_per_s else "",
+        "progress": _bar(step, total, tone),
+        "loss": "" if live.loss is None else loss_text(live.loss),
+        "speed": throughput(live) if fresh else "",
         "age": view.submitted_ms,
         "eta": live.eta_ms if state == "running" and fresh else 0,
     }
+
+
+def _bar(step: int, total: int, tone: str) -> Row | None:
+    if not step and not total:
+        return None
+    return {"step": step, "total": total, "tone": tone, "text": f"{step:,} / {total:,}" if total else f"{step:,}"}
+
+
+def throughput(live: LiveRow) -> str:
+    """Tokens a second, or samples where the script counts no tokens."""
+    if live.tokens_per_s:
+        return f"{number(live.tokens_per_s)} tok/s"
+    return f"{number(live.samples_per_s)} smp/s" if live.samples_per_s else ""
 
 
 def head(detail: JobDetail, reason: tuple[str, str] | None) -> Row:
@@ -157,9 +159,9 @@ def facts(detail: JobDetail, now_ms: int) -> list[Row]:
     items: list[Row] = [
         {"key": "loss", "label": "Loss", "value": loss_text(live.loss)},
         {
-            "key": "tokens",
-            "label": "Tokens per second",
-            "value": number(live.tokens_per_s) if live.tokens_per_s and (fresh or view.ended) else "–",
+            "key": "speed",
+            "label": "Throughput",
+            "value": (throughput(live) if fresh or view.ended else "") or "–",
             "sub": f"{seconds(live.step_s)} per step" if live.step_s else "",
         },
     ]
@@ -237,9 +239,7 @@ def _worker_row(
         "pid": str(pid) if pid else "",
         "state": {"state": state, "tone": _WORKER_TONES.get(state, "mute"), "reason": message, "message": message},
         "start": start,
-        "cpu": None
-        if use is None or not use.at_ms or ended
-        else {"ratio": use.cpu_ratio, "text": f"{use.cpu_ratio:.0%}"},
+        "cpu": None if cpu is None else {"ratio": cpu, "text": f"{cpu:.0%}"},
         "memory": size(use.rss_bytes) if use is not None and use.rss_bytes and not ended else "",
         "gpu": None if gpu is None else {"ratio": gpu, "text": f"{gpu:.0%}"},
         "step": f"{use.step:,}" if use is not None and use.step_at_ms else "",
@@ -275,8 +275,7 @@ def recovery_rows(rows: Sequence[RecoveryRow]) -> list[Row]:
         {
             "id": f"{r.lost_at_ms}",
             "generation": f"→ {r.generation}" if r.generation else "forming",
-            "cause": (r.category or r.cause).replace("_", " "),
-            "worker": r.worker,
+            "cause": {"text": (r.category or r.cause).replace("_", " "), "sub": r.worker},
             "at": r.lost_at_ms,
             "took": seconds(recovery_s(r)) if r.first_step_at_ms else "running",
             "from": f"{r.resumed_from_step:,}" if r.first_step_at_ms else "",
@@ -310,17 +309,32 @@ def line_rows(lines: Sequence[LineRow]) -> list[Row]:
 
 
 _BAD_EVENTS = frozenset({"Broken", "Failed", "Exited", "Lost", "Found", "Detected"})
-_EVENT_WORDS = ("reason", "message", "cause", "why", "outcome", "state", "category", "worker", "node", "step", "number")
+_EVENT_WORDS: Mapping[str, str] = {
+    "step": "step {}",
+    "number": "generation {}",
+    "world_size": "{} workers",
+    "reason": "{}",
+    "message": "{}",
+    "cause": "{}",
+    "why": "{}",
+    "outcome": "{}",
+    "category": "{}",
+    "worker": "{}",
+    "node": "{}",
+    "actor": "by {}",
+}
 
 
 def event_row(event: EventRow) -> Row:
     """An event with a few of its fields in words."""
-    name = event.type.rpartition(".")[2]
+    service, _, rest = event.type.partition(".")
+    kind, _, name = rest.rpartition(".")
+    kind = kind or service
     body = _body(event.json)
     inner = body.get("generation")
     if isinstance(inner, dict):
         body = {**body, **cast("dict[str, object]", inner)}
-    words = [f"{k} {body[k]}" if k in ("step", "number") else str(body[k]) for k in _EVENT_WORDS if body.get(k)]
+    words = [form.format(_word(body[k])) for k, form in _EVENT_WORDS.items() if body.get(k)]
     clean = name == "Exited" and (body.get("expected") or not (body.get("code") or body.get("signal")))
     tone = "mute"
     if any(name.endswith(bad) for bad in _BAD_EVENTS) and not clean:
@@ -331,8 +345,8 @@ def event_row(event: EventRow) -> Row:
         tone = "run"
     return {
         "position": event.position,
-        "name": name,
-        "text": " · ".join(words[:4]),
+        "name": name if name.lower().startswith(kind) else f"{kind}.{name}",
+        "text": " · ".join(dict.fromkeys(words[:4])),
         "at": event.at_ms,
         "stream": event.stream,
         "version": event.version,
@@ -340,6 +354,11 @@ def event_row(event: EventRow) -> Row:
         "json": event.json,
         "tone": tone,
     }
+
+
+def _word(value: object) -> str:
+    text = str(value)
+    return text.removeprefix("FAILURE_CATEGORY_").lower() if text.startswith("FAILURE_CATEGORY_") else text
 
 
 def _body(text: str) -> dict[str, object]:

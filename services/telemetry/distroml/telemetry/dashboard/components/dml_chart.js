@@ -3,9 +3,9 @@ import { compact, stamp } from "dml_format";
 
 const KEPT = 6000;
 const MARKS = {
-  checkpoint: { color: "--good", symbol: "triangle", word: "checkpoint" },
-  failure: { color: "--bad", symbol: "diamond", word: "failure" },
-  generation: { color: "--warn", symbol: "circle", word: "new generation" },
+  checkpoint: { color: "--good", sign: "▲", word: "checkpoint" },
+  failure: { color: "--bad", sign: "◆", word: "failure" },
+  generation: { color: "--warn", sign: "●", word: "new generation" },
 };
 
 // Lines over the step axis with what happened marked on it. Points come as [step, mean, min, max] and are appended.
@@ -62,33 +62,35 @@ export default {
           xAxis: m.step,
           name: m.text,
           lineStyle: { color, type: m.kind === "checkpoint" ? "dotted" : "solid", width: m.kind === "checkpoint" ? 1 : 1.5, opacity: 0.85 },
-          symbol: ["none", MARKS[m.kind].symbol],
-          symbolSize: m.kind === "failure" ? 9 : 7,
-          itemStyle: { color },
-          label: { show: false },
+          label: { show: true, position: "end", distance: 1, formatter: MARKS[m.kind].sign, color, fontSize: 10 },
           value: m.at,
         };
       });
     },
+    update_chart() {
+      this.draw();
+    },
     draw() {
       if (!this.chart) return;
       const text = this.color("--muted"), line = this.color("--line"), card = this.color("--card"), ink = this.color("--ink");
+      const seen = this.rows.filter((r) => r.length);
+      const range = seen.length ? [Math.min(...seen.map((r) => r[0][0])), Math.max(...seen.map((r) => r[r.length - 1][0]), 1)] : [0, 1];
       this.points = Math.max(0, ...this.rows.map((r) => r.length));
       const axis = { axisLabel: { color: text, fontSize: 11 }, axisLine: { show: false }, axisTick: { show: false } };
-      const series = [];
+      const series = [], stacked = !!this.options.stacked;
       this.options.series.forEach((s, i) => {
         const color = this.color(s.color), rows = this.rows[i];
-        const common = { type: "line", showSymbol: rows.length === 1, symbolSize: 5, animation: false, yAxisIndex: s.axis || 0, sampling: "lttb" };
+        const common = { type: "line", showSymbol: rows.length === 1, symbolSize: 5, animation: false, yAxisIndex: s.axis || 0, xAxisIndex: stacked ? s.axis || 0 : 0, sampling: "lttb" };
         if (s.band && rows.some((p) => p[3] > p[2])) {
           const area = { ...common, lineStyle: { opacity: 0 }, silent: true, stack: "band" + i, stackStrategy: "all", symbol: "none", tooltip: { show: false }, sampling: undefined };
           series.push({ ...area, data: rows.map((p) => [p[0], p[2]]) });
           series.push({ ...area, data: rows.map((p) => [p[0], p[3] - p[2]]), areaStyle: { color, opacity: 0.14 } });
         }
         series.push({
-          ...common, name: s.label, data: rows.map((p) => [p[0], p[1]]), color,
+          ...common, name: s.label, areaStyle: s.fill ? { color, opacity: 0.1 } : undefined, data: rows.map((p) => [p[0], p[1]]), color,
           lineStyle: { color, width: 2 }, emphasis: { disabled: true },
-          markLine: i === 0 ? {
-            animation: false, data: this.markLines(), silent: false, emphasis: { disabled: true },
+          markLine: i === 0 || stacked ? {
+            animation: false, symbol: ["none", "none"], data: this.markLines(), silent: false, emphasis: { disabled: true },
             tooltip: { trigger: "item", formatter: (p) => `${echarts.format.encodeHTML(p.name)}<br><small>${stamp(p.value)}</small>` },
           } : undefined,
         });
@@ -96,8 +98,13 @@ export default {
       this.chart.setOption({
         animation: false,
         textStyle: { fontFamily: "inherit" },
-        grid: { left: 8, right: 8, top: 30, bottom: 4, containLabel: true },
-        legend: { show: this.options.series.length > 1, top: 0, left: 0, itemWidth: 14, itemHeight: 3, icon: "roundRect", textStyle: { color: text, fontSize: 12 } },
+        grid: stacked
+          ? [{ left: 52, right: 10, top: 34, height: "34%" }, { left: 52, right: 10, bottom: 24, height: "32%" }]
+          : { left: 44, right: 10, top: 16, bottom: 24 },
+        title: stacked
+          ? this.options.series.map((s, i) => ({ text: s.label, left: 4, top: i ? "51%" : 0, textStyle: { color: this.color(s.color), fontSize: 12, fontWeight: 500 } }))
+          : [],
+        axisPointer: { link: [{ xAxisIndex: "all" }] },
         tooltip: {
           trigger: "axis", backgroundColor: card, borderColor: line, textStyle: { color: ink, fontSize: 12 }, confine: true,
           axisPointer: { lineStyle: { color: text, opacity: 0.5 } },
@@ -106,14 +113,17 @@ export default {
             return shown.length ? `<b>step ${shown[0].value[0].toLocaleString()}</b><br>` + shown.map((p) => `${p.marker} ${p.seriesName}: <b>${compact(p.value[1])}</b>`).join("<br>") : "";
           },
         },
-        xAxis: { type: "value", ...axis, min: "dataMin", max: "dataMax", splitLine: { show: false }, minInterval: 1, axisLabel: { ...axis.axisLabel, formatter: (v) => (Number.isInteger(v) ? compact(v) : "") , hideOverlap: true} },
+        xAxis: this.options.axes.map((_, i) => ({
+          type: "value", gridIndex: stacked ? i : 0, ...axis, min: range[0], max: range[1], splitLine: { show: false }, minInterval: 1,
+          axisLabel: { ...axis.axisLabel, show: !stacked || i === this.options.axes.length - 1, showMinLabel: false, showMaxLabel: false, formatter: (v) => (Number.isInteger(v) ? compact(v) : ""), hideOverlap: true },
+        })),
         yAxis: this.options.axes.map((a, i) => ({
-          type: "value", scale: a.scale !== false, ...axis, position: i ? "right" : "left", splitNumber: 4,
-          splitLine: { show: i === 0, lineStyle: { color: line } },
+          type: "value", scale: a.scale !== false, ...axis, gridIndex: stacked ? i : 0, splitNumber: stacked ? 2 : 4,
+          splitLine: { lineStyle: { color: line } },
           axisLabel: { ...axis.axisLabel, formatter: (v) => compact(v) },
         })),
         series,
-      }, { replaceMerge: ["series"] });
+      }, { replaceMerge: ["series", "title"] });
       const first = this.rows[0];
       this.summary = first.length
         ? `${this.options.title} from ${compact(first[0][1])} at step ${first[0][0]} to ${compact(first[first.length - 1][1])} at step ${first[first.length - 1][0]}; ` + this.legend.map((l) => `${l.n} × ${l.word}`).join(", ")
@@ -125,7 +135,7 @@ export default {
       <figcaption><span class="cap">{{ options.title }}</span>
         <span class="legend"><span v-for="l in legend" :key="l.kind" :class="'mk mk-' + l.kind"><i aria-hidden="true"></i>{{ l.n }} {{ l.word }}{{ l.n > 1 ? 's' : '' }}</span></span>
       </figcaption>
-      <div ref="plot" class="plot" role="img" :aria-label="summary"></div>
+      <div ref="plot" class="plot" :class="{ tall: options.stacked }" role="img" :aria-label="summary"></div>
       <div v-if="!points" class="empty over"><b>No samples yet</b></div>
     </figure>`,
 };

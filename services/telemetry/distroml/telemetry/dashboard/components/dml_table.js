@@ -22,7 +22,7 @@ export default {
         </tr></thead>
         <tbody>
           <tr v-for="r in rows" :key="r.id" :data-id="r.id" :class="{ link: r.href }" @click="open(r, $event)">
-            <td v-for="c in columns" :key="c.key" :class="[c.align, 'k-' + c.kind, { blank: r[c.key] == null || r[c.key] === '' }]"
+            <td v-for="c in columns" :key="c.key" :class="[c.align, 'k-' + c.kind, { blank: !r[c.key] }]"
                 :data-label="c.label">
               <template v-if="c.kind === 'name'">
                 <a :href="r.href" class="name">{{ r[c.key].text }}</a><small class="mono">{{ r[c.key].sub }}</small>
@@ -30,6 +30,8 @@ export default {
               <template v-else-if="c.kind === 'state'">
                 <State v-bind="r[c.key]" /><small v-if="r[c.key].reason" :title="r[c.key].message">{{ r[c.key].reason }}</small>
               </template>
+              <template v-else-if="c.kind === 'pair'">{{ r[c.key].text }}<small class="mono">{{ r[c.key].sub }}</small></template>
+              <span v-else-if="c.kind === 'progress' && !r[c.key]">–</span>
               <div v-else-if="c.kind === 'progress'" class="progress" :class="'tone-' + r[c.key].tone">
                 <span class="num">{{ r[c.key].text }}</span>
                 <div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100"
