@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from distroml.rendezvous import domain as d
-from distroml.rendezvous.domain import events as ev
 from rendezvous_words import (
     PAIR,
     after,
@@ -23,6 +21,9 @@ from rendezvous_words import (
     tick,
     worker,
 )
+
+from distroml.rendezvous import domain as d
+from distroml.rendezvous.domain import events as ev
 
 
 def ranks(state: d.Rendezvous) -> dict[str, int]:

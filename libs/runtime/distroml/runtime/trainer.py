@@ -278,5 +278,5 @@ class Trainer(Generic[Batch]):
         self._link.flush(_FLUSH_S)
         if run is not None:
             run.abandon(failed=False)
-        self._membership.leave(f"failed: {type(error).__name__}")
+        self._membership.close(broken=True)
         raise error

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -122,5 +123,5 @@ class ProcessLauncher:
             self._children.discard(pid)
 
 
-def _path(env: dict[str, str] | os._Environ[str]) -> dict[str, str]:
+def _path(env: Mapping[str, str]) -> dict[str, str]:
     return {name: env[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in env}

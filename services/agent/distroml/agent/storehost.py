@@ -1,11 +1,12 @@
 """Hosts the torch TCPStores of one job attempt, outside of every worker and of the agent.
 
-Started like a worker, so it outlives an agent. One store per generation: plain scripts write the same keys in each.
+Started like a worker, so it outlives an agent. Plain scripts write the same keys in every generation, so each needs
+a store of its own.
 Gloo and NCCL need a store only while they set up, so the end of this process hurts no training that runs.
 
 Arguments: the address to bind, and nothing else. It listens on `store.sock` (0600) in its working folder; a line
-with a generation's number is answered by the port of that generation's store, made if there is none. The three
-newest are kept.
+with a growing number is answered by the port of the store of that number, made if there is none. The newest are
+kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import sys
 from datetime import timedelta
 
-KEPT = 3
+KEPT = 8
 SOCKET = "store.sock"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+
 from distroml.eventstore.draft import Header
 from distroml.rendezvous.adapters.codec import STREAM_PREFIX
 from distroml.rendezvous.jobs import Jobs

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -276,7 +276,7 @@ class Jobs:
         self._users: dict[str, int] = {}
 
     @asynccontextmanager
-    async def using(self, job: str) -> AsyncIterator[Job]:
+    async def using(self, job: str) -> AsyncGenerator[Job, None]:
         """The job's actor, running."""
         self._users[job] = self._users.get(job, 0) + 1
         if job not in self._actors:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import msgspec
+
 from distroml.agent.adapters.processes import Identity, kill_session
 from distroml.agent.domain.exits import ExitRecord
 from distroml.workerlink import environment as names

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import msgspec
+
 from distroml.agent.launch import boot_id, start_time
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import struct
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
 from distroml.agent import template
@@ -131,6 +131,7 @@ class Templates:
         self._wait_s = wait_s
         self._templates: dict[TemplateKey, Template] = {}
         self._default: TemplateKey | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     def keep(self, key: TemplateKey, env: dict[str, str], *, default: bool = False) -> None:
         """Have a template for `key`; the one that was not wanted for longest goes if there are too many."""
@@ -153,23 +154,21 @@ class Templates:
         """
         if reason := why_cold(key, self._templates):
             raise NoFork(reason)
-        template = self._templates[key]
+        warm = self._templates[key]
         try:
             async with asyncio.timeout(self._wait_s):
-                await template.ready.wait()
+                await warm.ready.wait()
         except TimeoutError:
             raise NoFork(f"the warm process was not ready after {self._wait_s:g} s") from None
-        return await template.fork(order)
+        return await warm.fork(order)
 
     async def close(self) -> None:
         """End them all."""
-        for template in self._templates.values():
-            await template.close()
+        for each in self._templates.values():
+            await each.close()
         self._templates.clear()
 
     def _close_soon(self, template: Template) -> None:
         task = asyncio.create_task(template.close())
-        self._closing = task
-
-
-__all__ = ["DEVNULL", "NoFork", "Template", "Templates"]
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

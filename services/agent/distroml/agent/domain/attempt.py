@@ -27,8 +27,7 @@ def step(state: Attempt, happened: Input) -> tuple[Attempt, tuple[Effect, ...]]:
             if s.state.order is None and not s.state.closed:
                 s.do(_join(s.state))
         case inputs.PrepareFailed(message=message):
-            _set(s, phase=Phase.FAILED, category=Category.SETUP, message=message)
-            s.do(effects.Observe(Phase.FAILED, Category.SETUP, message))
+            _prepare_failed(s, message)
         case inputs.Accepted():
             _set(s, joined=True, ready_said=-1)
         case inputs.JoinEnded():
@@ -77,6 +76,19 @@ def step(state: Attempt, happened: Input) -> tuple[Attempt, tuple[Effect, ...]]:
 
 def _join(state: Attempt) -> effects.Join:
     return effects.Join(state.running_generation, state.workers)
+
+
+def _prepare_failed(s: Step, message: str) -> None:
+    if s.state.phase in (Phase.STOPPED, Phase.FAILED):
+        return
+    if s.state.joined and not s.state.left:
+        _set(s, left=True)
+        s.do(effects.Leave(message))
+    for place in s.state.places:
+        if place.process is not None and not place.process.doomed:
+            _end(s, place, Intent.STOP, message, grace_s=0)
+    _set(s, phase=Phase.FAILED, category=Category.SETUP, message=message)
+    s.do(effects.Observe(Phase.FAILED, Category.SETUP, message))
 
 
 def _opened(s: Step, number: int) -> None:
@@ -145,7 +157,7 @@ def _closed(s: Step, outcome: str, category: Category, message: str) -> None:
 
 
 def _resize(s: Step, workers: tuple[str, ...]) -> None:
-    if set(workers) == set(s.state.workers) or s.state.order is not None:
+    if s.state.order is not None:
         return
     kept = [replace(place, leaving=place.worker not in workers) for place in s.state.places]
     known = {place.worker for place in kept}

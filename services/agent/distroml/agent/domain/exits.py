@@ -39,6 +39,12 @@ class Intent(StrEnum):
     HANG = "hang"
 
 
+def intent_of(ended_by: str) -> Intent:
+    """The intent in a record's `ended_by`, where an earlier agent wrote one there (`INTENT: why`)."""
+    head = ended_by.partition(":")[0]
+    return Intent(head) if head in {each.value for each in Intent} else Intent.NONE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitRecord:
     """What the holder wrote; `lost` where the holder ended without writing anything."""

@@ -142,7 +142,7 @@ class Ordered:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """The node is to have these workers."""
+    """The gang changed; this node is to have these workers."""
 
     workers: tuple[str, ...]
 

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Final
 
 import msgspec
+
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as pb
 from distroml.events import stream
 from distroml.eventstore.codec import DataclassCodec, JoinedCodec

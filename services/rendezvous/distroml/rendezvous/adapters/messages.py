@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
+from google.protobuf.message import Message
+
 from distroml.api.common.v1 import common_pb2
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as pb
 from distroml.events import is_name
@@ -12,7 +14,6 @@ from distroml.rendezvous import domain as d
 from distroml.rendezvous.adapters.codec import PUBLIC_EVENTS
 from distroml.rendezvous.domain import events as ev
 from distroml.rpc.errors import InvalidArgument
-from google.protobuf.message import Message
 
 MAX_JOIN_TIMEOUT_S = 3600
 DEFAULT_JOIN_TIMEOUT_S = 30
