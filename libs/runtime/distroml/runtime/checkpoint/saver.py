@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch.distributed.checkpoint.planner import SavePlan
+
 from distroml.manifest import CHUNK_BYTES, PACK_BYTES, KnownChunk, ManifestError
 from distroml.objectstore import NoSuchObject, ObjectDamaged, ObjectStore, ObjectStoreError, ObjectStoreFull
 from distroml.runtime.checkpoint.packing import SaveCancelled
@@ -15,7 +17,6 @@ from distroml.runtime.checkpoint.plain import encode_plain
 from distroml.runtime.checkpoint.planner import State
 from distroml.runtime.checkpoint.staging import StagedPlanner
 from distroml.runtime.checkpoint.writer import ManifestWriter, SaveTarget, known_chunks
-from torch.distributed.checkpoint.planner import SavePlan
 
 OPEN_TIMEOUT_S = 600.0
 """How long a staged save waits for the catalogue's answer before it is given up."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+
 from distroml.runtime.checkpoint.errors import UnsupportedState
 
 Path = tuple[str | int, ...]

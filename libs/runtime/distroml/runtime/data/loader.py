@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
+from torch.utils.data import default_collate
+
 from distroml.runtime.data.order import SampleOrder
 from distroml.runtime.data.ranges import (
     DataPosition,
@@ -17,7 +19,6 @@ from distroml.runtime.data.ranges import (
     share,
     steps_per_epoch,
 )
-from torch.utils.data import default_collate
 
 Sample = TypeVar("Sample", covariant=True)
 Batch = TypeVar("Batch")

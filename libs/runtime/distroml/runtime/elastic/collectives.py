@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
 from distroml.runtime.elastic.errors import PeerLost, is_communication_error
 from distroml.runtime.elastic.world import World
 

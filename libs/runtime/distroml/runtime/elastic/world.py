@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
 from distroml.runtime.elastic.connections import Connections
 from distroml.workerlink import CheckpointRef, Generation, environment
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from torch.utils.hooks import RemovableHandle
+
 from distroml.runtime.elastic import Collectives, Pending
 from distroml.runtime.parallel.buckets import BucketSpec, Segment, lay_out
-from torch.utils.hooks import RemovableHandle
 
 
 class Exchange(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+
 from distroml.runtime.data import DataLoader
 from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.training.randomness import seed_step

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from distroml.runtime.data import DataLoader, DataPosition, StepRange
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.training.randomness import seed_step
 from distroml.runtime.training.types import LossFunction, NonFiniteError, StepInfo, check_loss
 from distroml.runtime.training.votes import HEAD, Wish, ballot, tally
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 
 @dataclass(frozen=True, slots=True)
