@@ -115,7 +115,8 @@ def _dump(line: Mapping[str, object]) -> str:
     # ASCII only: the number of characters is then the number of bytes, and lone surrogates are harmless.
     try:
         return json.dumps(line, ensure_ascii=True, default=str, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError):
+    except Exception:
+        # A value may do anything when asked for its text; a log line must come of it all the same.
         return json.dumps({key: _text(value) for key, value in line.items()}, separators=(",", ":"))
 
 

@@ -36,7 +36,23 @@ TASK_RESTARTS: Final = "distroml_task_restarts_total"
 TASK_UP: Final = "distroml_task_up"
 SERVICE_INFO: Final = "distroml_service_info"
 
+# Metrics of training, kept by telemetry.
+TRAIN_STEP_SECONDS: Final = "distroml_train_step_seconds"
+TRAIN_LOSS: Final = "distroml_train_loss"
+TRAIN_STEP: Final = "distroml_train_step"
+TRAIN_TOKENS: Final = "distroml_train_tokens_total"
+TRAIN_SAMPLES: Final = "distroml_train_samples_total"
+TRAIN_RECOVERY_SECONDS: Final = "distroml_train_recovery_seconds"
+TRAIN_CHECKPOINTS: Final = "distroml_train_checkpoints_total"
+TELEMETRY_DROPPED: Final = "distroml_telemetry_dropped_total"
+TELEMETRY_SKIPPED_EVENTS: Final = "distroml_telemetry_skipped_events_total"
+TELEMETRY_PENDING: Final = "distroml_telemetry_pending_records"
+
 # Labels of metrics.
+LABEL_JOB: Final = "job"
+LABEL_OUTCOME: Final = "outcome"
+LABEL_KIND: Final = "kind"
+LABEL_WHERE: Final = "where"
 LABEL_METHOD: Final = "method"
 LABEL_CODE: Final = "code"
 LABEL_TASK: Final = "task"

@@ -57,16 +57,25 @@ global___PushRequest = PushRequest
 
 @typing.final
 class PushResponse(google.protobuf.message.Message):
+    """Sent when the batch is in the read model, or could not be taken."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: builtins.int
+    DROPPED_SAMPLES_FIELD_NUMBER: builtins.int
+    DROPPED_LINES_FIELD_NUMBER: builtins.int
     sequence: builtins.int
+    dropped_samples: builtins.int
+    """Of this batch: not kept because telemetry was full, or because they were malformed."""
+    dropped_lines: builtins.int
     def __init__(
         self,
         *,
         sequence: builtins.int = ...,
+        dropped_samples: builtins.int = ...,
+        dropped_lines: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["sequence", b"sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "sequence", b"sequence"]) -> None: ...
 
 global___PushResponse = PushResponse
 
@@ -215,6 +224,7 @@ class LogRecord(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     AT_MS_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
     job: builtins.str
     rank: builtins.int
     worker: builtins.str
@@ -225,6 +235,8 @@ class LogRecord(google.protobuf.message.Message):
     at_ms: builtins.int
     offset: builtins.int
     """Place in the worker's file, so that a line pushed twice is kept once."""
+    incarnation: builtins.int
+    """Which process of the worker wrote it; offsets count anew in each."""
     def __init__(
         self,
         *,
@@ -236,8 +248,9 @@ class LogRecord(google.protobuf.message.Message):
         text: builtins.str = ...,
         at_ms: builtins.int = ...,
         offset: builtins.int = ...,
+        incarnation: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "job", b"job", "offset", b"offset", "rank", b"rank", "stream", b"stream", "text", b"text", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "incarnation", b"incarnation", "job", b"job", "offset", b"offset", "rank", b"rank", "stream", b"stream", "text", b"text", "worker", b"worker"]) -> None: ...
 
 global___LogRecord = LogRecord
 
@@ -306,6 +319,7 @@ class QuerySeriesRequest(google.protobuf.message.Message):
     job: builtins.str
     from_step: builtins.int
     max_points: builtins.int
+    """1 to 5000 per series; 500 by default."""
     @property
     def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """`loss`, `grad_norm`, `step_s`, `tokens_per_s`, `samples_per_s`, `data_wait_s`, `comm_wait_s`, `learning_rate`,
@@ -313,7 +327,9 @@ class QuerySeriesRequest(google.protobuf.message.Message):
         """
 
     @property
-    def ranks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def ranks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Empty: the lowest rank with samples, whose loss, gradient norm, samples and tokens stand for all."""
+
     def __init__(
         self,
         *,
@@ -422,9 +438,13 @@ class QueryLogsRequest(google.protobuf.message.Message):
     job: builtins.str
     follow: builtins.bool
     tail: builtins.int
+    """Lines from the end; 0 for all that is kept."""
     contains: builtins.str
+    """Only lines with this text, upper and lower case alike."""
     @property
-    def ranks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def ranks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Empty: every rank."""
+
     def __init__(
         self,
         *,
@@ -443,14 +463,18 @@ class QueryLogsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     RECORDS_FIELD_NUMBER: builtins.int
+    DROPPED_LINES_FIELD_NUMBER: builtins.int
+    dropped_lines: builtins.int
+    """Lines of the job that are not kept any more, since the first one."""
     @property
     def records(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LogRecord]: ...
     def __init__(
         self,
         *,
         records: collections.abc.Iterable[global___LogRecord] | None = ...,
+        dropped_lines: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["records", b"records"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dropped_lines", b"dropped_lines", "records", b"records"]) -> None: ...
 
 global___QueryLogsResponse = QueryLogsResponse
 

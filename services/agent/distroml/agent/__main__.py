@@ -1,0 +1,46 @@
+"""`python -m distroml.agent`: serve this node; `--end-workers`: end what runs on it, without a control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from distroml import observability
+from distroml.agent.agent import Agent, end_leftovers
+from distroml.agent.settings import own_environment, read_settings
+from distroml.rpc import Service, connect, launch
+
+
+async def serve() -> None:
+    """Run the agent until SIGTERM. Workers go on unless `DATA/node/down` says otherwise."""
+    settings = read_settings()
+    observability.setup(settings.service, deployment=settings.deployment, level=settings.log_level)
+    async with Service(settings) as service:
+        peers = {
+            name: connect(settings.peer(name), settings.token, actor="agent")
+            for name in ("scheduler", "rendezvous", "checkpoint", "telemetry")
+        }
+        for channel in peers.values():
+            service.on_close(lambda channel=channel: channel.close())
+        agent = Agent(settings, own_environment(), **peers)
+        service.on_close(agent.close)
+        await agent.start()
+        service.background("node stream", agent.node.stream.run)
+        service.background("telemetry push", agent.node.telemetry.run)
+        service.background("watch", agent.watch)
+        service.on_drain(agent.go_down)
+        await service.run()
+
+
+async def end_workers() -> None:
+    """End every worker and store host of the data folder, whoever started them."""
+    settings = read_settings()
+    count = await end_leftovers(settings.data / "node" / "workers", keep=set())
+    print(f"ended {count} processes")
+
+
+if __name__ == "__main__":
+    if "--end-workers" in sys.argv[1:]:
+        asyncio.run(end_workers())
+    else:
+        launch(serve)

@@ -1,0 +1,224 @@
+"""An explicit-state check of the real decider: every interleaving of a small world is visited, breadth first.
+
+Two nodes with one worker each, which may finish at any time; node a's agent may be replaced, node b's worker may die
+and its lease expire, every timer may fire. The network loses, repeats, delays and reorders whatever an agent ever
+sent: each message may arrive at any later time, any number of times, or never. The service may crash between any two
+commands: it comes back with the state that its stored parts give (`restarted`), and agents look where the job stands
+whenever they like, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, replace
+from functools import cache
+
+from rendezvous_words import JOB, exited, join, lost, ready, worker
+
+from distroml.events import Rejection
+from distroml.rendezvous import domain as d
+from distroml.rendezvous.adapters.codec import STATE
+from distroml.rendezvous.domain import events as ev
+from distroml.rendezvous.jobs import extra_parts
+
+NODES = ("a", "b")
+MAX_GENERATION = 2
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as it really is: which start of the agent, which generation its process is of (0: no process).
+
+    `ended` is how its last process ended (generation, signal), on the disk of whichever agent comes.
+    """
+
+    agent: int = 0
+    running: int = 0
+    left: int = 0
+    finished: int = 0
+    ended: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class World:
+    """`stored` and `sent` are places in STATES and COMMANDS, which makes them quick to compare.
+
+    `trouble` counts down: deaths of workers, replacements of agents, expired leases.
+    """
+
+    stored: int
+    nodes: tuple[Node, Node] = (Node(), Node())
+    sent: frozenset[int] = frozenset()
+    trouble: tuple[int, int, int] = (1, 1, 1)
+
+
+STATES: list[d.Rendezvous] = []
+COMMANDS: list[d.Command] = []
+_places: dict[object, int] = {}
+
+
+def restarted(state: d.Rendezvous) -> int:
+    """The place of a state; what a restarted service reads back from its stored parts is exactly it."""
+    parts = STATE.parts(state)
+    key = tuple(sorted(parts.items()))
+    if key not in _places:
+        _places[key] = len(STATES)
+        STATES.append(STATE.from_parts(parts))
+        assert STATES[-1] == state
+    return _places[key]
+
+
+def place(command: d.Command) -> int:
+    if command not in _places:
+        _places[command] = len(COMMANDS)
+        COMMANDS.append(command)
+    return _places[command]
+
+
+@cache
+def joins(node: int, agents: int) -> list[int]:
+    """What the node's agents so far may have sent, or send again."""
+    return [place(join(NODES[node], agent=agent_id(node, agent), min_workers=1)) for agent in range(agents)]
+
+
+@cache
+def words(index: int, node: Node) -> frozenset[int]:
+    """What a node has to say: that it is ready, and how its last process ended."""
+    name, agent = NODES[index], agent_id(index, node.agent)
+    said: list[d.Command] = []
+    if node.running == 0 and not node.finished:
+        said.append(ready(name, node.left, agent=agent))
+    generation, signal = node.ended
+    if generation:
+        said.append(exited(name, generation, signal=signal, agent=agent))
+    return frozenset(map(place, said))
+
+
+def agent_id(node: int, agent: int) -> str:
+    return f"{NODES[node]}{agent}"
+
+
+@cache
+def decided(stored: int, command: int) -> int:
+    """The state after what the service commits, checked; the same where it refuses."""
+    state = STATES[stored]
+    try:
+        events = tuple(d.RENDEZVOUS.decide(state, COMMANDS[command]))
+    except Rejection:
+        return stored
+    after = d.RENDEZVOUS.fold(events, since=state)
+    check(state, events, after)
+    return restarted(after)
+
+
+def check(before: d.Rendezvous, events: tuple[ev.Event, ...], after: d.Rendezvous) -> None:
+    assert after.number >= before.number
+    fences = [part.value for part in extra_parts(before, after) if part.key == f"fences/{JOB}"]
+    opened = [event.number for event in events if isinstance(event, ev.GenerationOpened)]
+    assert fences == ([str(opened[-1]).encode()] if opened else []), "the fence is the newest generation opened"
+    state = before
+    for event in events:
+        if isinstance(event, ev.GenerationOpened):
+            assert event.number == state.number + 1
+        if isinstance(event, ev.GenerationFormed):
+            formed = event.generation
+            assert formed.number == state.number
+            assert state.formed is None or formed.number > state.formed.number, "formed once per number"
+            assert [m.rank for m in formed.members] == list(range(formed.world_size))
+            assert all(state.joined[m.node].ready for m in formed.members), "a member was ready"
+        state = d.RENDEZVOUS.evolve(state, event)
+    broken = [event for event in events if isinstance(event, ev.GenerationBroken)]
+    if after.attempt == before.attempt:
+        assert before.failures_left - after.failures_left in ((0, 1) if broken else (0,)), "one failure a generation"
+
+
+def successors(world: World):
+    state = STATES[world.stored]
+    deaths, replacements, expiries = world.trouble
+    sent = (*joins(0, world.nodes[0].agent + 1), *joins(1, world.nodes[1].agent + 1), *world.sent)
+    for stored in {decided(world.stored, command) for command in sent}:
+        yield replace(world, stored=stored)
+    wait, limit = d.waiting(state), d.limit_ms(state)
+    if wait is not None and limit is not None:
+        yield replace(world, stored=decided(world.stored, place(d.Tick(at_ms=0, waiting=wait, waited_ms=limit))))
+    for index, node in enumerate(world.nodes):
+        name, agent = NODES[index], agent_id(index, node.agent)
+
+        def moving(now, *, node_index=index, **more):
+            return replace(world, nodes=tuple(now if i == node_index else n for i, n in enumerate(world.nodes)), **more)
+
+        formed = state.current
+        if formed and formed.number > max(node.running, node.left) and name in formed.nodes:
+            yield moving(replace(node, running=formed.number, finished=0))
+        if node.running and state.number > node.running:
+            yield moving(replace(node, running=0, left=node.running))
+        if node.finished and state.number > node.finished and state.phase is not d.Phase.CLOSED:
+            yield moving(replace(node, finished=0))
+        if node.running:
+            ended = replace(node, running=0, left=node.running)
+            yield moving(replace(ended, finished=node.running, ended=(node.running, 0)))
+            if deaths and index == 1:
+                trouble = (deaths - 1, replacements, expiries)
+                yield moving(replace(ended, ended=(node.running, 9)), trouble=trouble)
+        if replacements and index == 0:
+            trouble = (deaths, replacements - 1, expiries)
+            yield moving(replace(node, agent=node.agent + 1), trouble=trouble)
+        if name in state.joined:
+            speaks = state.joined[name].agent_id
+            stored = decided(world.stored, place(lost(name, agent=speaks)))
+            if speaks != agent:
+                # A join of the replaced agent came late; nobody renews that lease.
+                yield replace(world, stored=stored)
+            elif expiries and index == 1:
+                yield replace(world, stored=stored, trouble=(deaths, replacements, expiries - 1))
+
+
+def spoken(world: World) -> World:
+    """With everything sent that the nodes have to say: sending early only lets it arrive earlier, or never."""
+    said = [words(index, node) for index, node in enumerate(world.nodes)]
+    return replace(world, sent=world.sent.union(*said))
+
+
+def check_world(world: World) -> None:
+    state = STATES[world.stored]
+    assert all(node.running <= state.number for node in world.nodes), "nobody runs ahead of the service"
+    if state.ending and state.ending.outcome == "Succeeded":
+        assert state.formed is not None
+        for member in state.formed.members:
+            said = {
+                (c.generation, c.code, c.signal)
+                for c in (COMMANDS[place] for place in world.sent)
+                if isinstance(c, d.ReportExit) and c.worker == member.worker
+            }
+            assert (state.formed.number, 0, 0) in said, "a success without its worker's word"
+
+
+def test_every_reachable_world_keeps_the_rules_and_can_still_end():
+    start = spoken(World(restarted(d.RENDEZVOUS.initial)))
+    seen, queue = {start}, deque([start])
+    before: dict[World, list[World]] = defaultdict(list)
+    ended: list[World] = []
+    while queue:
+        world = queue.popleft()
+        check_world(world)
+        state = STATES[world.stored]
+        if state.phase is d.Phase.CLOSED or state.number > MAX_GENERATION:
+            ended.append(world)
+            continue
+        for following in map(spoken, successors(world)):
+            before[following].append(world)
+            if following not in seen:
+                seen.add(following)
+                queue.append(following)
+    # No world is stuck: from each there is a way to an end.
+    can_end, queue = set(ended), deque(ended)
+    while queue:
+        for earlier in before[queue.popleft()]:
+            if earlier not in can_end:
+                can_end.add(earlier)
+                queue.append(earlier)
+    assert can_end == seen
+    outcomes = {s.ending.outcome for s in STATES if s.ending}
+    assert outcomes == {"Succeeded", "Failed"}
+    assert len(seen) > 10_000, len(seen)
+    assert any(worker("a") in s.finished for s in STATES)

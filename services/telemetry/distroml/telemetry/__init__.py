@@ -1,0 +1,1 @@
+"""Read models, training metrics and the live dashboard. Owns no stream."""

@@ -1,0 +1,109 @@
+"""What agents push, checked before it goes further: anything may stand in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from distroml.api.telemetry.v1.telemetry_pb2 import (
+    LogRecord,
+    PushRequest,
+    ResourceSample,
+    SpanRecord,
+    StepSample,
+)
+from distroml.events import is_name
+
+MAX_RANK = 1 << 16
+MAX_EXTRA = 32
+MAX_NAME = 128
+MAX_RECORDS = 20_000
+_CUT = " … [cut]"
+_MAX_INT = 1 << 62
+_OWN_NAMES = frozenset(
+    ["loss", "grad_norm", "step_s", "tokens_per_s", "samples_per_s", "data_wait_s", "comm_wait_s", "learning_rate",
+     "samples", "tokens"]
+)  # fmt: skip
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """Records fit to be stored, and how many were not."""
+
+    node: str
+    steps: Sequence[StepSample] = ()
+    resources: Sequence[ResourceSample] = ()
+    lines: Sequence[LogRecord] = ()
+    spans: Sequence[SpanRecord] = ()
+    bytes: int = 0
+    malformed_samples: int = 0
+    malformed_lines: int = 0
+    jobs: set[str] = field(default_factory=set[str])
+
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return len(self.steps) + len(self.resources) + len(self.lines) + len(self.spans)
+
+
+def checked(request: PushRequest, *, line_bytes: int) -> Batch:
+    """The sound part of a push. A batch past `MAX_RECORDS` of a kind loses the rest, counted."""
+    steps = [s for s in request.steps[:MAX_RECORDS] if _step_is_sound(s)]
+    resources = [r for r in request.resources[:MAX_RECORDS] if _resource_is_sound(r)]
+    lines = [_cut(r, line_bytes) for r in request.logs[:MAX_RECORDS] if _line_is_sound(r)]
+    spans = [s for s in request.spans[:MAX_RECORDS] if _span_is_sound(s)]
+    for resource in resources:
+        resource.node = resource.node or request.node[:MAX_NAME]
+    return Batch(
+        node=request.node,
+        steps=steps,
+        resources=resources,
+        lines=lines,
+        spans=spans,
+        bytes=request.ByteSize(),
+        malformed_samples=len(request.steps) + len(request.resources) - len(steps) - len(resources),
+        malformed_lines=len(request.logs) - len(lines),
+        jobs={r.job for records in (steps, resources, lines, spans) for r in records},
+    )
+
+
+def _in_range(*numbers: int) -> bool:
+    return all(0 <= n < _MAX_INT for n in numbers)
+
+
+def _step_is_sound(s: StepSample) -> bool:
+    if not (is_name(s.job) and 0 <= s.rank < MAX_RANK and s.step_s >= 0):
+        return False
+    if not _in_range(s.generation, s.step, s.total_steps, s.at_ms, s.samples, s.tokens, s.world_size):
+        return False
+    for name in [n for n in s.extra if len(n) > MAX_NAME or not n or n in _OWN_NAMES] + sorted(s.extra)[MAX_EXTRA:]:
+        s.extra.pop(name, None)
+    return True
+
+
+def _resource_is_sound(r: ResourceSample) -> bool:
+    names_fit = len(r.worker) <= MAX_NAME and len(r.node) <= MAX_NAME
+    return is_name(r.job) and names_fit and 0 <= r.rank < MAX_RANK and _in_range(r.at_ms, r.rss_bytes, r.gpu_bytes)
+
+
+def _line_is_sound(r: LogRecord) -> bool:
+    return (
+        is_name(r.job)
+        and r.stream in ("stdout", "stderr")
+        and len(r.worker) <= MAX_NAME
+        and -1 <= r.rank < MAX_RANK
+        and _in_range(r.generation, r.at_ms, r.offset, r.incarnation)
+    )
+
+
+def _span_is_sound(s: SpanRecord) -> bool:
+    texts = (s.trace_id, s.span_id, s.parent_span_id, s.name)
+    if not is_name(s.job) or any(len(t) > MAX_NAME for t in texts) or not _in_range(s.start_ns, s.end_ns):
+        return False
+    return len(s.attributes) <= MAX_EXTRA and all(len(v) <= 1024 for v in s.attributes.values())
+
+
+def _cut(record: LogRecord, limit: int) -> LogRecord:
+    if len(record.text) > limit or len(record.text.encode()) > limit:
+        record.text = record.text.encode()[: limit - len(_CUT.encode())].decode(errors="ignore") + _CUT
+    return record
