@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
 
@@ -20,7 +20,7 @@ class _Work(Protocol):
 
 
 @contextmanager
-def communication() -> Iterator[None]:
+def communication() -> Generator[None]:
     """Within it, an error of communication becomes `PeerLost`; any other passes unchanged."""
     try:
         yield
