@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import SERVICES, DataFolder, Endpoints
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import SERVICES, DataFolder
-
 from tests.e2e.conftest import Cli, Plane, tails, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]

@@ -9,13 +9,13 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from distroml.api.scheduler.v1 import jobs_pb2, jobs_pb2_grpc
 from distroml.cli.errors import CliError, UsageError
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import SERVICES, DataFolder
 from distroml.rpc import connect
 from distroml.rpc.errors import RemoteError
-
 from tests.e2e.conftest import Cli, Plane, plane, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -59,7 +59,7 @@ def test_a_wrong_token_is_refused_with_what_to_do(plane: Plane) -> None:
 
     with pytest.raises(RemoteError) as caught:
         asyncio.run(ask("wrong"))
-    assert caught.value.code.name == "UNAUTHENTICATED"
+    assert caught.value.status.name == "UNAUTHENTICATED"
     assert caught.value.reason == "WrongToken"
     asyncio.run(ask(plane.folder.token()))
 

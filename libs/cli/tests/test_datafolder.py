@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from distroml.cli.errors import UsageError
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
 from distroml.cli.plane.ports import dashboard_port, free_ports

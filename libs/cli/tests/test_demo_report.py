@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from distroml.cli.demo.report import Facts, build
 
 GOOD = Facts(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from distroml.cli import jobfile, spec
 from distroml.cli.errors import UsageError
 

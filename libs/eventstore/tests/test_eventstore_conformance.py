@@ -1,4 +1,5 @@
 import pytest
+
 from distroml.eventstore import memory, sqlite
 from distroml.eventstore.conformance import EventStoreConformance
 from distroml.statestore.memory import MemoryDatabase

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+
 from distroml.objectstore import ObjectStoreDown, ObjectStoreFull
 from distroml.objectstore.filesystem import open_object_store
 

@@ -1,4 +1,5 @@
 import pytest
+
 from distroml.objectstore import filesystem, memory
 from distroml.objectstore.conformance import ObjectStoreConformance
 

@@ -1,4 +1,5 @@
 import pytest
+
 from distroml.statestore.conformance import StateStoreConformance
 from distroml.statestore.memory import MemoryDatabase
 from distroml.statestore.memory import open_state_store as open_memory

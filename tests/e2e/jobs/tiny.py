@@ -4,6 +4,7 @@ import sys
 import time
 
 import torch
+
 from distroml.runtime import DataLoader, Trainer, from_mean
 
 steps, pace = int(sys.argv[1]), float(sys.argv[2])

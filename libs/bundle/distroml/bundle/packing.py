@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pathspec
+
 from distroml.bundle.errors import BundleError
 
 DEFAULT_CAP_BYTES = 64 * 1024 * 1024

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+
 from distroml.api.checkpoint.v1 import checkpoint_pb2
 from distroml.cli import output
 from distroml.cli.client import Plane, call

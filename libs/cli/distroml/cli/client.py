@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from distroml.api.checkpoint.v1 import checkpoint_pb2_grpc
 from distroml.api.common.v1 import replay_pb2_grpc
@@ -18,6 +18,12 @@ from distroml.cli.plane.control import connect_or_fail
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
 from distroml.rpc import connect
 from distroml.rpc.errors import RemoteError
+
+if TYPE_CHECKING:
+    from distroml.api.checkpoint.v1.checkpoint_pb2_grpc import CheckpointServiceAsyncStub
+    from distroml.api.common.v1.replay_pb2_grpc import ReplayServiceAsyncStub
+    from distroml.api.scheduler.v1.jobs_pb2_grpc import JobServiceAsyncStub
+    from distroml.api.telemetry.v1.telemetry_pb2_grpc import TelemetryServiceAsyncStub
 
 T = TypeVar("T")
 # The services that own streams, and so can replay them.
@@ -30,10 +36,10 @@ class Plane:
 
     folder: DataFolder
     endpoints: Endpoints
-    jobs: jobs_pb2_grpc.JobServiceAsyncStub
-    checkpoints: checkpoint_pb2_grpc.CheckpointServiceAsyncStub
-    telemetry: telemetry_pb2_grpc.TelemetryServiceAsyncStub
-    replay: dict[str, replay_pb2_grpc.ReplayServiceAsyncStub]
+    jobs: JobServiceAsyncStub
+    checkpoints: CheckpointServiceAsyncStub
+    telemetry: TelemetryServiceAsyncStub
+    replay: dict[str, ReplayServiceAsyncStub]
 
     @property
     def login_url(self) -> str:
@@ -55,10 +61,13 @@ async def open_plane(data: Path) -> AsyncGenerator[Plane]:
         yield Plane(
             folder,
             endpoints,
-            jobs_pb2_grpc.JobServiceStub(channels["scheduler"]),
-            checkpoint_pb2_grpc.CheckpointServiceStub(channels["checkpoint"]),
-            telemetry_pb2_grpc.TelemetryServiceStub(channels["telemetry"]),
-            {name: replay_pb2_grpc.ReplayServiceStub(channels[name]) for name in STREAM_OWNERS},
+            cast("JobServiceAsyncStub", jobs_pb2_grpc.JobServiceStub(channels["scheduler"])),
+            cast("CheckpointServiceAsyncStub", checkpoint_pb2_grpc.CheckpointServiceStub(channels["checkpoint"])),
+            cast("TelemetryServiceAsyncStub", telemetry_pb2_grpc.TelemetryServiceStub(channels["telemetry"])),
+            {
+                name: cast("ReplayServiceAsyncStub", replay_pb2_grpc.ReplayServiceStub(channels[name]))
+                for name in STREAM_OWNERS
+            },
         )
 
 
@@ -85,7 +94,7 @@ def as_cli_error(error: RemoteError) -> CliError:
     details = "".join(f"\n  {field}: {text}" for field, text in error.violations)
     message = f"{error.message}{details}"
     hint = f"reason: {error.reason}" if error.reason else ""
-    match error.code.name:
+    match error.status.name:
         case "UNAVAILABLE" | "DEADLINE_EXCEEDED":
             return Unreachable(message, hint="see `distroml doctor`; services restart by themselves within seconds")
         case "INVALID_ARGUMENT" | "NOT_FOUND" | "UNAUTHENTICATED" | "PERMISSION_DENIED":

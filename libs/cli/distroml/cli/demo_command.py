@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from distroml.cli import output, spec
 from distroml.cli.client import open_plane, translated
 from distroml.cli.demo import report as reporting

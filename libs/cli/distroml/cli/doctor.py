@@ -13,18 +13,19 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import grpc
 import grpc.aio
 import psutil
 import typer
+from grpc_health.v1 import health_pb2
+
 from distroml.cli import output
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, CliError
 from distroml.cli.options import Data, Json
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
-from grpc_health.v1 import health_pb2
 
 Verdict = Literal["ok", "warning", "problem"]
 
@@ -129,7 +130,7 @@ async def _ask(endpoints: Endpoints, token: str) -> dict[str, bool]:
             check = channel.unary_unary("/grpc.health.v1.Health/Check")  # pyright: ignore
             try:
                 metadata = (("authorization", f"Bearer {token}"),)
-                answer: bytes = await check(request, timeout=3, metadata=metadata)
+                answer = cast("bytes", await check(request, timeout=3, metadata=metadata))
             except grpc.aio.AioRpcError:
                 return False
             return health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING

@@ -77,7 +77,7 @@ class Follower:
                         self._print_line(line)
                 return
             except RemoteError as error:
-                if error.code.name != "UNAVAILABLE":
+                if error.status.name != "UNAVAILABLE":
                     self._status(f"output is not shown: {error.message}")
                     return
                 # Telemetry restarts: what was printed must not come twice, so go on from the end.
@@ -114,7 +114,7 @@ async def watch(plane: Plane, job: str) -> AsyncGenerator[jobs_pb2.Job]:
                 yield answer.job
             return
         except RemoteError as error:
-            if error.code.name not in ("UNAVAILABLE", "CANCELLED", "UNKNOWN") or patience == 0:
+            if error.status.name not in ("UNAVAILABLE", "CANCELLED", "UNKNOWN") or patience == 0:
                 raise
             patience -= 1
             await asyncio.sleep(0.5)

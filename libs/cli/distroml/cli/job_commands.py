@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.cli import output
 from distroml.cli.client import Plane, call

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+
 from distroml.cli.errors import UsageError
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
+
 from distroml.cli import (
     checkpoint_commands,
     cluster_commands,

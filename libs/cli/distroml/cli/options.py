@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+
 from distroml.cli.plane.datafolder import default_data
 
 Data: TypeAlias = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+
 from distroml.cli import output
 from distroml.cli.options import Data, Json
 from distroml.cli.plane import control

@@ -7,6 +7,7 @@ from datetime import UTC
 from typing import Annotated, Any
 
 import typer
+
 from distroml.api.common.v1 import common_pb2, replay_pb2
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.cli import output

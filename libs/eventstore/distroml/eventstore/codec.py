@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
+
 from distroml.events import NewEvent, UnknownEvent
 
 E = TypeVar("E")

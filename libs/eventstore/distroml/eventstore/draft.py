@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import msgspec
+
 from distroml.events import Codec, Decider
 from distroml.eventstore.codec import StateCodec
 from distroml.eventstore.port import Append, EventStore, Part

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import msgspec
+
 from distroml.events import Codec, Context, Decider, Position
 from distroml.eventstore.codec import StateCodec
 from distroml.eventstore.draft import Draft, Header, Repository, state_prefix

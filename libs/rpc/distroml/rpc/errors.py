@@ -28,7 +28,15 @@ from distroml.objectstore import (
     ObjectStoreError,
     ObjectStoreFull,
 )
-from distroml.statestore import CasConflict, Compacted, LeaseGone, StateStoreDown, StateStoreError
+from distroml.statestore import (
+    CasConflict,
+    Compacted,
+    LeaseGone,
+    StateStoreDamaged,
+    StateStoreDown,
+    StateStoreError,
+    StateStoreFull,
+)
 
 Violation = tuple[str, str]
 """A field's path in the request, and what is wrong with its value."""
@@ -234,6 +242,8 @@ _plain(EventStoreError, StatusCode.INTERNAL, "EventStoreError")
 _plain(CasConflict, StatusCode.ABORTED, "CasConflict", "somebody else changed it: read it again and try again")
 _plain(LeaseGone, StatusCode.FAILED_PRECONDITION, "LeaseGone", "take a new lease")
 _plain(Compacted, StatusCode.OUT_OF_RANGE, "Compacted", "list again, then watch from there")
+_plain(StateStoreFull, StatusCode.RESOURCE_EXHAUSTED, "StateStoreFull")
+_plain(StateStoreDamaged, StatusCode.DATA_LOSS, "StateStoreDamaged")
 _plain(StateStoreDown, StatusCode.UNAVAILABLE, "StateStoreDown", "try again")
 _plain(StateStoreError, StatusCode.INTERNAL, "StateStoreError")
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
+
 from distroml.statestore.port import CasConflict, Change, LeaseGone, StateStore
 
 

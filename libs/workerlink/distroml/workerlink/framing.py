@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 
 import msgspec
+
 from distroml.workerlink.messages import MAX_FRAME_BYTES, Message, ToAgent, ToWorker
 
 _LENGTH = struct.Struct(">I")

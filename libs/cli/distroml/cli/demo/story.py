@@ -116,7 +116,7 @@ class Story:
         verified = await verify_all(self.plane)
         request = telemetry_pb2.QuerySeriesRequest(job=self.job, names=["loss", "tokens_per_s"], max_points=100_000)
         series = {(s.name, s.rank): s.points for s in (await self.plane.telemetry.QuerySeries(request)).series}
-        losses = next((points for (name, _), points in sorted(series.items()) if name == "loss"), [])
+        losses = [point for (name, rank), points in series.items() if name == "loss" and rank == 0 for point in points]
         rates = [
             p.mean for (name, rank), points in series.items() if name == "tokens_per_s" and rank == 0 for p in points
         ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from distroml.api.telemetry.v1 import telemetry_pb2
 from distroml.cli.output import out
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _LINE_EVERY_S = 5.0
 

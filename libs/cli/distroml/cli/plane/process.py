@@ -75,18 +75,20 @@ class ServiceProcess:
             self.process.send_signal(number)
 
     def last_words(self) -> str:
-        """The newest message in the log: of its last JSON line, else its last line as it is."""
+        """The log's last line; of a JSON record, its message and the error that it carries."""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - 65_536))
             lines = file.read().decode("utf-8", "replace").splitlines()
-        for line in reversed(lines):
-            try:
-                record = cast("object", json.loads(line))
-            except ValueError:
-                continue
-            if isinstance(record, dict) and "message" in record:
-                return str(cast("dict[str, object]", record)["message"])
-        return lines[-1] if lines else "it said nothing"
+        if not lines:
+            return "it said nothing"
+        try:
+            record = cast("object", json.loads(lines[-1]))
+        except ValueError:
+            return lines[-1]
+        if not isinstance(record, dict):
+            return lines[-1]
+        fields = cast("dict[str, object]", record)
+        return " ".join(str(fields[key]) for key in ("message", "error") if key in fields)
 
 
 def _end_with_parent(parent: int) -> Callable[[], None]:

@@ -20,11 +20,12 @@ from typing import cast
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2
+
 from distroml.cli.errors import CliError
 from distroml.cli.plane.datafolder import SERVICES, DataFolder, Endpoints
 from distroml.cli.plane.ports import HOST, dashboard_port, free_ports, is_free
 from distroml.cli.plane.process import ServiceProcess
-from grpc_health.v1 import health_pb2
 
 HealthCheck = grpc.aio.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 TICK_S = 0.25

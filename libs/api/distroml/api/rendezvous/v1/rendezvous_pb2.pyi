@@ -152,7 +152,10 @@ class MemberReady(google.protobuf.message.Message):
 
     AFTER_FIELD_NUMBER: builtins.int
     WORKERS_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
     after: builtins.int
+    error: builtins.str
+    """Why the workers left a formed generation, where they said so and none of them ended."""
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -160,8 +163,9 @@ class MemberReady(google.protobuf.message.Message):
         *,
         after: builtins.int = ...,
         workers: collections.abc.Iterable[builtins.str] | None = ...,
+        error: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["after", b"after", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "error", b"error", "workers", b"workers"]) -> None: ...
 
 global___MemberReady = MemberReady
 
@@ -299,19 +303,49 @@ global___JoinAccepted = JoinAccepted
 
 @typing.final
 class ReportAck(google.protobuf.message.Message):
+    """The agent may forget these reports."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REPORT_IDS_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
     @property
     def report_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def refused(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RefusedReport]:
+        """Those among them that were not recorded, and never can be."""
+
     def __init__(
         self,
         *,
         report_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        refused: collections.abc.Iterable[global___RefusedReport] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["report_ids", b"report_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["refused", b"refused", "report_ids", b"report_ids"]) -> None: ...
 
 global___ReportAck = ReportAck
+
+@typing.final
+class RefusedReport(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPORT_ID_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    report_id: builtins.str
+    reason: builtins.str
+    """CamelCase: `UnknownGeneration`, `UnknownWorker`, `TooLarge`, `Malformed`."""
+    message: builtins.str
+    def __init__(
+        self,
+        *,
+        report_id: builtins.str = ...,
+        reason: builtins.str = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["message", b"message", "reason", b"reason", "report_id", b"report_id"]) -> None: ...
+
+global___RefusedReport = RefusedReport
 
 @typing.final
 class DrainGeneration(google.protobuf.message.Message):
@@ -453,6 +487,7 @@ class GenerationOpened(google.protobuf.message.Message):
     EXPECTED_FIELD_NUMBER: builtins.int
     MIN_WORKERS_FIELD_NUMBER: builtins.int
     FAILURES_LEFT_FIELD_NUMBER: builtins.int
+    JOIN_TIMEOUT_S_FIELD_NUMBER: builtins.int
     at_ms: builtins.int
     job: builtins.str
     number: builtins.int
@@ -460,6 +495,7 @@ class GenerationOpened(google.protobuf.message.Message):
     reason: builtins.str
     min_workers: builtins.int
     failures_left: builtins.int
+    join_timeout_s: builtins.int
     @property
     def expected(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExpectedMember]: ...
     def __init__(
@@ -473,8 +509,9 @@ class GenerationOpened(google.protobuf.message.Message):
         expected: collections.abc.Iterable[global___ExpectedMember] | None = ...,
         min_workers: builtins.int = ...,
         failures_left: builtins.int = ...,
+        join_timeout_s: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "attempt", b"attempt", "expected", b"expected", "failures_left", b"failures_left", "job", b"job", "min_workers", b"min_workers", "number", b"number", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "attempt", b"attempt", "expected", b"expected", "failures_left", b"failures_left", "job", b"job", "join_timeout_s", b"join_timeout_s", "min_workers", b"min_workers", "number", b"number", "reason", b"reason"]) -> None: ...
 
 global___GenerationOpened = GenerationOpened
 

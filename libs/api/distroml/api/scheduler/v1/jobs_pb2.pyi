@@ -907,6 +907,42 @@ class ListNodesResponse(google.protobuf.message.Message):
 global___ListNodesResponse = ListNodesResponse
 
 @typing.final
+class CordonNodeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    node: builtins.str
+    request_id: builtins.str
+    def __init__(
+        self,
+        *,
+        node: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node", b"node", "request_id", b"request_id"]) -> None: ...
+
+global___CordonNodeRequest = CordonNodeRequest
+
+@typing.final
+class UncordonNodeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    node: builtins.str
+    request_id: builtins.str
+    def __init__(
+        self,
+        *,
+        node: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["node", b"node", "request_id", b"request_id"]) -> None: ...
+
+global___UncordonNodeRequest = UncordonNodeRequest
+
+@typing.final
 class Node(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -113,6 +113,16 @@ class JobServiceStub(object):
                 request_serializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.ListNodesResponse.FromString,
                 _registered_method=True)
+        self.CordonNode = channel.unary_unary(
+                '/distroml.api.scheduler.v1.JobService/CordonNode',
+                request_serializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.CordonNodeRequest.SerializeToString,
+                response_deserializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.Node.FromString,
+                _registered_method=True)
+        self.UncordonNode = channel.unary_unary(
+                '/distroml.api.scheduler.v1.JobService/UncordonNode',
+                request_serializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.UncordonNodeRequest.SerializeToString,
+                response_deserializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.Node.FromString,
+                _registered_method=True)
         self.GetQueue = channel.unary_unary(
                 '/distroml.api.scheduler.v1.JobService/GetQueue',
                 request_serializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.GetQueueRequest.SerializeToString,
@@ -222,6 +232,19 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CordonNode(self, request, context):
+        """The node takes no new gang; what runs there goes on. It is drained when nothing is left on it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetQueue(self, request, context):
         """Waiting jobs in the order in which they are considered, each with its reason.
         """
@@ -306,6 +329,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListNodes,
                     request_deserializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.ListNodesRequest.FromString,
                     response_serializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'CordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonNode,
+                    request_deserializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.CordonNodeRequest.FromString,
+                    response_serializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.Node.SerializeToString,
+            ),
+            'UncordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonNode,
+                    request_deserializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.UncordonNodeRequest.FromString,
+                    response_serializer=distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.Node.SerializeToString,
             ),
             'GetQueue': grpc.unary_unary_rpc_method_handler(
                     servicer.GetQueue,
@@ -722,6 +755,60 @@ class JobService(object):
             '/distroml.api.scheduler.v1.JobService/ListNodes',
             distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.ListNodesRequest.SerializeToString,
             distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/distroml.api.scheduler.v1.JobService/CordonNode',
+            distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.CordonNodeRequest.SerializeToString,
+            distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/distroml.api.scheduler.v1.JobService/UncordonNode',
+            distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.UncordonNodeRequest.SerializeToString,
+            distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2.Node.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,6 +105,17 @@ class JobServiceStub:
         distroml.api.scheduler.v1.jobs_pb2.ListNodesResponse,
     ]
 
+    CordonNode: grpc.UnaryUnaryMultiCallable[
+        distroml.api.scheduler.v1.jobs_pb2.CordonNodeRequest,
+        distroml.api.scheduler.v1.jobs_pb2.Node,
+    ]
+    """The node takes no new gang; what runs there goes on. It is drained when nothing is left on it."""
+
+    UncordonNode: grpc.UnaryUnaryMultiCallable[
+        distroml.api.scheduler.v1.jobs_pb2.UncordonNodeRequest,
+        distroml.api.scheduler.v1.jobs_pb2.Node,
+    ]
+
     GetQueue: grpc.UnaryUnaryMultiCallable[
         distroml.api.scheduler.v1.jobs_pb2.GetQueueRequest,
         distroml.api.scheduler.v1.jobs_pb2.GetQueueResponse,
@@ -196,6 +207,17 @@ class JobServiceAsyncStub:
     ListNodes: grpc.aio.UnaryUnaryMultiCallable[
         distroml.api.scheduler.v1.jobs_pb2.ListNodesRequest,
         distroml.api.scheduler.v1.jobs_pb2.ListNodesResponse,
+    ]
+
+    CordonNode: grpc.aio.UnaryUnaryMultiCallable[
+        distroml.api.scheduler.v1.jobs_pb2.CordonNodeRequest,
+        distroml.api.scheduler.v1.jobs_pb2.Node,
+    ]
+    """The node takes no new gang; what runs there goes on. It is drained when nothing is left on it."""
+
+    UncordonNode: grpc.aio.UnaryUnaryMultiCallable[
+        distroml.api.scheduler.v1.jobs_pb2.UncordonNodeRequest,
+        distroml.api.scheduler.v1.jobs_pb2.Node,
     ]
 
     GetQueue: grpc.aio.UnaryUnaryMultiCallable[
@@ -320,6 +342,21 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: distroml.api.scheduler.v1.jobs_pb2.ListNodesRequest,
         context: _ServicerContext,
     ) -> typing.Union[distroml.api.scheduler.v1.jobs_pb2.ListNodesResponse, collections.abc.Awaitable[distroml.api.scheduler.v1.jobs_pb2.ListNodesResponse]]: ...
+
+    @abc.abstractmethod
+    def CordonNode(
+        self,
+        request: distroml.api.scheduler.v1.jobs_pb2.CordonNodeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[distroml.api.scheduler.v1.jobs_pb2.Node, collections.abc.Awaitable[distroml.api.scheduler.v1.jobs_pb2.Node]]:
+        """The node takes no new gang; what runs there goes on. It is drained when nothing is left on it."""
+
+    @abc.abstractmethod
+    def UncordonNode(
+        self,
+        request: distroml.api.scheduler.v1.jobs_pb2.UncordonNodeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[distroml.api.scheduler.v1.jobs_pb2.Node, collections.abc.Awaitable[distroml.api.scheduler.v1.jobs_pb2.Node]]: ...
 
     @abc.abstractmethod
     def GetQueue(

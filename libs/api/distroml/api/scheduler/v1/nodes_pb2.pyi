@@ -135,6 +135,7 @@ class NodeHeartbeat(google.protobuf.message.Message):
 
     APPLIED_REVISION_FIELD_NUMBER: builtins.int
     applied_revision: builtins.int
+    """The newest desired state that is wholly so on the node: no process is left on slots that it no longer names."""
     def __init__(
         self,
         *,
@@ -282,7 +283,9 @@ class DesiredAttempt(google.protobuf.message.Message):
     def spec(self) -> distroml.api.scheduler.v1.jobs_pb2.JobSpec: ...
     @property
     def slots(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Slots of this node that the attempt holds."""
+        """Slots of this node that the attempt holds, one worker each. Fewer than before after a resize: the workers of
+        the others end with the generation. Empty together with `stop` where the node left the gang.
+        """
 
     @property
     def gang(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GangMember]:
@@ -290,7 +293,7 @@ class DesiredAttempt(google.protobuf.message.Message):
 
     @property
     def stop(self) -> global___StopOrder:
-        """Set while the attempt is to end: the agent stops its workers and says STOPPED."""
+        """Set while the attempt is to end: the agent stops its workers and says STOPPED, also where none runs (any more)."""
 
     def __init__(
         self,
@@ -334,7 +337,7 @@ class StopOrder(google.protobuf.message.Message):
     GRACE_S_FIELD_NUMBER: builtins.int
     CHECKPOINT_FIELD_NUMBER: builtins.int
     reason: builtins.str
-    """`Cancelled`, `Paused`, `Preempted`, `Finished`, `Failed`."""
+    """`Cancelled`, `Paused`, `Preempted`, `Finished`, `Failed`, `Resized` (this node left the gang)."""
     grace_s: builtins.int
     checkpoint: builtins.bool
     """Let workers write a checkpoint first."""

@@ -1,0 +1,18 @@
+"""Generations in one process: whichever rank dies, the others stay and go on."""
+
+from distroml.runtime.elastic.collectives import Collectives, Pending, communication
+from distroml.runtime.elastic.errors import GenerationLeft, NoGeneration, PeerLost, is_communication_error
+from distroml.runtime.elastic.membership import Membership
+from distroml.runtime.elastic.world import World
+
+__all__ = [
+    "Collectives",
+    "GenerationLeft",
+    "Membership",
+    "NoGeneration",
+    "PeerLost",
+    "Pending",
+    "World",
+    "communication",
+    "is_communication_error",
+]

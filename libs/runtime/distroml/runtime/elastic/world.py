@@ -1,0 +1,160 @@
+"""One generation as a worker sees it, and the process group that carries it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from distroml.runtime.elastic.connections import Connections
+from distroml.workerlink import CheckpointRef, Generation, environment
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process's place in a generation; a run that no agent started is generation 0."""
+
+    generation: int
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    store: tuple[str, int] | None
+    # Keeps the keys of one generation (or of one torchrun restart) from the next one's in the same store.
+    prefix: str
+    restore: CheckpointRef | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which speaks for all."""
+        return self.rank == 0
+
+
+def choose_device(local_rank: int, wanted: str | None) -> torch.device:
+    """`wanted`, or this worker's GPU, or the CPU where there is none."""
+    if wanted is not None and wanted != "cuda":
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    if wanted == "cuda":
+        raise RuntimeError("device='cuda' was asked for, but torch sees no GPU here; leave `device` out to use the CPU")
+    return torch.device("cpu")
+
+
+def parse_restore(text: str) -> CheckpointRef | None:
+    """`STEP:MANIFEST_HASH` as the agent writes it; empty means none."""
+    if not text:
+        return None
+    step, _, manifest_hash = text.partition(":")
+    if not step.isdigit() or not manifest_hash:
+        raise ValueError(f"{environment.RESTORE} must read STEP:MANIFEST_HASH, got {text!r}")
+    return CheckpointRef(step=int(step), manifest_hash=manifest_hash)
+
+
+def world_of_environment(environ: Mapping[str, str], device: str | None) -> World:
+    """The first generation: torchrun's variables and ours, or one process where there are none."""
+    local_rank = int(environ.get(environment.LOCAL_RANK, "0"))
+    generation = int(environ.get(environment.GENERATION, "0"))
+    restarts = "" if environment.GENERATION in environ else environ.get(environment.TORCHELASTIC_RESTART_COUNT, "")
+    address, port = environ.get(environment.MASTER_ADDR), environ.get(environment.MASTER_PORT)
+    return World(
+        generation=generation,
+        rank=int(environ.get(environment.RANK, "0")),
+        world_size=int(environ.get(environment.WORLD_SIZE, "1")),
+        local_rank=local_rank,
+        device=choose_device(local_rank, device),
+        store=(address, int(port)) if address and port else None,
+        prefix=f"gen{generation}" + (f"/restart{restarts}" if restarts else ""),
+        restore=parse_restore(environ.get(environment.RESTORE, "")),
+    )
+
+
+def world_of_generation(generation: Generation, device: str | None) -> World:
+    """A later generation, as the agent hands it over the link."""
+    return World(
+        generation=generation.number,
+        rank=generation.rank,
+        world_size=generation.world_size,
+        local_rank=generation.local_rank,
+        device=choose_device(generation.local_rank, device),
+        store=(generation.store_host, generation.store_port),
+        prefix=f"gen{generation.number}",
+        restore=generation.restore,
+    )
+
+
+def export_environment(world: World) -> None:
+    """Put `world` into this process's environment, for the user's code that reads torchrun's variables."""
+    os.environ[environment.RANK] = str(world.rank)
+    os.environ[environment.WORLD_SIZE] = str(world.world_size)
+    os.environ[environment.LOCAL_RANK] = str(world.local_rank)
+    os.environ[environment.GENERATION] = str(world.generation)
+    if world.store is not None:
+        os.environ[environment.MASTER_ADDR], os.environ[environment.MASTER_PORT] = world.store[0], str(world.store[1])
+
+
+class ProcessGroup:
+    """The default process group of one generation, and the means to cut it from another thread."""
+
+    def __init__(self, world: World, *, agent_store: bool, setup_timeout_s: float, collective_timeout_s: float) -> None:
+        self._world = world
+        self._agent_store = agent_store
+        self._setup_timeout = timedelta(seconds=setup_timeout_s)
+        self._timeout = timedelta(seconds=collective_timeout_s)
+        self._connections = Connections()
+
+    def open(self) -> None:
+        """Connect to every other rank. One process needs no group.
+
+        Raises:
+            RuntimeError and torch's communication errors: a rank did not come within the set-up timeout, or left.
+        """
+        world = self._world
+        if world.device.type == "cuda":
+            torch.cuda.set_device(world.device)
+        if world.world_size == 1:
+            return
+        if world.store is None:
+            raise ValueError(
+                f"WORLD_SIZE is {world.world_size} but MASTER_ADDR and MASTER_PORT are not set; "
+                "start the script with `distroml run` or torchrun"
+            )
+        store = dist.TCPStore(
+            world.store[0],
+            world.store[1],
+            world.world_size,
+            is_master=not self._agent_store and world.rank == 0,
+            timeout=self._setup_timeout,
+            wait_for_workers=False,
+        )
+        dist.init_process_group(
+            "nccl" if world.device.type == "cuda" else "gloo",
+            store=dist.PrefixStore(world.prefix, store),
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=self._setup_timeout,
+        )
+        # Creating a group ends before the others are known to be there; the first collective is the proof.
+        dist.barrier(device_ids=[world.device.index] if world.device.type == "cuda" else None)
+        group = dist.group.WORLD
+        if group is not None:
+            group.set_timeout(self._timeout)
+        self._connections.complete()
+
+    def sever(self) -> None:
+        """Free any thread that waits in this group; from any thread, repeatable."""
+        if self._world.device.type == "cuda":
+            group = dist.group.WORLD
+            if group is not None:
+                group.abort()
+        self._connections.sever()
+
+    def close(self, *, broken: bool) -> None:
+        """Tear the group down; after an error the connections go first, so that peers are freed at once."""
+        if broken:
+            self.sever()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,175 @@
+"""Sums gradients over the ranks while the backward pass is still running."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from distroml.runtime.elastic import Collectives, Pending
+from distroml.runtime.parallel.buckets import BucketSpec, Segment, lay_out
+from torch.utils.hooks import RemovableHandle
+
+
+class Exchange(Protocol):
+    """How a bucket's flat buffer becomes the sum over all ranks. Compression schemes take this place."""
+
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
+        """Start on bucket `number`; every rank calls in the same order. `flat` holds the sum after `wait()`."""
+        ...
+
+
+class SumExchange:
+    """The plain sum, without compression."""
+
+    def __init__(self, collectives: Collectives) -> None:
+        self._collectives = collectives
+
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
+        """See `Exchange`."""
+        return self._collectives.sum_async(flat)
+
+
+class _Bucket:
+    def __init__(self, number: int, spec: BucketSpec) -> None:
+        self.number = number
+        self.spec = spec
+        self.flat = torch.zeros(spec.numel, dtype=spec.dtype, device=spec.device)
+        self.missing = len(spec.segments)
+        self.launched = False
+
+
+class GradientReducer:
+    """Holds all gradients as views of flat buckets and sums each bucket over the ranks once it is full.
+
+    A step is `begin()`, one or more backward passes with `last` set on the last one, `flush()`, then `wait()`.
+    Afterwards every `parameter.grad` is a view of the summed buffers, still without any normalisation. A rank
+    without a microbatch calls `begin()`, `flush()`, `wait()` and contributes zeros. Buckets are exchanged in the
+    layout's order on every rank, whatever the order in which gradients become ready.
+    """
+
+    def __init__(
+        self, parameters: Sequence[tuple[str, torch.nn.Parameter]], exchange: Exchange, *, bucket_mb: float
+    ) -> None:
+        self.parameters = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+        if not self.parameters:
+            raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
+        self._exchange = exchange
+        self._buckets = [_Bucket(n, spec) for n, spec in enumerate(lay_out(self.parameters, bucket_mb))]
+        self._pending: list[Pending] = []
+        self._next = 0
+        self._fired = [False] * len(self.parameters)
+        self.last = False
+        self.wait_s = 0.0
+        self._views: list[torch.Tensor] = [torch.empty(0)] * len(self.parameters)
+        self._handles: list[RemovableHandle] = []
+        for bucket in self._buckets:
+            for segment in bucket.spec.segments:
+                self._attach(bucket, segment)
+
+    @property
+    def layout(self) -> tuple[BucketSpec, ...]:
+        """The bucket layout."""
+        return tuple(bucket.spec for bucket in self._buckets)
+
+    @property
+    def flats(self) -> list[torch.Tensor]:
+        """The flat buffers, in the layout's order."""
+        return [bucket.flat for bucket in self._buckets]
+
+    def _attach(self, bucket: _Bucket, segment: Segment) -> None:
+        parameter = self.parameters[segment.index][1]
+        view = bucket.flat[segment.offset : segment.offset + segment.numel].view(parameter.shape)
+        self._views[segment.index] = view
+        fired = self._fired
+        index = segment.index
+
+        def accumulated(parameter: torch.Tensor) -> None:
+            # The first pass of a step brings a fresh tensor; later ones were added into the view in place.
+            if parameter.grad is not view:
+                if bucket.launched:
+                    raise RuntimeError(
+                        f"a gradient of {segment.name} came after its bucket was summed: the backward pass visits it "
+                        "twice; use activation checkpointing with use_reentrant=False"
+                    )
+                assert parameter.grad is not None
+                view.copy_(parameter.grad)
+                parameter.grad = view
+            fired[index] = True
+            if self.last:
+                bucket.missing -= 1
+                if bucket.missing == 0:
+                    self._launch_ready()
+
+        self._handles.append(parameter.register_post_accumulate_grad_hook(accumulated))
+
+    def begin(self) -> None:
+        """A new step: no gradient is there yet."""
+        for _, parameter in self.parameters:
+            parameter.grad = None
+        for bucket in self._buckets:
+            bucket.missing = len(bucket.spec.segments)
+            bucket.launched = False
+        self._fired[:] = [False] * len(self._fired)
+        self._pending.clear()
+        self._next = 0
+        self.last = False
+        self.wait_s = 0.0
+
+    def _launch_ready(self) -> None:
+        while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
+            self._launch(self._buckets[self._next])
+
+    def _launch(self, bucket: _Bucket) -> None:
+        bucket.launched = True
+        self._next += 1
+        self._pending.append(self._exchange.begin(bucket.number, bucket.spec, bucket.flat))
+
+    def flush(self) -> list[bool]:
+        """All backward passes are done: exchange what is left; parameters without a gradient count as zero.
+
+        Returns:
+            For each parameter whether this rank's passes reached it.
+        """
+        for bucket in self._buckets[self._next :]:
+            for segment in bucket.spec.segments:
+                if not self._fired[segment.index]:
+                    view = self._views[segment.index]
+                    view.zero_()
+                    self.parameters[segment.index][1].grad = view
+            self._launch(bucket)
+        return list(self._fired)
+
+    def wait(self) -> None:
+        """Return when all sums are there; adds the time to `wait_s`. Raises `PeerLost`."""
+        started = time.perf_counter()
+        for pending in self._pending:
+            pending.wait()
+        self._pending.clear()
+        self.wait_s += time.perf_counter() - started
+
+    def drop_unused(self, used: Sequence[bool]) -> None:
+        """Parameters that no rank reached get no gradient, as in one process: optimizers then leave them alone."""
+        for (_, parameter), reached in zip(self.parameters, used, strict=True):
+            if not reached:
+                parameter.grad = None
+
+    def norm(self) -> torch.Tensor:
+        """The 2-norm of all gradients as they are now, bit-equal on every rank."""
+        norms = [torch.linalg.vector_norm(flat) for flat in self.flats]
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
+
+    def scale(self, factor: torch.Tensor | float) -> None:
+        """Multiply all gradients by `factor`."""
+        for flat in self.flats:
+            flat.mul_(factor)
+
+    def close(self) -> None:
+        """Take the hooks off the model, and let go of what was under way."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._pending.clear()
+        for _, parameter in self.parameters:
+            parameter.grad = None

@@ -1,0 +1,282 @@
+"""Trainer: trains a model through failures, on however many workers there are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, Literal, NoReturn, TypeVar
+
+import torch
+from distroml.runtime.data import DataLoader
+from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
+from distroml.runtime.link import process_link
+from distroml.runtime.parallel import Plan, check_compression
+from distroml.runtime.training.run import Drained, Run, StopOrdered
+from distroml.runtime.training.settings import MakeOptimizer, MakeScheduler, Settings, total_steps_of
+from distroml.runtime.training.source import ModelSource
+from distroml.runtime.training.storage import open_storage
+from distroml.runtime.training.types import (
+    Callback,
+    CheckpointsExhausted,
+    FitResult,
+    LossFunction,
+    NonFiniteError,
+)
+from distroml.workerlink import Stopping, WorkerFailed
+from torch import nn
+
+log = logging.getLogger("distroml.runtime.train")
+
+Batch = TypeVar("Batch")
+T = TypeVar("T")
+
+_FLUSH_S = 2.0
+_MAX_TEXT = 20_000
+
+
+def _speak() -> None:
+    """Show the runtime's own lines where the script set up no logging."""
+    logger = logging.getLogger("distroml.runtime")
+    if not logger.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def _category(error: BaseException) -> str:
+    match error:
+        case NonFiniteError():
+            return "non_finite"
+        case CheckpointsExhausted():
+            return "corruption"
+        case NoGeneration():
+            return "rendezvous_timeout"
+        case MemoryError() | torch.OutOfMemoryError():
+            return "out_of_memory"
+        case _:
+            return "exception"
+
+
+class Trainer(Generic[Batch]):
+    """Trains a model on all workers of the job; survives the loss of any of them within its process.
+
+    The loss function returns a **sum** over a microbatch and the count of its terms; gradients are summed over
+    microbatches and ranks and divided by the global count, so the result does not depend on how many workers share
+    a step. At the same world size a training that was broken off and restored has the same bits as one that was not.
+
+    Args:
+        model: the model; every rank starts from rank 0's weights. Or
+        model_factory: makes the model; called with torch's generator seeded by `seed`. It allows starting again
+            from step 0 without keeping a copy of the first weights.
+        optimizer: from the trainable parameters to an optimizer; called anew in every generation.
+        loss: `(model, batch) -> (sum of losses, count)`.
+        data: the training data.
+        steps: optimizer steps of the whole training. Or
+        epochs: passes over the data.
+        lr_scheduler: from the optimizer to a scheduler that is stepped once per optimizer step.
+        checkpoint_every: save after every so many steps, and at the end; None: never.
+        checkpoint_dir: folder for checkpoints of a run that no agent started; default `.distroml/runs/<script>`.
+        eval_data: held-out data, evaluated at the end and every `eval_every` steps.
+        grad_clip: largest norm of the normalised gradient.
+        plan: how to spread the model over the workers, see `plan()`.
+        compress: gradient compression; only "none" in this release.
+        seed: of first weights and of every random number drawn in a step.
+        callbacks: called on every rank after each step (on CUDA one step late).
+        non_finite: "fail" ends the job at a loss or gradient that is no finite number; "ignore" goes on.
+        without_checkpoint: what to do where all checkpoints turn out damaged: "restart" from step 0, or "fail".
+        device: "cpu", "cuda" or None for a GPU where there is one.
+        log_every_s: seconds between two progress lines of rank 0.
+
+    Raises:
+        ValueError: contradictory or impossible arguments; says which.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        *,
+        model_factory: Callable[[], nn.Module] | None = None,
+        optimizer: MakeOptimizer,
+        loss: LossFunction[Batch],
+        data: DataLoader[Batch],
+        steps: int | None = None,
+        epochs: int | None = None,
+        lr_scheduler: MakeScheduler | None = None,
+        checkpoint_every: int | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        eval_data: DataLoader[Batch] | None = None,
+        eval_every: int | None = None,
+        grad_clip: float | None = None,
+        plan: str | Plan = "auto",
+        compress: str = "none",
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+        non_finite: Literal["fail", "ignore"] = "fail",
+        without_checkpoint: Literal["restart", "fail"] = "restart",
+        device: str | None = None,
+        log_every_s: float = 5.0,
+    ) -> None:
+        _speak()
+        check_compression(compress)
+        self._settings = Settings(
+            optimizer=optimizer,
+            loss=loss,
+            data=data,
+            total_steps=total_steps_of(data, steps, epochs),
+            lr_scheduler=lr_scheduler,
+            checkpoint_every=checkpoint_every,
+            checkpoint_dir=checkpoint_dir,
+            eval_data=eval_data,
+            eval_every=eval_every,
+            grad_clip=grad_clip,
+            plan=plan,
+            compress=compress,
+            seed=seed,
+            callbacks=tuple(callbacks),
+            non_finite=non_finite,
+            without_checkpoint=without_checkpoint,
+            log_every_s=log_every_s,
+        )
+        self._link = process_link()
+        self._link.progress(step=0, phase="setup")
+        self._membership = Membership(self._link, os.environ, device=device)
+        self._source = ModelSource(model, model_factory, seed)
+        self._storage = open_storage(os.environ, attached=self._link.attached, folder=checkpoint_dir)
+        self._run: Run | None = None
+        self._fitting = False
+        self._evaluations: list[dict[str, float]] = []
+        self._asked = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; its parameters stay the same objects over all generations."""
+        return self._source.module
+
+    @property
+    def world(self) -> World | None:
+        """This process's place in the current generation, once there is one."""
+        return self._run.world if self._run is not None else self._membership.first
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is rank 0 of the current generation, which speaks for all."""
+        world = self.world
+        return world is not None and world.is_main
+
+    def fit(self) -> FitResult:
+        """Train to the end; returns on every rank, after the last checkpoint is committed.
+
+        When a worker is lost, the others stay in their processes, wait for the next generation, load the last
+        committed checkpoint and go on. On a stop order this raises `SystemExit(0)` after the current step.
+
+        Raises:
+            SystemExit: told to stop.
+            NonFiniteError, CheckpointsExhausted, NoGeneration: as their names say.
+            Exception: whatever the user's own functions raise, after it was reported.
+        """
+        self._fitting = True
+        return self._elastic(lambda run: run.result())
+
+    def evaluate(
+        self, data: DataLoader[Batch] | None = None, metrics: Mapping[str, LossFunction[Batch]] | None = None
+    ) -> dict[str, float]:
+        """Means over the whole of `data` (default: `eval_data`): "loss", and each of `metrics`, by name.
+
+        Every rank must call it, and gets the same numbers; it survives failures as `fit` does.
+        """
+        chosen = data or self._settings.eval_data
+        if chosen is None:
+            raise ValueError("there is nothing to evaluate on: pass data=, or eval_data= to Trainer")
+        number = self._asked
+        self._asked += 1
+
+        def measure(run: Run) -> dict[str, float]:
+            # A rank that came later repeats the script from its start: what the others know is not measured again.
+            if number >= len(self._evaluations):
+                self._evaluations.append(run.evaluate(chosen, metrics))
+            return self._evaluations[number]
+
+        return self._elastic(measure)
+
+    def close(self) -> None:
+        """End the process group in good order; called for you when the script ends."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.abandon(failed=False)
+        self._membership.close()
+        self._link.flush(_FLUSH_S)
+
+    def _elastic(self, action: Callable[[Run], T]) -> T:
+        """Do `action` in the current generation, or in whichever follows it when that one breaks."""
+        while True:
+            try:
+                run = self._run or self._enter()
+                if self._fitting and not run.trained:
+                    run.train()
+                done = action(run)
+                self._link.flush(_FLUSH_S)
+                return done
+            except Drained:
+                self._leave("")
+            except StopOrdered:
+                self._stop()
+            except Exception as error:
+                if not is_communication_error(error):
+                    self._fail(error)
+                if self._membership.stop is not None:
+                    self._stop()
+                if not self._link.attached:
+                    log.error("lost another rank, and no agent is there to form a new generation: %s", error)
+                    self._fail(error)
+                self._leave(str(error) or type(error).__name__)
+
+    def _enter(self) -> Run:
+        world = self._membership.enter()
+        run = Run(self._settings, self._source, self._link, self._membership, self._storage, world)
+        self._run = run
+        run.restore()
+        known = run.parallel.collectives.gather(self._evaluations)
+        self._evaluations = max(known, key=len)
+        return run
+
+    def _leave(self, error: str) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.abandon(failed=bool(error))
+        self._membership.leave(error)
+
+    def _stop(self) -> NoReturn:
+        run, self._run = self._run, None
+        step = run.step if run is not None else 0
+        stop = self._membership.stop
+        log.info("stopped after step %d: %s", step, stop.reason if stop is not None else "told to")
+        if run is not None:
+            run.abandon(failed=False)
+        self._membership.close()
+        self._link.send(Stopping(step=step))
+        self._link.flush(_FLUSH_S)
+        raise SystemExit(0)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        run, self._run = self._run, None
+        last = run.reporter.last if run is not None else None
+        world = run.world if run is not None else None
+        self._link.send(
+            WorkerFailed(
+                generation=world.generation if world is not None else 0,
+                category=_category(error),
+                message=f"{type(error).__name__}: {error}"[:_MAX_TEXT],
+                traceback="".join(traceback.format_exception(error))[-_MAX_TEXT:],
+                last_step=last.step if last is not None else 0,
+            )
+        )
+        self._link.flush(_FLUSH_S)
+        if run is not None:
+            run.abandon(failed=False)
+        self._membership.close(broken=True)
+        raise error

@@ -1,0 +1,104 @@
+"""What a run says while it trains: samples and recorded steps to the platform, plain lines to the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from distroml.runtime.elastic import World
+from distroml.runtime.link import Link
+from distroml.runtime.parallel import Plan
+from distroml.runtime.training.fingerprint import fingerprint
+from distroml.runtime.training.types import StepInfo
+from distroml.workerlink import PlanChosen, StepRecorded, StepSample
+from torch import nn
+
+log = logging.getLogger("distroml.runtime.train")
+
+# The lowest rank may be the one that died: its neighbour says the same.
+_FAILURE_REPORTERS = 2
+
+
+class Reporter:
+    """Speaks for one rank of one generation. `spent_s` is the time its calls took on the training thread."""
+
+    def __init__(self, link: Link, world: World, module: nn.Module, *, total_steps: int, log_every_s: float) -> None:
+        self._link = link
+        self._world = world
+        self._module = module
+        self._total_steps = total_steps
+        self._log_every_s = log_every_s
+        self._logged_at = float("-inf")
+        self._logged_count = 0
+        self._count = 0
+        self.last: StepInfo | None = None
+        self.spent_s = 0.0
+
+    def plan(self, plan: Plan, *, global_batch: int, parameters: int) -> None:
+        """Rank 0 says which plan this generation trains with."""
+        if not self._world.is_main:
+            return
+        log.info(
+            "generation %d: %d worker(s) on %s, %.2f million parameters, plan %s",
+            self._world.generation,
+            self._world.world_size,
+            self._world.device.type,
+            parameters / 1e6,
+            plan,
+        )
+        inputs = f'{{"world_size":{self._world.world_size},"global_batch":{global_batch},"parameters":{parameters}}}'
+        self._link.send(PlanChosen(generation=self._world.generation, plan=plan.to_json(), inputs=inputs))
+
+    def step(self, info: StepInfo) -> None:
+        """A step is done."""
+        started = time.perf_counter()
+        self._link.sample(
+            StepSample(
+                generation=self._world.generation,
+                step=info.step,
+                total_steps=self._total_steps,
+                at_ms=time.time_ns() // 1_000_000,
+                step_s=info.step_s,
+                data_wait_s=info.data_wait_s,
+                comm_wait_s=info.comm_wait_s,
+                loss=info.loss,
+                grad_norm=info.grad_norm,
+                samples=info.samples,
+                tokens=info.count,
+                learning_rate=info.learning_rate,
+            )
+        )
+        self._link.progress(step=info.step, phase="train")
+        self.last = info
+        self._count += info.count
+        if self._world.is_main:
+            self._line(info, started)
+        self.spent_s += time.perf_counter() - started
+
+    def _line(self, info: StepInfo, now: float) -> None:
+        first = self._logged_at == float("-inf")
+        if not first and now - self._logged_at < self._log_every_s and info.step != self._total_steps:
+            return
+        rate = "" if first else f"  {(self._count - self._logged_count) / (now - self._logged_at):,.0f} terms/s"
+        self._logged_at, self._logged_count = now, self._count
+        log.info("step %d/%d  loss %.4f  %.0f ms%s", info.step, self._total_steps, info.loss, 1e3 * info.step_s, rate)
+
+    def record(self, info: StepInfo, why: str) -> str:
+        """Rank 0 records a step as an event; returns its fingerprint (empty on other ranks)."""
+        if not self._world.is_main and not (why == "failure" and self._world.rank < _FAILURE_REPORTERS):
+            return ""
+        print_ = fingerprint(info.loss, self._module.named_parameters())
+        self._link.send(
+            StepRecorded(
+                generation=self._world.generation,
+                step=info.step,
+                sample_from=info.sample_from,
+                sample_to=info.sample_to,
+                epoch=info.epoch,
+                loss=info.loss,
+                fingerprint=print_,
+                why=why,
+                at_ms=time.time_ns() // 1_000_000,
+            )
+        )
+        return print_

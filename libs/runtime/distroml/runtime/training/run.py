@@ -1,0 +1,312 @@
+"""The training of one generation, from its restore to its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from distroml.runtime.checkpoint import capture
+from distroml.runtime.data import DataLoader, DataPosition
+from distroml.runtime.data.ranges import after
+from distroml.runtime.elastic import Membership, World
+from distroml.runtime.link import Link
+from distroml.runtime.parallel import parallelize
+from distroml.runtime.training.evaluation import evaluate
+from distroml.runtime.training.fingerprint import fingerprint
+from distroml.runtime.training.reports import Reporter
+from distroml.runtime.training.restoring import restore_agreed
+from distroml.runtime.training.saves import Saves
+from distroml.runtime.training.settings import Settings, fresh_optimizer, parameter_count
+from distroml.runtime.training.source import ModelSource
+from distroml.runtime.training.step import StepDone, Stepper
+from distroml.runtime.training.storage import Storage
+from distroml.runtime.training.types import CheckpointsExhausted, FitResult, LossFunction
+from distroml.runtime.training.votes import Wish
+from distroml.workerlink import CheckpointRef
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+log = logging.getLogger("distroml.runtime.train")
+
+_FINAL_SAVE_S = 180.0
+_DRAIN_SAVE_S = 60.0
+
+
+class Drained(Exception):
+    """This generation is left in good order, after a save."""
+
+
+class StopOrdered(Exception):
+    """The job is to end, after a save where one was wanted."""
+
+
+class Run:
+    """One generation's model, optimizer and place in the data, on this rank."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: ModelSource,
+        link: Link,
+        membership: Membership,
+        storage: Storage,
+        world: World,
+    ) -> None:
+        self.settings = settings
+        self.world = world
+        self._source = source
+        self._link = link
+        self._membership = membership
+        self._storage = storage
+        self.module = source.module.to(world.device)
+        self.parallel = parallelize(
+            self.module,
+            settings.plan,
+            world=world,
+            global_batch=settings.data.global_batch,
+            microbatch=settings.data.microbatch,
+            compress=settings.compress,
+        )
+        self.reporter = Reporter(
+            link, world, self.module, total_steps=settings.total_steps, log_every_s=settings.log_every_s
+        )
+        self.step = 0
+        self.position = DataPosition()
+        self.restored: CheckpointRef | None = None
+        self.evaluated: dict[str, float] | None = None
+        self.trained = False
+        self._optimizer: Optimizer | None = None
+        self._scheduler: LRScheduler | None = None
+        self._saves = Saves(link, storage, self.parallel.collectives, self._on_committed)
+        self._stepper: Stepper | None = None
+
+    # ---- the start
+
+    def restore(self) -> None:
+        """Load what this generation starts from, on every rank the same. Collective.
+
+        Raises:
+            CheckpointsExhausted: only damaged checkpoints are left, and the training may not start again.
+        """
+        self._link.progress(step=0, phase="restore")
+        world, settings = self.world, self.settings
+        wanted = world.restore if self._storage.catalogue is None else self._storage.catalogue.latest()
+        found, more = restore_agreed(
+            wanted=wanted,
+            storage=self._storage,
+            link=self._link,
+            collectives=self.parallel.collectives,
+            fresh=self._fresh,
+        )
+        if found.ref is None:
+            if found.damaged:
+                self._start_again(found.damaged)
+            self._source.reset()
+            self._fresh()
+            self.parallel.synchronise()
+        else:
+            place: dict[str, Any] = more["trainer"]
+            self.step, self.position = int(place["step"]), DataPosition(int(place["epoch"]), int(place["index"]))
+            self.evaluated = place["evaluated"]
+            self.restored = found.ref
+            if self._scheduler is not None:
+                self._scheduler.load_state_dict(more["lr_scheduler"])
+            log.info("restored the checkpoint of step %d in %.2f s", found.ref.step, found.seconds)
+        assert self._optimizer is not None
+        self._stepper = Stepper(
+            parallel=self.parallel,
+            optimizer=self._optimizer,
+            scheduler=self._scheduler,
+            loss=settings.loss,
+            data=settings.data,
+            world=world,
+            seed=settings.seed,
+            grad_clip=settings.grad_clip,
+            stop_at_non_finite=settings.non_finite == "fail",
+            wishes=self._wishes,
+        )
+        self.reporter.plan(
+            self.parallel.plan, global_batch=settings.data.global_batch, parameters=parameter_count(self.module)
+        )
+
+    def _start_again(self, damaged: int) -> None:
+        if self.settings.without_checkpoint == "fail" or not self._source.can_reset:
+            hint = "" if self._source.can_reset else "; pass model_factory= to Trainer to be able to start again"
+            raise CheckpointsExhausted(f"all {damaged} checkpoint(s) of this job are damaged, none is left{hint}")
+        log.error("ALL %d CHECKPOINT(S) ARE DAMAGED: training starts again from step 0", damaged)
+
+    def _fresh(self) -> tuple[nn.Module, Optimizer, dict[str, Any]]:
+        """A new optimizer and scheduler, and the further state that a checkpoint fills."""
+        self._optimizer = fresh_optimizer(self.settings, self.module)
+        self._scheduler = self.settings.lr_scheduler(self._optimizer) if self.settings.lr_scheduler else None
+        return self.module, self._optimizer, self._more()
+
+    def _more(self) -> dict[str, Any]:
+        more: dict[str, Any] = {
+            "trainer": {
+                "step": self.step,
+                "epoch": self.position.epoch,
+                "index": self.position.index,
+                "evaluated": self.evaluated,
+            }
+        }
+        if self._scheduler is not None:
+            more["lr_scheduler"] = self._scheduler.state_dict()
+        return more
+
+    # ---- the steps
+
+    def train(self) -> None:
+        """Make the steps that are left, evaluate, and save the end. Collective.
+
+        Raises:
+            PeerLost, GenerationLeft, Drained: the training goes on in another generation.
+            StopOrdered: the job is to end here.
+        """
+        assert self._stepper is not None
+        settings = self.settings
+        self.module.train()
+        first = True
+        while self.step < settings.total_steps:
+            self._membership.check()
+            number = self.step + 1
+            taken, done = self._stepper.run(number, self.position)
+            self.step, self.position = number, after(taken)
+            last = number == settings.total_steps
+            save_due = settings.checkpoint_every is not None and (last or number % settings.checkpoint_every == 0)
+            eval_due = settings.eval_data is not None and (
+                last or (settings.eval_every is not None and number % settings.eval_every == 0)
+            )
+            if first or save_due or eval_due:
+                done += self._stepper.settle()
+            wishes = self._note(done)
+            if first and self.reporter.last is not None:
+                self.reporter.record(self.reporter.last, "generation")
+                first = False
+            ordered = wishes & (Wish.DRAIN | Wish.STOP | Wish.STOP_WITH_CHECKPOINT)
+            if ordered and not last:
+                self._obey(ordered, done)
+            if eval_due and settings.eval_data is not None:
+                self.evaluated = self.evaluate(settings.eval_data, None)
+                if self.world.is_main:
+                    log.info("step %d: held-out loss %.4f", number, self.evaluated["loss"])
+            if save_due and not last:
+                self._checkpoint(busy=bool(wishes & Wish.BUSY))
+        if settings.checkpoint_every is not None:
+            self._save_end()
+        self.trained = True
+        self._link.progress(step=self.step, phase="idle")
+
+    def _note(self, done: list[StepDone]) -> Wish:
+        wishes = Wish.NONE
+        for step in done:
+            wishes |= step.wishes
+            self.reporter.step(step.info)
+            for callback in self.settings.callbacks:
+                callback(step.info)
+        return wishes
+
+    def _wishes(self) -> Wish:
+        wishes = Wish.NONE
+        if self._membership.draining:
+            wishes |= Wish.DRAIN
+        if (stop := self._membership.stop) is not None:
+            wishes |= Wish.STOP_WITH_CHECKPOINT if stop.checkpoint else Wish.STOP
+        if self._saves.busy:
+            wishes |= Wish.BUSY
+        return wishes
+
+    def _obey(self, wishes: Wish, done: list[StepDone]) -> None:
+        assert self._stepper is not None
+        self._note(self._stepper.settle())
+        if wishes & (Wish.DRAIN | Wish.STOP_WITH_CHECKPOINT):
+            stop = self._membership.stop
+            self._save_and_wait(
+                "drain" if stop is None else "stop", min(_DRAIN_SAVE_S, 0.7 * stop.grace_s) if stop else _DRAIN_SAVE_S
+            )
+        if wishes & (Wish.STOP | Wish.STOP_WITH_CHECKPOINT):
+            raise StopOrdered(f"told to stop after step {self.step}")
+        raise Drained(f"told to leave after step {self.step}")
+
+    # ---- checkpoints
+
+    def _checkpoint(self, *, busy: bool) -> None:
+        # Statistics are averaged at fixed steps, also where the save itself is passed over: bits stay the same.
+        self.parallel.average_buffers()
+        if busy:
+            if self.world.is_main:
+                log.warning("no checkpoint at step %d: the one before is still being written", self.step)
+            return
+        self._begin_save("checkpoint")
+
+    def _begin_save(self, why: str) -> None:
+        assert self._optimizer is not None
+        if self.reporter.last is not None:
+            self.reporter.record(self.reporter.last, why)
+        state: Mapping[str, Any] = capture(self.module, self._optimizer, **self._more())
+        self._saves.begin(state, step=self.step)
+
+    def _save_and_wait(self, why: str, timeout_s: float) -> bool:
+        """A save that the caller cannot do without, begun once the one before it is through."""
+        self._link.progress(step=self.step, phase="save")
+        step = self.step
+        if self._saves.begun is not None and self._saves.begun != step and self._saves.busy:
+            self._saves.wait(self._saves.begun, timeout_s, self._membership.check)
+        if self._saves.begun != step:
+            self.parallel.average_buffers()
+            self._begin_save(why)
+        committed = self._saves.wait(step, timeout_s, self._membership.check)
+        if not committed:
+            log.error("the checkpoint of step %d did not come about: %s", step, self._saves.why_failed(step))
+        return committed
+
+    def _save_end(self) -> None:
+        if self.restored is not None and self.restored.step == self.step:
+            return
+        if self._save_and_wait("end", _FINAL_SAVE_S) and self.world.is_main:
+            log.info("step %d: the last checkpoint is committed", self.step)
+
+    def _on_committed(self, ref: CheckpointRef) -> None:
+        self._source.settled()
+        if self.world.is_main:
+            log.info("step %d: checkpoint committed", ref.step)
+
+    # ---- the rest
+
+    def evaluate(self, data: DataLoader[Any], metrics: Mapping[str, LossFunction[Any]] | None) -> dict[str, float]:
+        """Means over the whole of `data`, spread over the ranks. Collective."""
+        self._link.progress(step=self.step, phase="eval")
+        self.parallel.average_buffers()
+        terms = {"loss": self.settings.loss, **(metrics or {})}
+        result = evaluate(self.parallel, data, terms, self.settings.seed)
+        self._link.progress(step=self.step, phase="train")
+        return result
+
+    def result(self) -> FitResult:
+        """How the training ended."""
+        last = self.reporter.last
+        return FitResult(
+            step=self.step,
+            loss=last.loss if last else None,
+            eval=self.evaluated,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            generation=self.world.generation,
+            restored_step=self.restored.step if self.restored else None,
+            fingerprint=fingerprint(0.0, self.module.named_parameters()),
+        )
+
+    def abandon(self, *, failed: bool) -> None:
+        """Let go of hooks, saves and buffers; with `failed`, record the last step first."""
+        if failed and self.reporter.last is not None:
+            self.reporter.record(self.reporter.last, "failure")
+        self._saves.close()
+        self.parallel.close()
+
+    def synchronise_device(self) -> None:
+        """Wait for what the device still computes."""
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)

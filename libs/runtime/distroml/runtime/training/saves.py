@@ -1,0 +1,196 @@
+"""Checkpoints of one generation: begun at a step's end, written in the background, committed by the catalogue."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distroml.runtime.checkpoint import Saver, ShardResult
+from distroml.runtime.elastic import Collectives
+from distroml.runtime.link import Link
+from distroml.runtime.training.storage import Storage
+from distroml.workerlink import (
+    CheckpointCommitted,
+    CheckpointFailed,
+    CheckpointRef,
+    SaveBegun,
+    SaveFailed,
+    SaveOpened,
+    SaveRefused,
+    ShardSaved,
+)
+
+log = logging.getLogger("distroml.runtime.checkpoint")
+
+# A save that is written but whose commit nobody confirms does not hold up the next one for longer.
+_UNCONFIRMED_S = 60.0
+_POLL_S = 0.05
+
+
+class Saves:
+    """Begins saves, and knows what became of them. One per generation; `close()` abandons what is in flight."""
+
+    def __init__(
+        self, link: Link, storage: Storage, collectives: Collectives, on_committed: Callable[[CheckpointRef], None]
+    ) -> None:
+        self._link = link
+        self._storage = storage
+        self._collectives = collectives
+        self._world = collectives.world
+        self._on_committed = on_committed
+        self._known = threading.Condition()
+        self._outcome: dict[int, str] = {}
+        self._newest: CheckpointRef | None = None
+        self._begun_step: int | None = None
+        self._begun_at = 0.0
+        self._saver = Saver(
+            storage.store,
+            job=storage.job,
+            rank=self._world.rank,
+            world_size=self._world.world_size,
+            generation=self._world.generation,
+            on_saved=self._on_saved,
+            on_failed=self._on_failed,
+        )
+        # Tells this start's saves from those of an earlier one in the same folder.
+        self._nonce = collectives.gather(f"{time.time_ns():x}")[0] if storage.catalogue is not None else ""
+        link.subscribe(SaveOpened, self._opened)
+        link.subscribe(SaveRefused, self._refused)
+        link.subscribe(CheckpointCommitted, self._committed)
+        link.subscribe(CheckpointFailed, self._failed)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a new save would have to be refused."""
+        if self._saver.busy:
+            return True
+        open_ = self._begun_step is not None and self._begun_step not in self._outcome
+        return open_ and time.monotonic() - self._begun_at < _UNCONFIRMED_S
+
+    @property
+    def begun(self) -> int | None:
+        """The step of the last save begun."""
+        return self._begun_step
+
+    @property
+    def blocked_s(self) -> float:
+        """Seconds for which the last `begin` held the training thread."""
+        return self._saver.blocked_s
+
+    def begin(self, state: Mapping[str, Any], *, step: int) -> None:
+        """Copy this rank's part of `state` and write it in the background. Every rank calls this at the same step."""
+        self._begun_step, self._begun_at = step, time.monotonic()
+        opened: SaveOpened | None = None
+        if self._storage.catalogue is not None:
+            base = self._collectives.gather(self._newest.manifest_hash if self._newest else "")[0]
+            opened = self._storage.catalogue.open(step, f"s{step}-{self._nonce}", base)
+        if not self._saver.begin(state, {}, step=step, opened=opened):
+            self._on_failed(step, "this rank is still writing an earlier save")
+            return
+        if opened is None:
+            self._link.send(SaveBegun(generation=self._world.generation, step=step, world_size=self._world.world_size))
+
+    def wait(self, step: int, timeout_s: float, check: Callable[[], None]) -> bool:
+        """Wait until it is known what became of the save of `step`, calling `check` now and then (it may raise).
+
+        Returns:
+            Whether the checkpoint is committed. Without a catalogue service, ranks other than 0 know only that
+            their own part is durable.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            check()
+            with self._known:
+                if self._known.wait_for(lambda: step in self._outcome, _POLL_S):
+                    return self._outcome[step] == ""
+        return False
+
+    def why_failed(self, step: int) -> str:
+        """What is known of a save that did not become a checkpoint."""
+        return self._outcome.get(step, "the catalogue did not answer in time")
+
+    def close(self) -> None:
+        """Abandon what is in flight."""
+        self._saver.close()
+
+    def finish(self, timeout_s: float) -> None:
+        """Let what is in flight be written, within `timeout_s`."""
+        self._saver.close(timeout_s)
+
+    def _settle(self, step: int, failure: str) -> None:
+        with self._known:
+            self._outcome[step] = failure
+            for old in sorted(self._outcome)[:-8]:
+                del self._outcome[old]
+            self._known.notify_all()
+
+    # ---- the saver's thread
+
+    def _on_saved(self, result: ShardResult) -> None:
+        if self._storage.catalogue is None:
+            self._link.send(
+                ShardSaved(
+                    generation=result.generation,
+                    step=result.step,
+                    rank=result.rank,
+                    world_size=result.world_size,
+                    shard_key=result.shard_key,
+                    shard_hash=result.shard_hash,
+                    bytes_written=result.bytes_written,
+                    bytes_reused=result.bytes_reused,
+                    seconds=result.seconds,
+                )
+            )
+        elif self._world.is_main:
+            self._storage.catalogue.commit_when_whole(
+                f"s{result.step}-{self._nonce}",
+                result.step,
+                result.world_size,
+                lambda ref, why: self._on_local_commit(result.step, ref, why),
+            )
+        else:
+            self._settle(result.step, "")
+
+    def _on_failed(self, step: int, text: str) -> None:
+        log.warning("the checkpoint of step %d failed on rank %d: %s; training goes on", step, self._world.rank, text)
+        self._link.send(
+            SaveFailed(generation=self._world.generation, step=step, rank=self._world.rank, message=text[:2000])
+        )
+        self._settle(step, text)
+
+    def _on_local_commit(self, step: int, ref: CheckpointRef | None, why: str) -> None:
+        if ref is None:
+            log.warning("the checkpoint of step %d was not committed: %s; training goes on", step, why)
+            self._settle(step, why)
+        else:
+            self._note(ref)
+
+    # ---- the link's thread
+
+    def _opened(self, message: SaveOpened) -> None:
+        if message.step == self._begun_step:
+            self._saver.opened(message)
+
+    def _refused(self, message: SaveRefused) -> None:
+        if message.step != self._begun_step:
+            return
+        log.warning(
+            "no checkpoint at step %d: %s (%s); training goes on", message.step, message.message, message.reason
+        )
+        self._saver.refused(message.step, message.message)
+        self._settle(message.step, message.message)
+
+    def _committed(self, message: CheckpointCommitted) -> None:
+        self._note(CheckpointRef(step=message.step, manifest_hash=message.manifest_hash))
+
+    def _failed(self, message: CheckpointFailed) -> None:
+        log.warning("the checkpoint of step %d failed: %s; training goes on", message.step, message.message)
+        self._settle(message.step, message.message)
+
+    def _note(self, ref: CheckpointRef) -> None:
+        self._newest = ref
+        self._settle(ref.step, "")
+        self._on_committed(ref)

@@ -1,0 +1,78 @@
+"""Where a model comes from: its first weights, and its shape for a later plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose parameters and buffers have shapes but no memory."""
+    memo: dict[int, torch.Tensor] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)
+
+
+class ModelSource:
+    """Makes the model, and makes it new again: from a factory, or from a model and a copy of its first weights.
+
+    The copy is host memory; `settled()` gives it back once a checkpoint is committed. A factory needs none.
+    """
+
+    def __init__(self, model: nn.Module | None, factory: Callable[[], nn.Module] | None, seed: int) -> None:
+        if (model is None) == (factory is None):
+            raise ValueError("give Trainer either model= or model_factory=, not both and not neither")
+        self._factory = factory
+        self._seed = seed
+        self._meta: nn.Module | None = None
+        self._initial: dict[str, torch.Tensor] | None = None
+        if model is not None:
+            self._meta = meta_copy(model)
+            self._initial = {name: t.detach().to("cpu", copy=True) for name, t in _tensors(model).items()}
+            self.module = model
+        else:
+            self.module = self._make()
+
+    def _make(self) -> nn.Module:
+        assert self._factory is not None
+        torch.manual_seed(self._seed)
+        made = self._factory()
+        if not isinstance(made, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"model_factory must return a torch.nn.Module, got {type(made).__name__}")
+        return made
+
+    @property
+    def can_reset(self) -> bool:
+        """Whether the first weights can still be had."""
+        return self._factory is not None or self._initial is not None
+
+    def reset(self) -> None:
+        """Give `module` its first weights again, in place."""
+        initial = _tensors(self._make()) if self._factory is not None else self._initial
+        if initial is None:
+            raise RuntimeError("the first weights are gone; pass model_factory= to be able to start again from step 0")
+        with torch.no_grad():
+            for name, tensor in _tensors(self.module).items():
+                tensor.copy_(initial[name])
+
+    def settled(self) -> None:
+        """A checkpoint is committed: the copy of the first weights is of no more use."""
+        self._initial = None
+
+    def blank(self) -> nn.Module:
+        """The model without memory, for a plan that builds its own parts of it and loads them by name."""
+        if self._meta is not None:
+            return meta_copy(self._meta)
+        with torch.device("meta"):
+            return self._make()
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

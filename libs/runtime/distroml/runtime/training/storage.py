@@ -1,0 +1,40 @@
+"""Where checkpoints go: the platform's object store, or a folder of a run that stands alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from distroml.objectstore import ObjectStore
+from distroml.objectstore.filesystem import open_object_store
+from distroml.runtime.training.catalogue import LocalCatalogue
+from distroml.workerlink import environment
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """An object store, the job whose checkpoints it holds, and the catalogue where there is no service for it."""
+
+    store: ObjectStore
+    job: str
+    catalogue: LocalCatalogue | None
+
+
+def open_storage(environ: Mapping[str, str], *, attached: bool, folder: str | os.PathLike[str] | None) -> Storage:
+    """The storage of this run; raises `ValueError` for a location that this release cannot use."""
+    location = environ.get(environment.OBJECTS, "")
+    if attached and location:
+        parts = urlsplit(location)
+        if parts.scheme != "file":
+            raise ValueError(
+                f"{environment.OBJECTS}={location!r}: this release reads and writes file:// locations only"
+            )
+        return Storage(open_object_store(Path(unquote(parts.path))), environ[environment.JOB], None)
+    root = Path(folder) if folder is not None else Path(".distroml") / "runs" / (Path(sys.argv[0]).stem or "run")
+    root.mkdir(parents=True, exist_ok=True)
+    store = open_object_store(root)
+    return Storage(store, "local", LocalCatalogue(store, "local"))

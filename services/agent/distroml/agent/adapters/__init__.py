@@ -1,0 +1,1 @@
+"""What the policies meet: processes, files, sockets and the other services."""

@@ -1,0 +1,154 @@
+"""Samples, lines and spans on their way to telemetry: bounded, dropped when full, counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from grpc.aio import AioRpcError, Channel
+
+from distroml.api.telemetry.v1 import telemetry_pb2 as pb
+from distroml.api.telemetry.v1.telemetry_pb2_grpc import TelemetryServiceStub
+from distroml.observability import logger
+from distroml.rpc import Backoff
+
+if TYPE_CHECKING:
+    from distroml.api.telemetry.v1.telemetry_pb2_grpc import TelemetryServiceAsyncStub
+
+log = logger(__name__)
+
+BATCH_S = 0.25
+MAX_SAMPLES = 20_000
+MAX_LINES = 20_000
+MAX_LINE_BYTES = 32 << 20
+MAX_SPANS = 2_000
+_BATCH_ITEMS = 1_000
+_BATCH_BYTES = 1 << 20
+_WINDOW = 8
+
+T = TypeVar("T")
+
+
+class TelemetryPush:
+    """What goes to telemetry. Adding never waits; what does not fit drives out the oldest of its kind."""
+
+    def __init__(self, channel: Channel, node: str) -> None:
+        self._stub = cast("TelemetryServiceAsyncStub", TelemetryServiceStub(channel))
+        self._node = node
+        self._steps: deque[pb.StepSample] = deque()
+        self._resources: deque[pb.ResourceSample] = deque()
+        self._lines: deque[pb.LogRecord] = deque()
+        self._line_bytes = 0
+        self._spans: deque[pb.SpanRecord] = deque()
+        self._unacknowledged: deque[pb.PushRequest] = deque()
+        self._room = asyncio.Event()
+        self._sequence = 0
+        self.dropped_samples = 0
+        self.dropped_lines = 0
+
+    def add_step(self, sample: pb.StepSample) -> None:
+        """One step of one rank."""
+        self._steps.append(sample)
+        if len(self._steps) > MAX_SAMPLES:
+            self._steps.popleft()
+            self.dropped_samples += 1
+
+    def add_resource(self, sample: pb.ResourceSample) -> None:
+        """What one worker uses."""
+        self._resources.append(sample)
+        if len(self._resources) > MAX_SAMPLES:
+            self._resources.popleft()
+            self.dropped_samples += 1
+
+    def add_line(self, line: pb.LogRecord) -> None:
+        """One line of a worker's output."""
+        self._lines.append(line)
+        self._line_bytes += len(line.text)
+        while len(self._lines) > MAX_LINES or self._line_bytes > MAX_LINE_BYTES:
+            self._line_bytes -= len(self._lines.popleft().text)
+            self.dropped_lines += 1
+
+    def add_span(self, span: pb.SpanRecord) -> None:
+        """One finished span."""
+        self._spans.append(span)
+        if len(self._spans) > MAX_SPANS:
+            self._spans.popleft()
+            self.dropped_samples += 1
+
+    @property
+    def room_for_lines(self) -> bool:
+        """Whether a reader of files should go on reading."""
+        return len(self._lines) < MAX_LINES // 2 and self._line_bytes < MAX_LINE_BYTES // 2
+
+    async def run(self) -> None:
+        """Push until cancelled; an absent telemetry service is dialled again and again."""
+        backoff = Backoff(0.2, 5.0)
+        told = False
+        while True:
+            try:
+                async for answer in self._stub.Push(self._batches()):
+                    told = False
+                    backoff.reset()
+                    while self._unacknowledged and self._unacknowledged[0].sequence <= answer.sequence:
+                        self._unacknowledged.popleft()
+                    self._room.set()
+            except AioRpcError as error:
+                if not told:
+                    log.info("telemetry is away; samples and lines wait, then are dropped", error=error.details())
+                    told = True
+            await backoff.wait()
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until everything added is acknowledged; False when that took too long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._unacknowledged or self._steps or self._resources or self._lines or self._spans:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _batches(self) -> AsyncIterator[pb.PushRequest]:
+        for batch in list(self._unacknowledged):
+            yield batch
+        while True:
+            batch = self._take()
+            if batch is None:
+                await asyncio.sleep(BATCH_S)
+                continue
+            self._unacknowledged.append(batch)
+            yield batch
+            while len(self._unacknowledged) >= _WINDOW:
+                self._room.clear()
+                await self._room.wait()
+
+    def _take(self) -> pb.PushRequest | None:
+        steps = _some(self._steps)
+        resources = _some(self._resources)
+        spans = _some(self._spans)
+        lines: list[pb.LogRecord] = []
+        size = 0
+        while self._lines and len(lines) < _BATCH_ITEMS and size < _BATCH_BYTES:
+            line = self._lines.popleft()
+            size += len(line.text)
+            self._line_bytes -= len(line.text)
+            lines.append(line)
+        if not (steps or resources or lines or spans):
+            return None
+        self._sequence += 1
+        return pb.PushRequest(
+            node=self._node,
+            steps=steps,
+            resources=resources,
+            logs=lines,
+            spans=spans,
+            sequence=self._sequence,
+            dropped_samples=self.dropped_samples,
+            dropped_lines=self.dropped_lines,
+        )
+
+
+def _some(queue: deque[T]) -> list[T]:
+    return [queue.popleft() for _ in range(min(_BATCH_ITEMS, len(queue)))]

@@ -1,0 +1,169 @@
+"""Between the agent's own words and the protobuf messages of other services."""
+
+from __future__ import annotations
+
+from distroml.agent.domain.effects import Observe, ReportExit, ReportHang
+from distroml.agent.domain.exits import Category
+from distroml.agent.domain.gang import Formed
+from distroml.api.common.v1 import common_pb2
+from distroml.api.rendezvous.v1 import rendezvous_pb2 as rdzv
+from distroml.api.scheduler.v1 import nodes_pb2 as nodes
+from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
+from distroml.workerlink import Member, PlanChosen, Span, StepRecorded, StepSample
+
+_PREFIX = "FAILURE_CATEGORY_"
+
+
+def category_to_wire(category: Category) -> common_pb2.FailureCategory.ValueType:
+    """The contract's value of the same name."""
+    return common_pb2.FailureCategory.Value(_PREFIX + category.value)
+
+
+def category_from_wire(value: common_pb2.FailureCategory.ValueType) -> Category:
+    """Our value of the same name; what we do not know is unspecified."""
+    name = common_pb2.FailureCategory.Name(value).removeprefix(_PREFIX)
+    return Category(name) if name in Category.__members__ else Category.UNSPECIFIED
+
+
+def formed_from_wire(message: rdzv.Generation) -> Formed:
+    """A generation in our words."""
+    host, _, port = message.store_endpoint.rpartition(":")
+    return Formed(
+        number=message.number,
+        world_size=message.world_size,
+        members=tuple(
+            Member(worker=m.worker, node=m.node, rank=m.rank, local_rank=m.local_rank) for m in message.members
+        ),
+        node_ranks={m.node: m.node_rank for m in message.members},
+        local_world_sizes={m.node: m.local_world_size for m in message.members},
+        store_host=host.removeprefix("[").removesuffix("]"),
+        store_port=int(port or 0),
+    )
+
+
+def exit_report(effect: ReportExit, incarnation: int, now_ms: int) -> rdzv.WorkerReport:
+    """An end, for rendezvous."""
+    v = effect.verdict
+    return rdzv.WorkerReport(
+        report_id=f"{effect.worker}.{incarnation}.exit",
+        worker=effect.worker,
+        generation=effect.generation,
+        exited=rdzv.WorkerExited(
+            at_ms=v.at_ms or now_ms,
+            worker=effect.worker,
+            generation=effect.generation,
+            rank=effect.rank,
+            code=v.code,
+            signal=v.signal,
+            category=category_to_wire(v.category),
+            message=v.message,
+            last_step=v.last_step,
+            expected=v.expected,
+            traceback=v.traceback,
+        ),
+    )
+
+
+def hang_report(effect: ReportHang, incarnation: int, now_ms: int) -> rdzv.WorkerReport:
+    """A hang, for rendezvous."""
+    return rdzv.WorkerReport(
+        report_id=f"{effect.worker}.{incarnation}.hang",
+        worker=effect.worker,
+        generation=effect.generation,
+        hang=rdzv.HangDetected(
+            at_ms=now_ms,
+            worker=effect.worker,
+            generation=effect.generation,
+            rank=effect.rank,
+            silent_s=effect.silent_s,
+            last_step=effect.last_step,
+        ),
+    )
+
+
+def step_report(worker: str, said: StepRecorded) -> rdzv.WorkerReport:
+    """A step worth an event, for rendezvous."""
+    return rdzv.WorkerReport(
+        report_id=f"{worker}.{said.generation}.step.{said.step}.{said.why}",
+        worker=worker,
+        generation=said.generation,
+        step=rdzv.StepRecorded(
+            at_ms=said.at_ms,
+            generation=said.generation,
+            step=said.step,
+            sample_from=said.sample_from,
+            sample_to=said.sample_to,
+            epoch=said.epoch,
+            loss=said.loss,
+            fingerprint=said.fingerprint,
+            why=said.why,
+        ),
+    )
+
+
+def plan_report(worker: str, said: PlanChosen, now_ms: int) -> rdzv.WorkerReport:
+    """The plan of a generation, for rendezvous."""
+    return rdzv.WorkerReport(
+        report_id=f"{worker}.{said.generation}.plan",
+        worker=worker,
+        generation=said.generation,
+        plan=rdzv.PlanChosen(
+            at_ms=now_ms,
+            generation=said.generation,
+            plan=said.plan,
+            inputs=said.inputs,
+            prediction=said.prediction,
+        ),
+    )
+
+
+def observation(
+    job: str, attempt: int, effect: Observe, *, id: str, step: int = 0, total_steps: int = 0
+) -> nodes.AttemptObservation:
+    """Where an attempt stands on this node, for the scheduler."""
+    return nodes.AttemptObservation(
+        observation_id=id,
+        job=job,
+        attempt=attempt,
+        phase=nodes.AttemptPhase.Value(f"ATTEMPT_PHASE_{effect.phase.value}"),
+        category=category_to_wire(effect.category),
+        message=effect.message,
+        step=step,
+        total_steps=total_steps,
+    )
+
+
+def step_sample(job: str, rank: int, world_size: int, said: StepSample) -> telemetry.StepSample:
+    """One step of one rank, for telemetry."""
+    return telemetry.StepSample(
+        job=job,
+        rank=rank,
+        generation=said.generation,
+        step=said.step,
+        total_steps=said.total_steps,
+        at_ms=said.at_ms,
+        loss=said.loss,
+        grad_norm=said.grad_norm,
+        step_s=said.step_s,
+        data_wait_s=said.data_wait_s,
+        comm_wait_s=said.comm_wait_s,
+        samples=said.samples,
+        tokens=said.tokens,
+        learning_rate=said.learning_rate,
+        world_size=world_size,
+        extra=said.extra,
+    )
+
+
+def span_record(job: str, said: Span) -> telemetry.SpanRecord:
+    """A worker's span, for telemetry."""
+    return telemetry.SpanRecord(
+        job=job,
+        trace_id=said.trace_id,
+        span_id=said.span_id,
+        parent_span_id=said.parent_span_id,
+        name=said.name,
+        start_ns=said.start_ns,
+        end_ns=said.end_ns,
+        attributes=said.attributes,
+    )

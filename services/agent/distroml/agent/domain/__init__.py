@@ -1,0 +1,1 @@
+"""Pure policies: no clock, randomness, I/O or environment."""

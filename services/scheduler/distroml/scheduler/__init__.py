@@ -1,0 +1,1 @@
+"""The scheduler: jobs, attempts, nodes, the queue, and the ledger of who holds which slot."""
