@@ -77,11 +77,15 @@ async def test_an_agent_that_does_not_read_loses_its_stream_and_not_the_service_
     session = Session(by("a"), 30)
     for number in range(MAX_UNSENT + 10):
         session.tell(pb.JoinResponse(drain=pb.DrainGeneration(generation=number)))
-    told = 0
+    told: list[pb.JoinResponse] = []
+
+    async def read() -> None:
+        async for response in session:
+            told.append(response)
+
     with pytest.raises(ResourceExhausted):
-        async for _ in session:
-            told += 1
-    assert told == MAX_UNSENT
+        await read()
+    assert len(told) == MAX_UNSENT
 
 
 def test_public_events_survive_the_way_into_the_log_and_back():
