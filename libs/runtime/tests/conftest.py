@@ -39,8 +39,10 @@ from distroml.workerlink import (
     Welcome,
     WorkerFailed,
     decode_to_agent,
-    encode as encode_frame,
     environment,
+)
+from distroml.workerlink import (
+    encode as encode_frame,
 )
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -333,7 +335,9 @@ class Agent:
 
     def steps(self) -> list[dict]:
         """Every step every process made, in the order of generations."""
-        lines = [json.loads(l) for path in self.folder.glob("steps-*.jsonl") for l in path.read_text().splitlines()]
+        lines = [
+            json.loads(text) for path in self.folder.glob("steps-*.jsonl") for text in path.read_text().splitlines()
+        ]
         return sorted(lines, key=lambda line: (line["generation"], line["step"], line["rank"]))
 
     def of_kind(self, kind: type) -> list:

@@ -4,7 +4,7 @@ Two nodes with one worker each, which may finish at any time; node a's agent may
 and its lease expire, every timer may fire. The network loses, repeats, delays and reorders whatever an agent ever
 sent: each message may arrive at any later time, any number of times, or never. The service may crash between any two
 commands: it comes back with the state that its stored parts give (`restarted`), and agents look where the job stands
-whenever they like, or not at all.
+whenever they like, or not at all, once they have joined.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ def decided(stored: int, command: int) -> int:
     except Rejection:
         return stored
     after = d.RENDEZVOUS.fold(events, since=state)
-    check(state, events, after)
+    check(state, COMMANDS[command], events, after)
     return restarted(after)
 
 
-def check(before: d.Rendezvous, events: tuple[ev.Event, ...], after: d.Rendezvous) -> None:
+def check(before: d.Rendezvous, command: d.Command, events: tuple[ev.Event, ...], after: d.Rendezvous) -> None:
     assert after.number >= before.number
     fences = [part.value for part in extra_parts(before, after) if part.key == f"fences/{JOB}"]
     opened = [event.number for event in events if isinstance(event, ev.GenerationOpened)]
@@ -128,6 +128,8 @@ def check(before: d.Rendezvous, events: tuple[ev.Event, ...], after: d.Rendezvou
             assert all(state.joined[m.node].ready for m in formed.members), "a member was ready"
         state = d.RENDEZVOUS.evolve(state, event)
     broken = [event for event in events if isinstance(event, ev.GenerationBroken)]
+    if broken and isinstance(command, d.ReportExit):
+        assert command.generation == broken[0].number, "an exit broke a generation that is not its own"
     if after.attempt == before.attempt:
         assert before.failures_left - after.failures_left in ((0, 1) if broken else (0,)), "one failure a generation"
 
@@ -147,12 +149,15 @@ def successors(world: World):
         def moving(now, *, node_index=index, **more):
             return replace(world, nodes=tuple(now if i == node_index else n for i, n in enumerate(world.nodes)), **more)
 
-        formed = state.current
-        if formed and formed.number > max(node.running, node.left) and name in formed.nodes:
+        speaks = state.joined[name].agent_id if name in state.joined else ""
+        told, formed = speaks == agent, state.current
+        if told and formed and formed.number > max(node.running, node.left) and name in formed.nodes:
             yield moving(replace(node, running=formed.number, finished=0))
-        if node.running and state.number > node.running:
+        if told and node.running and state.number > node.running:
             yield moving(replace(node, running=0, left=node.running))
-        if node.finished and state.number > node.finished and state.phase is not d.Phase.CLOSED:
+        if told and node.running == 0 and node.left < state.number - 1:
+            yield moving(replace(node, left=state.number - 1))
+        if told and node.finished and state.number > node.finished and state.phase is not d.Phase.CLOSED:
             yield moving(replace(node, finished=0))
         if node.running:
             ended = replace(node, running=0, left=node.running)
@@ -163,10 +168,9 @@ def successors(world: World):
         if replacements and index == 0:
             trouble = (deaths, replacements - 1, expiries)
             yield moving(replace(node, agent=node.agent + 1), trouble=trouble)
-        if name in state.joined:
-            speaks = state.joined[name].agent_id
+        if speaks:
             stored = decided(world.stored, place(lost(name, agent=speaks)))
-            if speaks != agent:
+            if not told:
                 # A join of the replaced agent came late; nobody renews that lease.
                 yield replace(world, stored=stored)
             elif expiries and index == 1:
@@ -182,6 +186,9 @@ def spoken(world: World) -> World:
 def check_world(world: World) -> None:
     state = STATES[world.stored]
     assert all(node.running <= state.number for node in world.nodes), "nobody runs ahead of the service"
+    if (formed := state.current) is not None:
+        running = {world.nodes[NODES.index(node)].running for node in formed.nodes}
+        assert running <= {0, formed.number}, "a generation formed with a worker that had not left an older one"
     if state.ending and state.ending.outcome == "Succeeded":
         assert state.formed is not None
         for member in state.formed.members:

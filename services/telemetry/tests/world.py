@@ -251,7 +251,7 @@ class World:
 
         async def there() -> bool:
             cursor = await self.model.cursor()
-            return head.revision == 0 or (cursor is not None and cursor >= head)
+            return head.revision == 0 or (cursor is not None and cursor.log == head.log and cursor >= head)
 
         await self.until(there, "projection at the head")
 

@@ -1,18 +1,23 @@
 """Everything a worker would import before its first step: a warm process imports this, then forks.
 
-Importing it starts no thread and touches no GPU, so a process that has imported it can be forked.
+Importing it starts no thread (with OMP_NUM_THREADS=1) and touches no GPU, so that the process can be forked.
 """
 
-import torch
-import torch._dynamo  # the first optimizer would import it, for 1.7 s
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-import torch.utils.data
+import importlib
 
-import distroml.runtime.checkpoint
-import distroml.runtime.data
-import distroml.runtime.elastic
-import distroml.runtime.parallel
-import distroml.runtime.trainer
+MODULES = (
+    "torch",
+    # The first optimizer of a process would import it, for more than a second.
+    "torch._dynamo",
+    "torch.distributed",
+    "torch.distributed.checkpoint",
+    "torch.utils.data",
+    "distroml.runtime.checkpoint",
+    "distroml.runtime.data",
+    "distroml.runtime.elastic",
+    "distroml.runtime.parallel",
+    "distroml.runtime.trainer",
+)
 
-__all__ = ["dcp", "dist", "distroml", "torch"]
+for _name in MODULES:
+    importlib.import_module(_name)

@@ -22,6 +22,7 @@ wanted = {
     "dtype": "float32",
     "step_s": 0.0,
     "dropout": 0.1,
+    "batch_norm": True,
     # {"rank", "generation", "step", "do": "kill" | "stop" | "raise" | "nan" | "exit"}
     "fault": None,
     **json.loads(sys.argv[1]),
@@ -46,18 +47,23 @@ class Numbers:
 
 def make_model() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(8, 32), nn.Dropout(wanted["dropout"]), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 32), nn.Linear(32, 1)
+        nn.Linear(8, 32),
+        nn.Dropout(wanted["dropout"]),
+        nn.BatchNorm1d(32),
+        nn.Tanh(),
+        nn.Linear(32, 32),
+        nn.Linear(32, 1),
     ).to(dtype)
 
 
 def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, int]:
     fault = wanted["fault"]
     world = trainer.world
-    if fault and world.rank == fault["rank"] and world.generation == fault["generation"] and model.training:
-        if reached["step"] + 1 == fault["step"]:
-            do_fault(fault["do"])
-            if fault["do"] == "nan":
-                return (model(batch[0]) * float("nan")).sum(), len(batch[0])
+    here = fault and (fault["rank"], fault["generation"]) == (world.rank, world.generation) and model.training
+    if here and reached["step"] + 1 == fault["step"]:
+        do_fault(fault["do"])
+        if fault["do"] == "nan":
+            return (model(batch[0]) * float("nan")).sum(), len(batch[0])
     return ((model(batch[0]) - batch[1]) ** 2).sum(), len(batch[0])
 
 
@@ -105,7 +111,9 @@ trainer = Trainer(
 )
 # In a new generation training starts where the checkpoint says: the fault's step is counted from there.
 result = trainer.fit()
-scores = trainer.evaluate(metrics={"mae": lambda model, batch: ((model(batch[0]) - batch[1]).abs().sum(), len(batch[0]))})
+scores = trainer.evaluate(
+    metrics={"mae": lambda model, batch: ((model(batch[0]) - batch[1]).abs().sum(), len(batch[0]))}
+)
 if trainer.is_main:
     body = {
         "parameters": {name: t.detach().double().flatten().tolist() for name, t in trainer.model.state_dict().items()},

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 
 from distroml import observability
 from distroml.agent.agent import Agent, end_leftovers
 from distroml.agent.settings import own_environment, read_settings
-from distroml.rpc import Service, connect, launch
+from distroml.rpc import Service, connect
+from distroml.rpc.launch import launch
 
 
 async def serve() -> None:
@@ -21,7 +23,7 @@ async def serve() -> None:
             for name in ("scheduler", "rendezvous", "checkpoint", "telemetry")
         }
         for channel in peers.values():
-            service.on_close(lambda channel=channel: channel.close())
+            service.on_close(partial(channel.close, None))
         agent = Agent(settings, own_environment(), **peers)
         service.on_close(agent.close)
         await agent.start()

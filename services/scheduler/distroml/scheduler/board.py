@@ -20,10 +20,10 @@ from distroml.observability import logger
 from distroml.scheduler.domain.job import Job
 from distroml.scheduler.domain.ledger import LEDGER, Ledger
 from distroml.scheduler.domain.node import NODE, Node
-from distroml.scheduler.domain.plan import Pending, Snapshot, place_queue
-from distroml.scheduler.domain.queue import STRICT_FIFO
+from distroml.scheduler.domain.plan import Pending, Plan, Snapshot, place_queue
+from distroml.scheduler.domain.queue import STRICT_FIFO, Policy
 from distroml.scheduler.signals import Pulse, Signal, heard
-from distroml.scheduler.streams import JOB_PREFIX, NODE_PREFIX, POOL, POOL_PREFIX, Streams
+from distroml.scheduler.streams import JOB_PREFIX, NODE_PREFIX, POOL, POOL_PREFIX, Streams, now_ms
 
 log = logger(__name__)
 
@@ -55,8 +55,8 @@ class Entry:
 class Board:
     """See the module. At most `finished_kept` finished jobs stay; older ones are found by their id in the store."""
 
-    def __init__(self, streams: Streams, pulse: Pulse, *, finished_kept: int) -> None:
-        self._streams, self._pulse, self._finished_kept = streams, pulse, finished_kept
+    def __init__(self, streams: Streams, pulse: Pulse, *, finished_kept: int, policy: Policy = STRICT_FIFO) -> None:
+        self._streams, self._pulse, self._finished_kept, self._policy = streams, pulse, finished_kept, policy
         self._lock = asyncio.Lock()
         self._versions: dict[str, int] = {}
         self._entries: dict[str, Entry] = {}
@@ -65,7 +65,7 @@ class Board:
         self._finished: dict[str, None] = {}
         self._nodes: dict[str, Node] = {}
         self._ledger = LEDGER.initial
-        self._pending: Mapping[str, Pending] | None = None
+        self._plan: Plan | None = None
         self._loaded = False
         self.changed = Signal()
         self.position = Position(streams.store.log_id, 0)
@@ -105,11 +105,15 @@ class Board:
         start = 0 if after is None else bisect_right(self._order, after)
         return [self._entries[id_] for _, id_ in islice(self._order, start, None)]
 
+    def plan(self) -> Plan:
+        """What the next scheduling cycle would do; computed once per change."""
+        if self._plan is None:
+            self._plan = place_queue(self.snapshot(), self._policy, now_ms())
+        return self._plan
+
     def pending(self) -> Mapping[str, Pending]:
-        """Why each waiting job waits; computed once per change."""
-        if self._pending is None:
-            self._pending = place_queue(self.snapshot(), STRICT_FIFO, 0).pending
-        return self._pending
+        """Why each waiting job waits."""
+        return self.plan().pending
 
     async def at_least(self, position: Position, timeout_s: float) -> bool:
         """Wait until the board reflects `position`; False where that takes longer than `timeout_s`."""
@@ -152,7 +156,7 @@ class Board:
                     self.position = recorded.position
             self.position = max(self.position, head)
             if news:
-                self._pending = None
+                self._plan = None
                 self.changed.notify()
 
     async def _load(self) -> None:

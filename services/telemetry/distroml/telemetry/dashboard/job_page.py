@@ -138,7 +138,7 @@ class JobPage:
         run_live(self._sources.model.changes.watch(self._job), self._draw)
 
     def _table(self, title: str, columns: list[Row], empty: str) -> Table:
-        with ui.element("section").classes("card list"):
+        with ui.element("section").classes("card list dense"):
             ui.html(title, sanitize=False, tag="h2")
             return Table(columns, label=title.lower(), empty=empty)
 
