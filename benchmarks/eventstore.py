@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from pathlib import Path
 
-from distroml.events import Codec, Context, Decider
+from distroml.events import Codec, Context, Decider, NewEvent
 from distroml.eventstore import Append, CommandRecord, Commit, Part
 from distroml.eventstore.codec import DataclassCodec
 from distroml.eventstore.sqlite import SqliteEventStore, open_event_store
@@ -49,6 +49,31 @@ def evolve(job: Job, event: Progressed) -> Job:
 
 DECIDER: Decider[Job, Progressed, Progressed] = Decider(Job(), lambda job, command: (command,), evolve)
 CODEC: DataclassCodec[Progressed] = DataclassCodec({"bench.Progressed": (Progressed, 1)})
+
+
+class ProtobufCodec:
+    """The same event as a protobuf message, whose class is made here from its description."""
+
+    def __init__(self) -> None:
+        from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+        file = descriptor_pb2.FileDescriptorProto(name="bench.proto", package="bench", syntax="proto3")
+        message = file.message_type.add(name="Progressed")
+        kinds = descriptor_pb2.FieldDescriptorProto
+        fields = (("step", kinds.TYPE_INT64), ("loss", kinds.TYPE_DOUBLE), ("worker", kinds.TYPE_STRING))
+        for number, (name, kind) in enumerate(fields, start=1):
+            message.field.add(name=name, number=number, type=kind, label=kinds.LABEL_OPTIONAL)
+        pool = descriptor_pool.DescriptorPool()
+        pool.Add(file)
+        self._message = message_factory.GetMessageClass(pool.FindMessageTypeByName("bench.Progressed"))
+
+    def encode(self, event: Progressed, *, id: str) -> NewEvent:
+        data = self._message(step=event.step, loss=event.loss, worker=event.worker).SerializeToString()
+        return NewEvent(id=id, type="bench.Progressed", schema=1, public=True, data=data)
+
+    def decode(self, type_: str, schema: int, data: bytes) -> Progressed:
+        message = self._message.FromString(data)
+        return Progressed(message.step, message.loss, message.worker)
 
 
 def commit_of(stream: str, version: int) -> Commit:
@@ -102,11 +127,11 @@ def paced(path: Path, rate: int, seconds: float, name: str, results: Queue[list[
     results.put(asyncio.run(run()))
 
 
-async def fold(store: SqliteEventStore, codec: Codec[Progressed], wanted: int) -> float:
+async def fold(store: SqliteEventStore, codec: Codec[Progressed], wanted: int, below: str) -> float:
     """Events per second read from the log in batches, decoded and folded."""
     states: dict[str, Job] = {}
     position, count, begun = None, 0, time.perf_counter()
-    while count < wanted and (batch := await store.read(after=position, streams=("bench/read/",), limit=1000)):
+    while count < wanted and (batch := await store.read(after=position, streams=(below,), limit=1000)):
         for recorded in batch:
             event = codec.decode(recorded.type, recorded.schema, recorded.data)
             states[recorded.stream] = evolve(states.get(recorded.stream, DECIDER.initial), event)
@@ -114,16 +139,16 @@ async def fold(store: SqliteEventStore, codec: Codec[Progressed], wanted: int) -
     return count / (time.perf_counter() - begun)
 
 
-async def fill(store: SqliteEventStore, count: int) -> None:
+async def fill(store: SqliteEventStore, codec: Codec[Progressed], count: int, below: str) -> None:
     """Events to read, in commits of ten."""
 
     async def stream(n: int) -> None:
         for version in range(0, count // 20, 10):
             events = tuple(
-                CODEC.encode(Progressed(v, 1.0 / (v + 1), "worker-3"), id=f"r-{n}-{v}")
+                codec.encode(Progressed(v, 1.0 / (v + 1), "worker-3"), id=f"r-{n}-{v}")
                 for v in range(version, version + 10)
             )
-            await store.commit(Commit(context=CONTEXT, appends=(Append(f"bench/read/{n}", version, events),)))
+            await store.commit(Commit(context=CONTEXT, appends=(Append(f"{below}{n}", version, events),)))
 
     await asyncio.gather(*(stream(n) for n in range(20)))
 
@@ -176,9 +201,12 @@ async def main(folder: Path, seconds: float) -> None:
     for callers in (1, 16):
         rate, latencies = await commits(store, callers, seconds)
         show(f"commits, {callers} callers, one process", rate, 2000 if callers == 16 else 200, "/s", spread(latencies))
-    await fill(store, 100_000)
-    rates = [await fold(store, CODEC, 100_000) for _ in range(3)]
-    show("events read and folded (JSON dataclasses)", max(rates), 50_000, "/s", f"of {[round(r) for r in rates]}")
+    for kind, codec in (("JSON dataclasses", CODEC), ("protobuf", ProtobufCodec())):
+        below = f"bench/{kind.partition(' ')[0]}/"
+        await fill(store, codec, 100_000, below)
+        rates = [await fold(store, codec, 100_000, below) for _ in range(3)]
+        middle = statistics.median(rates)
+        show(f"events read and folded ({kind})", middle, 50_000, "/s", f"of {sorted(round(r) for r in rates)}")
     await store.close()
 
     results: Queue[list[float]] = multiprocessing.get_context("spawn").Queue()
@@ -208,6 +236,7 @@ async def main(folder: Path, seconds: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--quick", action="store_const", const=1.0, dest="seconds", help="one second for each figure")
     parser.add_argument("--folder", type=Path, default=None)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:

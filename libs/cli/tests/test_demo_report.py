@@ -14,7 +14,7 @@ GOOD = Facts(
         ("rendezvous.generation.GenerationFormed", {"generation": {"number": "1"}}),
         ("rendezvous.step.StepRecorded", {"step": "1", "generation": "1"}),
         ("checkpoint.Committed", {"step": "20", "bytes_written": "100", "bytes_reused": "5"}),
-        ("rendezvous.worker.WorkerExited", {"worker": "w1", "signal": 9}),
+        ("rendezvous.worker.Exited", {"worker": "w1", "signal": 9}),
         ("rendezvous.generation.GenerationFormed", {"generation": {"number": "2"}}),
         ("rendezvous.step.StepRecorded", {"step": "21", "generation": "2"}),
         ("checkpoint.Committed", {"step": "40", "bytes_written": "50"}),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from distroml.rendezvous import domain as d
-from distroml.rendezvous.domain import events as ev
 from rendezvous_words import (
     PAIR,
     after,
@@ -23,6 +21,9 @@ from rendezvous_words import (
     tick,
     worker,
 )
+
+from distroml.rendezvous import domain as d
+from distroml.rendezvous.domain import events as ev
 
 
 def ranks(state: d.Rendezvous) -> dict[str, int]:
@@ -253,6 +254,15 @@ def test_a_newer_agent_takes_over_and_the_older_is_fenced():
 def test_a_new_agent_has_to_say_again_that_its_node_is_ready():
     sentence = after(join("a"), join("b"), ready("a"), join("a", agent="newer")).when(ready("b"))
     assert kinds(sentence.outcome) == ["NodeReady"]
+
+
+def test_a_late_ready_of_before_a_generation_does_not_count_after_it():
+    # The second generation forms without a, whose worker may still be in the first one.
+    alone = (*formed_pair(min_workers=1), killed("b"), ready("b", 1))
+    without = (*alone, tick(after(*alone).state, 30))
+    assert after(*without).state.formed.nodes == ("b",)
+    after(*without).when(ready("a", 0)).then()
+    assert kinds(after(*without).when(ready("a", 1)).outcome) == ["NodeReady", "DrainBegun"]
 
 
 def test_a_new_attempt_goes_on_with_the_number():

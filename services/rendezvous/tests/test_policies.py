@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from distroml.rendezvous import domain as d
-from distroml.rendezvous.domain.ranks import assign
-from distroml.rendezvous.domain.waiting import Decision, quorum
 from hypothesis import given
 from hypothesis import strategies as st
 from rendezvous_words import gang
+
+from distroml.rendezvous import domain as d
+from distroml.rendezvous.domain.ranks import assign
+from distroml.rendezvous.domain.waiting import Decision, quorum
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,9 @@ class EventStoreConformance:
         assert list(await store.read_stream("s/a/1", after=1, limit=2)) == everything[1:3]
         assert await store.head() == everything[-1].position
         assert list(await store.read(after=await store.head())) == []
+        whole = everything[0].position
+        after_commit = Position(whole.log, whole.revision, 1 << 30)
+        assert list(await store.read(after=after_commit)) == everything[3:], "an index past the commit's last event"
 
     async def test_reading_selects_by_pattern(self, stores: Stores):
         store, _ = stores

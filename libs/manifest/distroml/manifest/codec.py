@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import TypeVar
 
 import msgspec
+
 from distroml.manifest.cover import check_cover
 from distroml.manifest.dtypes import item_bytes
 from distroml.manifest.model import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+
 from distroml.manifest.cover import check_cover
 from distroml.manifest.model import ChunkRef, Entry, Manifest, ObjectRef, ShardManifest
 

@@ -12,7 +12,7 @@ from distroml.rpc.errors import CallError, RemoteError
 from distroml.rpc.settings import FORMAT, ServiceSettings, SettingsError
 
 if TYPE_CHECKING:
-    from distroml.rpc.launch import launch
+    from distroml.rpc.process import launch
     from distroml.rpc.service import PortTaken, Service
     from distroml.rpc.tasks import Backoff
 
@@ -40,7 +40,7 @@ _LAZY = {
     "Backoff": "distroml.rpc.tasks",
     "PortTaken": "distroml.rpc.service",
     "Service": "distroml.rpc.service",
-    "launch": "distroml.rpc.launch",
+    "launch": "distroml.rpc.process",
 }
 
 

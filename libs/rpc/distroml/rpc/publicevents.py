@@ -127,11 +127,11 @@ def check_codec(codec: PublicCodec[E], samples: Mapping[type[E], E]) -> None:
 @cache
 def message_class(type_: str) -> type[Message]:
     """The message of the contract that a stored name leads to; raises `UnknownEvent`."""
-    service, *kinds, name = type_.split(".")
-    if (module := PACKAGES.get(service)) is not None:
+    service, *middle = type_.split(".")
+    if middle and (module := PACKAGES.get(service)) is not None:
         package = cast(str, import_module(module).DESCRIPTOR.package)
-        prefix = "".join(kind.capitalize() for kind in kinds)
-        for full_name in (f"{package}.{prefix}{name}", f"{package}.{name}"):
+        kinds, name = "".join(kind.capitalize() for kind in middle[:-1]), middle[-1]
+        for full_name in (f"{package}.{kinds}{name}", f"{package}.{name}"):
             try:
                 descriptor = descriptor_pool.Default().FindMessageTypeByName(full_name)
             except KeyError:

@@ -6,10 +6,12 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, Literal, NoReturn, TypeVar
 
 import torch
+from torch import nn
+
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
 from distroml.runtime.link import process_link
@@ -24,9 +26,9 @@ from distroml.runtime.training.types import (
     FitResult,
     LossFunction,
     NonFiniteError,
+    StepInfo,
 )
 from distroml.workerlink import Stopping, WorkerFailed
-from torch import nn
 
 log = logging.getLogger("distroml.runtime.train")
 
@@ -180,7 +182,24 @@ class Trainer(Generic[Batch]):
             Exception: whatever the user's own functions raise, after it was reported.
         """
         self._fitting = True
-        return self._elastic(lambda run: run.result())
+        result = self._elastic(lambda run: run.result())
+        self._link.flush(_FLUSH_S)
+        return result
+
+    def steps(self) -> Iterator[StepInfo]:
+        """`fit()`, one step at a time: yields every step that was made here. It must be iterated to its end.
+
+        A generation that follows a failure starts again from the last checkpoint: step numbers then go back.
+        """
+        self._fitting = True
+        while True:
+            try:
+                run = self._run or self._enter()
+                if not run.trained:
+                    yield from run.steps()
+                return
+            except Exception as error:
+                self._recover(error)
 
     def evaluate(
         self, data: DataLoader[Batch] | None = None, metrics: Mapping[str, LossFunction[Batch]] | None = None
@@ -217,23 +236,27 @@ class Trainer(Generic[Batch]):
             try:
                 run = self._run or self._enter()
                 if self._fitting and not run.trained:
-                    run.train()
-                done = action(run)
-                self._link.flush(_FLUSH_S)
-                return done
-            except Drained:
-                self._leave("")
-            except StopOrdered:
-                self._stop()
+                    for _ in run.steps():
+                        pass
+                return action(run)
             except Exception as error:
-                if not is_communication_error(error):
-                    self._fail(error)
-                if self._membership.stop is not None:
-                    self._stop()
-                if not self._link.attached:
-                    log.error("lost another rank, and no agent is there to form a new generation: %s", error)
-                    self._fail(error)
-                self._leave(str(error) or type(error).__name__)
+                self._recover(error)
+
+    def _recover(self, error: Exception) -> None:
+        """Make ready for the next generation where `error` means that there is one; else end, saying why."""
+        if isinstance(error, Drained):
+            self._leave("")
+        elif isinstance(error, StopOrdered):
+            self._stop()
+        elif not is_communication_error(error):
+            self._fail(error)
+        elif self._membership.stop is not None:
+            self._stop()
+        elif not self._link.attached:
+            log.error("lost another rank, and no agent is there to form a new generation: %s", error)
+            self._fail(error)
+        else:
+            self._leave(str(error) or type(error).__name__)
 
     def _enter(self) -> Run:
         world = self._membership.enter()
@@ -278,5 +301,5 @@ class Trainer(Generic[Batch]):
         self._link.flush(_FLUSH_S)
         if run is not None:
             run.abandon(failed=False)
-        self._membership.leave(f"failed: {type(error).__name__}")
+        self._membership.close(broken=True)
         raise error

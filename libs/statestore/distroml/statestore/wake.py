@@ -22,11 +22,6 @@ class Wake:
         """How often `notify` was called."""
         return self._count
 
-    @property
-    def awaited(self) -> bool:
-        """Whether anybody waits now."""
-        return bool(self._waiting)
-
     def notify(self) -> None:
         """Wake everyone who waits; callable from any thread."""
         with self._lock:

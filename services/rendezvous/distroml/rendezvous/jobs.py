@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -22,8 +22,9 @@ from distroml.eventstore.handle import Unit, transact
 from distroml.rendezvous.adapters.codec import RendezvousRepository, stream_of
 from distroml.rendezvous.adapters.messages import event_response
 from distroml.rendezvous.domain import Command, Event, Phase, Rendezvous, ReportExit, ReportPlan
+from distroml.rendezvous.journal import note
 from distroml.rendezvous.session import Session
-from distroml.rpc import Caller, system_caller
+from distroml.rpc import Caller
 from distroml.rpc.errors import Unavailable
 
 log = observability.logger(__name__)
@@ -79,6 +80,7 @@ class Job:
         self._asked: deque[_Asked] = deque()
         self._sessions: set[Session] = set()
         self._seen = 0
+        self._project = ""
         self._wake = asyncio.Event()
 
     def submit(
@@ -105,6 +107,10 @@ class Job:
         if version > max(self._seen, self.version):
             self._seen = version
             self._wake.set()
+
+    def look_again(self) -> None:
+        """Something may have been committed that nobody told of."""
+        self.seen(self.version + 1)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -135,7 +141,9 @@ class Job:
     async def _begin(self) -> None:
         if self.version == 0:
             draft = await self._repository.load(stream_of(self.name))
+            newest = await self._repository.store.read_stream(draft.stream, after=draft.version - 1, limit=1)
             self.state, self.version = draft.state, draft.version
+            self._project = newest[0].context.project if newest else ""
 
     def _batch(self) -> Sequence[_Asked]:
         """What waits under one guard, at least one and not more than a commit may hold."""
@@ -165,7 +173,9 @@ class Job:
                 _answer(asked, error)
             return
         for asked in batch:
-            if (rejection := refused.get(id(asked))) is None and asked.session is not None:
+            rejection = refused.get(id(asked))
+            # Whose stream is gone by now, its future is cancelled.
+            if rejection is None and asked.session is not None and not asked.done.done():
                 self._sessions.add(asked.session)
                 asked.session.admit(self.state)
                 asked.session.check(self.state)
@@ -229,7 +239,8 @@ class Job:
         """Take committed events into account, in the order of their versions."""
         for recorded, event in events:
             self.state = self._repository.decider.evolve(self.state, event)
-            self.version = recorded.version
+            self.version, self._project = recorded.version, recorded.context.project
+            note(event, self.name)
             if (response := event_response(event)) is not None:
                 for session in self._sessions:
                     session.tell(response)
@@ -242,9 +253,12 @@ class Job:
         """Of the first caller; where several agents' words are decided together, the service is the actor."""
         first = batch[0].caller
         if any(asked.caller.actor != first.actor for asked in batch):
-            first = replace(system_caller(actor="rendezvous", project=first.project), traceparent=first.traceparent)
+            first = replace(first, actor="rendezvous")
         return first.context(
-            deployment=self._deployment, time_ms=time.time_ns() // 1_000_000, generation=self.state.number
+            deployment=self._deployment,
+            project=self._project,
+            time_ms=time.time_ns() // 1_000_000,
+            generation=self.state.number,
         )
 
 
@@ -276,7 +290,7 @@ class Jobs:
         self._users: dict[str, int] = {}
 
     @asynccontextmanager
-    async def using(self, job: str) -> AsyncIterator[Job]:
+    async def using(self, job: str) -> AsyncGenerator[Job, None]:
         """The job's actor, running."""
         self._users[job] = self._users.get(job, 0) + 1
         if job not in self._actors:
@@ -296,6 +310,11 @@ class Jobs:
         """The stream of `job` has reached `version`."""
         if job in self._actors:
             self._actors[job][0].seen(version)
+
+    def look_again(self) -> None:
+        """Something may have been committed that nobody told of."""
+        for actor, _ in self._actors.values():
+            actor.look_again()
 
     def close(self) -> None:
         """End every session; agents dial again."""

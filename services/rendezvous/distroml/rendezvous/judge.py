@@ -64,11 +64,11 @@ class Sight:
 class Judge:
     """The background task that judges while this replica holds the judge's lease."""
 
-    def __init__(
-        self, events: EventStore, states: StateStore, jobs: Jobs, *, ttl_s: int, interval_s: float = 0.5
-    ) -> None:
+    def __init__(self, events: EventStore, states: StateStore, jobs: Jobs, *, ttl_s: int) -> None:
         self._events, self._states, self._jobs = events, states, jobs
-        self._ttl_s, self._interval_s = ttl_s, interval_s
+        self._ttl_s = ttl_s
+        # Well below the third of a ttl after which a judge takes itself for one that stood still.
+        self._interval_s = min(0.5, ttl_s / 8)
 
     async def run(self) -> None:
         """Take the lease when it is free, judge while holding it."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from distroml.events import Rejection
 from distroml.scheduler.domain import job as jobs_
 from distroml.scheduler.domain import ledger as pool
@@ -17,9 +21,6 @@ from distroml.scheduler.domain.node import NODE, NodeState
 from distroml.scheduler.domain.plan import Snapshot, Step, place_queue, settle
 from distroml.scheduler.domain.queue import STRICT_FIFO
 from distroml.scheduler.domain.spec import FailureCategory, JobSpec, RetryPolicy, Slot, WorkerRange
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 NODES = ("a", "b", "c")
 node_names = st.sampled_from(NODES)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from distroml.events import given
 from distroml.scheduler.domain.job import FINISHED, JOB, JobState
 from distroml.scheduler.domain.job import commands as c

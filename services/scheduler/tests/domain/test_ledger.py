@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from distroml.events import given
 from distroml.scheduler.domain import ledger as pool
 from distroml.scheduler.domain.ledger import LEDGER, Holding, Share

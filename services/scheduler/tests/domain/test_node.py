@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from distroml.events import given
 from distroml.scheduler.domain import node as n
 from distroml.scheduler.domain.node import NODE, NodeState

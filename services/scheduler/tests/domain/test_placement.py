@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from distroml.scheduler.domain.placement import Placed, Refused, place, regang
 from distroml.scheduler.domain.spec import Placement, Slot, WorkerRange, gang_size
 

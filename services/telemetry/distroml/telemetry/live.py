@@ -71,8 +71,8 @@ class Changes:
         return bool(self._watches)
 
     def publish(self, job: str, *kinds: str) -> None:
-        """`job` changed."""
-        for name in (job, ALL_JOBS) if job else (ALL_JOBS,):
+        """`job` changed; where it is empty, something that concerns everybody."""
+        for name in (job, ALL_JOBS) if job else tuple(self._watches):
             for watch in self._watches.get(name, ()):
                 watch.touch(kinds)
 

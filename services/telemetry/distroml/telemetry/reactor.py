@@ -35,6 +35,7 @@ class Projector:
         caught_up: the model has reached the head once; before that pages say that the log is being read.
         folded: events taken since the start.
         skipped: public events that this release does not know or cannot read.
+        trouble: why the log cannot be read just now, or empty.
     """
 
     def __init__(
@@ -44,11 +45,15 @@ class Projector:
         *,
         decode: Decode = decode_public,
         on_fact: Callable[[str, GenerationFormed | SaveSeen], None] = lambda job, fact: None,
+        on_skip: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._model, self._decode, self._on_fact = store, model, decode, on_fact
+        self._on_skip = on_skip
+        self._telling = False
         self.caught_up = False
         self.folded = 0
         self.skipped = 0
+        self.trouble = ""
 
     @property
     def changes(self) -> Changes:
@@ -66,6 +71,10 @@ class Projector:
                 await self._follow(self._model.epoch)
             except Rebuilt:
                 self.caught_up = False
+            except EventStoreError as error:
+                self.trouble = str(error)
+                self.changes.publish("", EVENTS)
+                raise
             except NotWritten as error:
                 log.error("the read model falls behind", why=str(error))
                 await asyncio.sleep(RETRY_S)
@@ -78,8 +87,12 @@ class Projector:
             cursor = None
         # The durable cursor may be ahead of a model that began anew: the model's own cursor decides, and the
         # subscription only goes on from there.
+        # A model that began anew folds what metrics were told already.
+        self._telling = cursor is not None
         while events := await self._store.read(after=cursor, streams=STREAMS, limit=BATCH):
             cursor = await self._fold(events, epoch)
+        self.trouble = ""
+        self._telling = True
         if not self.caught_up:
             self.caught_up = True
             self.changes.publish("", EVENTS)
@@ -97,7 +110,7 @@ class Projector:
         fresh = [p for p in (self._projected(r) for r in events) if p is not None]
         await self._model.apply(fresh, events[-1].position, epoch=epoch)
         self.folded += len(fresh)
-        for projected in fresh:
+        for projected in fresh if self._telling else ():
             if isinstance(projected.fact, GenerationFormed | SaveSeen):
                 self._on_fact(projected.job, projected.fact)
         return events[-1].position
@@ -112,6 +125,7 @@ class Projector:
             fact = fact_of(message)
         except (UnknownEvent, DecodeError, ValueError) as error:
             self.skipped += 1
+            self._on_skip()
             log.info("event skipped", type=recorded.type, stream=recorded.stream, why=str(error))
             return Projected(recorded=recorded, job=job, fact=None, json="")
         return Projected(recorded=recorded, job=job, fact=fact, json=body)

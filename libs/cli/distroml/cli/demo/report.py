@@ -77,9 +77,9 @@ class Report:
 
 def build(facts: Facts) -> Report:
     """Judge the facts."""
-    formed = [body["generation"] for type_, body in facts.events if type_.endswith(".GenerationFormed")]
+    formed = [body["generation"] for type_, body in facts.events if type_ == "rendezvous.generation.GenerationFormed"]
     committed = [body for type_, body in facts.events if type_ == "checkpoint.Committed"]
-    exits = [body for type_, body in facts.events if type_.endswith(".WorkerExited")]
+    exits = [body for type_, body in facts.events if type_ == "rendezvous.worker.Exited"]
     killed = [e for e in exits if e.get("worker") == facts.killed_worker and int(e.get("signal", 0)) == 9]
     resumed = _resumed_from(facts, committed)
     final, heldout = (_number(facts.result.get(key)) for key in ("final_loss", "heldout_loss"))
@@ -130,7 +130,7 @@ def _resumed_from(facts: Facts, committed: Sequence[Mapping[str, Any]]) -> int:
         (
             int(body["step"])
             for type_, body in facts.events
-            if type_.endswith(".StepRecorded") and int(body.get("generation", 0)) >= 2
+            if type_ == "rendezvous.step.StepRecorded" and int(body.get("generation", 0)) >= 2
         ),
         0,
     )

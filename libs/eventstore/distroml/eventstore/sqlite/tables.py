@@ -30,7 +30,8 @@ _context = msgspec.json.Decoder(Context)
 
 def seq_of(place: Place) -> int:
     """The row id of a place; (0, -1), the place before everything, is row -1."""
-    return (place[0] << INDEX_BITS) + place[1]
+    # "After the whole commit" is said with an index past its last event: it must not reach into later commits.
+    return (place[0] << INDEX_BITS) + min(place[1], _INDEX_MASK)
 
 
 def place_of(seq: int) -> Place:

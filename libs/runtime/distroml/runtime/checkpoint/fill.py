@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+
 from distroml.manifest import BytesEntry, ChunkRef, TensorEntry
 from distroml.runtime.checkpoint.tensors import dtype_of, writable_bytes
 

@@ -12,6 +12,7 @@ from typing import cast
 import msgspec
 import numpy as np
 import torch
+
 from distroml.runtime.checkpoint.errors import CheckpointError, UnsupportedState
 from distroml.runtime.checkpoint.tensors import dtype_name, dtype_of, tensor_bytes, tensor_from
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from distroml.runtime.checkpoint.tensors import check_storable
-from distroml.runtime.checkpoint.tree import Leaf
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import _utils as dtensor_utils  # pyright: ignore[reportPrivateUsage]
+
+from distroml.runtime.checkpoint.tensors import check_storable
+from distroml.runtime.checkpoint.tree import Leaf
 
 SPLIT_BYTES = 64 * 1024 * 1024
 """Larger tensors are split by rows, at places that do not depend on the world size."""

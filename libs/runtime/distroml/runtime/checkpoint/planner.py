@@ -8,10 +8,6 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from distroml.runtime.checkpoint.errors import StateMismatch
-from distroml.runtime.checkpoint.plain import decode_plain, encode_plain
-from distroml.runtime.checkpoint.plan import Held, assign, held_items
-from distroml.runtime.checkpoint.tree import Leaf, Path, flatten, replace_at
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -34,6 +30,11 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from distroml.runtime.checkpoint.errors import StateMismatch
+from distroml.runtime.checkpoint.plain import decode_plain, encode_plain
+from distroml.runtime.checkpoint.plan import Held, assign, held_items
+from distroml.runtime.checkpoint.tree import Leaf, Path, flatten, replace_at
 
 State = MutableMapping[str, object]
 

@@ -8,6 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 
 import torch
+from torch.distributed.checkpoint.metadata import (
+    STORAGE_TYPES,
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
 from distroml.manifest import (
     BytesEntry,
     ChunkRef,
@@ -23,17 +35,6 @@ from distroml.objectstore import NoSuchObject, ObjectDamaged, ObjectStore
 from distroml.runtime.checkpoint.errors import CheckpointError, CorruptChunk
 from distroml.runtime.checkpoint.fill import Fill, fill_tensor, fill_value
 from distroml.runtime.checkpoint.tensors import dtype_of
-from torch.distributed.checkpoint.metadata import (
-    STORAGE_TYPES,
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
-from torch.distributed.checkpoint.storage import StorageReader
-from torch.futures import Future
 
 RANGE_BYTES = 16 * 1024 * 1024
 """Most bytes of one read; neighbouring chunks are read together."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 
 import torch
-from distroml.runtime.checkpoint.planner import PlainSavePlanner, State
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+
+from distroml.runtime.checkpoint.planner import PlainSavePlanner, State
 
 
 class StagedPlanner(PlainSavePlanner):

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
 from distroml.manifest import Manifest, TensorEntry
 from distroml.objectstore import ObjectStore
 from distroml.runtime.checkpoint.errors import StateMismatch
@@ -14,8 +17,6 @@ from distroml.runtime.checkpoint.plain import decode_plain
 from distroml.runtime.checkpoint.planner import PlainLoadPlanner, State
 from distroml.runtime.checkpoint.reader import ManifestReader
 from distroml.runtime.checkpoint.tensors import dtype_of
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 
@@ -49,10 +50,10 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **
     state: State = {"model": {clean(name): value for name, value in bare.state_dict().items()}}
     if optimizer is not None:
         names = _names(bare)
+        part: dict[str, object] = {"param_groups": [_group(group, names) for group in optimizer.param_groups]}
         per_parameter = {
             names[parameter]: dict(values) for parameter, values in _live_state(optimizer).items() if values
         }
-        part: dict[str, object] = {"param_groups": [_group(group, names) for group in optimizer.param_groups]}
         if per_parameter:
             part["state"] = per_parameter
         state["optimizer"] = part

@@ -6,6 +6,7 @@ import math
 import sys
 
 import torch
+
 from distroml.manifest import ITEM_BYTES
 from distroml.runtime.checkpoint.errors import CheckpointError, UnsupportedState
 

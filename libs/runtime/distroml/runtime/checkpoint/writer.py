@@ -7,6 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
 from distroml.manifest import (
     CHUNK_BYTES,
     MAX_EXTRA_BYTES,
@@ -29,10 +34,6 @@ from distroml.runtime.checkpoint.errors import UnsupportedState
 from distroml.runtime.checkpoint.packing import PackWriter
 from distroml.runtime.checkpoint.planner import PlainSavePlanner
 from distroml.runtime.checkpoint.tensors import dtype_name, tensor_bytes
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
-from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
-from torch.futures import Future
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from torch.utils import data as torch_data
 
 from distroml.runtime.data.order import SampleOrder
 from distroml.runtime.data.ranges import (
@@ -17,7 +19,6 @@ from distroml.runtime.data.ranges import (
     share,
     steps_per_epoch,
 )
-from torch.utils.data import default_collate
 
 Sample = TypeVar("Sample", covariant=True)
 Batch = TypeVar("Batch")
@@ -88,7 +89,7 @@ class DataLoader(Generic[Batch]):
         self.microbatch = microbatch
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self._collate = collate or cast("Callable[[list[object]], Batch]", default_collate)
+        self._collate = collate or cast("Callable[[list[object]], Batch]", cast("Any", torch_data).default_collate)
         next_range(DataPosition(), self.size, global_batch, drop_last=drop_last)  # refuses impossible sizes now
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="distroml-data") if prefetch else None
         self._ahead: tuple[tuple[DataPosition, int, int], Future[StepBatches[Batch]]] | None = None

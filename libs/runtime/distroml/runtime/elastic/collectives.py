@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
 from distroml.runtime.elastic.errors import PeerLost, is_communication_error
 from distroml.runtime.elastic.world import World
 
@@ -19,7 +20,7 @@ class _Work(Protocol):
 
 
 @contextmanager
-def communication() -> Iterator[None]:
+def communication() -> Generator[None]:
     """Within it, an error of communication becomes `PeerLost`; any other passes unchanged."""
     try:
         yield

@@ -130,12 +130,12 @@ class Membership:
         log.info("left generation %d: %s", world.generation, error or "drained")
         self._link.leave(world.generation, error[:2000])
 
-    def close(self) -> None:
-        """The work is done: end the process group in good order."""
+    def close(self, *, broken: bool = False) -> None:
+        """This process takes part in no further generation; `broken` frees peers that still wait for it."""
         with self._lock:
             group, self._current, self._group = self._group, None, None
         if group is not None:
-            group.close(broken=False)
+            group.close(broken=broken)
 
     def _await_next(self) -> World:
         deadline = time.monotonic() + self._wait_s

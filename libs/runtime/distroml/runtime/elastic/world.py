@@ -9,6 +9,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distributed has them, but does not export them
+
 from distroml.runtime.elastic.connections import Connections
 from distroml.workerlink import CheckpointRef, Generation, environment
 
@@ -122,7 +124,7 @@ class ProcessGroup:
                 f"WORLD_SIZE is {world.world_size} but MASTER_ADDR and MASTER_PORT are not set; "
                 "start the script with `distroml run` or torchrun"
             )
-        store = dist.TCPStore(
+        store = TCPStore(
             world.store[0],
             world.store[1],
             world.world_size,
@@ -132,7 +134,7 @@ class ProcessGroup:
         )
         dist.init_process_group(
             "nccl" if world.device.type == "cuda" else "gloo",
-            store=dist.PrefixStore(world.prefix, store),
+            store=PrefixStore(world.prefix, store),
             rank=world.rank,
             world_size=world.world_size,
             timeout=self._setup_timeout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -148,10 +149,8 @@ class AgentLink:
         self._wake()
 
     def _wake(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # full of wake-ups already
             os.write(self._wake_write, b"x")
-        except BlockingIOError:
-            pass  # the pipe is full of wake-ups already
 
     # ---- the link's thread
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.elastic.world import choose_device
 from distroml.runtime.parallel.plan import Plan
 from distroml.runtime.parallel.plan import plan as make_plan
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 COMPRESSIONS = ("none",)
 
@@ -46,6 +47,7 @@ class ParallelModel:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward pass."""
         return self.module(*args, **kwargs)
 
     def begin(self) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from torch.utils.hooks import RemovableHandle
+
 from distroml.runtime.elastic import Collectives, Pending
 from distroml.runtime.parallel.buckets import BucketSpec, Segment, lay_out
-from torch.utils.hooks import RemovableHandle
+from distroml.runtime.typed import norm_of, on_gradient
 
 
 class Exchange(Protocol):
@@ -102,7 +104,7 @@ class GradientReducer:
                 if bucket.missing == 0:
                     self._launch_ready()
 
-        self._handles.append(parameter.register_post_accumulate_grad_hook(accumulated))
+        self._handles.append(on_gradient(parameter, accumulated))
 
     def begin(self) -> None:
         """A new step: no gradient is there yet."""
@@ -157,8 +159,8 @@ class GradientReducer:
 
     def norm(self) -> torch.Tensor:
         """The 2-norm of all gradients as they are now, bit-equal on every rank."""
-        norms = [torch.linalg.vector_norm(flat) for flat in self.flats]
-        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
+        norms = [norm_of(flat) for flat in self.flats]
+        return norms[0] if len(norms) == 1 else norm_of(torch.stack([norm.to(norms[0]) for norm in norms]))
 
     def scale(self, factor: torch.Tensor | float) -> None:
         """Multiply all gradients by `factor`."""

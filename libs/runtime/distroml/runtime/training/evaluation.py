@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+
 from distroml.runtime.data import DataLoader
 from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.training.randomness import seed_step
 from distroml.runtime.training.step import to_device
 from distroml.runtime.training.types import LossFunction, check_loss
+from distroml.runtime.typed import floats
 
 
 def evaluate(
@@ -42,7 +44,7 @@ def evaluate(
         model.train(was_training)
     parallel.collectives.sum(sums)
     result: dict[str, float] = {}
-    for name, (total, count) in zip(terms, sums.tolist(), strict=True):
+    for name, total, count in zip(terms, floats(sums[:, 0]), floats(sums[:, 1]), strict=True):
         if not count:
             raise ValueError(f"{name!r} counted no term over the whole evaluation data")
         result[name] = total / count

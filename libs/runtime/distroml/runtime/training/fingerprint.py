@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import torch
 
+from distroml.runtime.typed import integers
+
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -27,7 +29,7 @@ def fingerprint(loss: float, parameters: Iterable[tuple[str, torch.Tensor]]) -> 
         names.append(name)
         sums.append(words.view(_INTEGER[words.element_size()]).sum(dtype=torch.int64))
     if sums:
-        for name, value in zip(names, torch.stack(sums).tolist(), strict=True):
+        for name, value in zip(names, integers(torch.stack(sums)), strict=True):
             digest.update(name.encode())
             digest.update(struct.pack("<q", value))
     return digest.hexdigest()[:16]

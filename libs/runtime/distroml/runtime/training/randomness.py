@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import torch
+
+from distroml.runtime.typed import seed_torch
 
 _MASK = (1 << 63) - 1
 
@@ -21,6 +22,6 @@ def seed_for(seed: int, step: int, rank: int) -> int:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed the generators of torch, numpy and the standard library for one step of one rank."""
     value = seed_for(seed, step, rank)
-    torch.manual_seed(value)
+    seed_torch(value)
     random.seed(value)
     np.random.seed(value & 0xFFFFFFFF)

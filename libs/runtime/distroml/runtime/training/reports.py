@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 
+from torch import nn
+
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan
 from distroml.runtime.training.fingerprint import fingerprint
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import PlanChosen, StepRecorded, StepSample
-from torch import nn
 
 log = logging.getLogger("distroml.runtime.train")
 

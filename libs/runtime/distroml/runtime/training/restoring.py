@@ -8,14 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
+
 from distroml.objectstore import ObjectStoreDown
 from distroml.runtime.checkpoint import CorruptChunk, restore
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.link import Link
 from distroml.runtime.training.storage import Storage
 from distroml.workerlink import CheckpointRef, CorruptionFound
-from torch import nn
-from torch.optim import Optimizer
 
 log = logging.getLogger("distroml.runtime.checkpoint")
 
@@ -43,7 +44,10 @@ def restore_agreed(
     """Load `wanted`, or the newest older checkpoint that is sound on every rank. Collective.
 
     Args:
-        wanted: what the generation names; every rank must name the same.
+        wanted: what the generation names; rank 0's word counts.
+        storage: where checkpoints lie.
+        link: tells of damage, and is told what else there is.
+        collectives: of this generation.
         fresh: the model, an optimizer that has not stepped, and the further state to fill; called for each try.
 
     Returns:

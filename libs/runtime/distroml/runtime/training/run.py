@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from distroml.runtime.checkpoint import capture
 from distroml.runtime.data import DataLoader, DataPosition
 from distroml.runtime.data.ranges import after
@@ -22,17 +25,16 @@ from distroml.runtime.training.settings import Settings, fresh_optimizer, parame
 from distroml.runtime.training.source import ModelSource
 from distroml.runtime.training.step import StepDone, Stepper
 from distroml.runtime.training.storage import Storage
-from distroml.runtime.training.types import CheckpointsExhausted, FitResult, LossFunction
+from distroml.runtime.training.types import CheckpointsExhausted, FitResult, LossFunction, StepInfo
 from distroml.runtime.training.votes import Wish
 from distroml.workerlink import CheckpointRef
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 log = logging.getLogger("distroml.runtime.train")
 
 _FINAL_SAVE_S = 180.0
 _DRAIN_SAVE_S = 60.0
+# Of the grace a stop gives: the rest is for ending.
+_OF_GRACE = 0.7
 
 
 class Drained(Exception):
@@ -159,8 +161,8 @@ class Run:
 
     # ---- the steps
 
-    def train(self) -> None:
-        """Make the steps that are left, evaluate, and save the end. Collective.
+    def steps(self) -> Iterator[StepInfo]:
+        """Make the steps that are left, evaluate, and save the end; yields every step made. Collective.
 
         Raises:
             PeerLost, GenerationLeft, Drained: the training goes on in another generation.
@@ -169,42 +171,44 @@ class Run:
         assert self._stepper is not None
         settings = self.settings
         self.module.train()
-        first = True
         while self.step < settings.total_steps:
             self._membership.check()
             number = self.step + 1
             taken, done = self._stepper.run(number, self.position)
             self.step, self.position = number, after(taken)
             last = number == settings.total_steps
-            save_due = settings.checkpoint_every is not None and (last or number % settings.checkpoint_every == 0)
-            eval_due = settings.eval_data is not None and (
-                last or (settings.eval_every is not None and number % settings.eval_every == 0)
-            )
-            if first or save_due or eval_due:
+            save_due = settings.checkpoint_every is not None and self._due(settings.checkpoint_every, number, last)
+            eval_due = settings.eval_data is not None and self._due(settings.eval_every, number, last)
+            if save_due or eval_due or last or self.reporter.last is None:
                 done += self._stepper.settle()
             wishes = self._note(done)
-            if first and self.reporter.last is not None:
-                self.reporter.record(self.reporter.last, "generation")
-                first = False
-            ordered = wishes & (Wish.DRAIN | Wish.STOP | Wish.STOP_WITH_CHECKPOINT)
-            if ordered and not last:
-                self._obey(ordered, done)
+            if not last and wishes & (Wish.DRAIN | Wish.STOP | Wish.STOP_WITH_CHECKPOINT):
+                self._obey(wishes)
             if eval_due and settings.eval_data is not None:
                 self.evaluated = self.evaluate(settings.eval_data, None)
                 if self.world.is_main:
                     log.info("step %d: held-out loss %.4f", number, self.evaluated["loss"])
             if save_due and not last:
                 self._checkpoint(busy=bool(wishes & Wish.BUSY))
+            for step in done:
+                yield step.info
         if settings.checkpoint_every is not None:
             self._save_end()
         self.trained = True
         self._link.progress(step=self.step, phase="idle")
 
+    @staticmethod
+    def _due(every: int | None, number: int, last: bool) -> bool:
+        return last or (every is not None and number % every == 0)
+
     def _note(self, done: list[StepDone]) -> Wish:
         wishes = Wish.NONE
         for step in done:
             wishes |= step.wishes
+            first = self.reporter.last is None
             self.reporter.step(step.info)
+            if first:
+                self.reporter.record(step.info, "generation")
             for callback in self.settings.callbacks:
                 callback(step.info)
         return wishes
@@ -219,14 +223,13 @@ class Run:
             wishes |= Wish.BUSY
         return wishes
 
-    def _obey(self, wishes: Wish, done: list[StepDone]) -> None:
+    def _obey(self, wishes: Wish) -> None:
         assert self._stepper is not None
         self._note(self._stepper.settle())
+        stop = self._membership.stop
         if wishes & (Wish.DRAIN | Wish.STOP_WITH_CHECKPOINT):
-            stop = self._membership.stop
-            self._save_and_wait(
-                "drain" if stop is None else "stop", min(_DRAIN_SAVE_S, 0.7 * stop.grace_s) if stop else _DRAIN_SAVE_S
-            )
+            limit_s = _DRAIN_SAVE_S if stop is None else min(_DRAIN_SAVE_S, _OF_GRACE * stop.grace_s)
+            self._save_and_wait("drain" if stop is None else "stop", limit_s)
         if wishes & (Wish.STOP | Wish.STOP_WITH_CHECKPOINT):
             raise StopOrdered(f"told to stop after step {self.step}")
         raise Drained(f"told to leave after step {self.step}")
@@ -246,8 +249,7 @@ class Run:
         assert self._optimizer is not None
         if self.reporter.last is not None:
             self.reporter.record(self.reporter.last, why)
-        state: Mapping[str, Any] = capture(self.module, self._optimizer, **self._more())
-        self._saves.begin(state, step=self.step)
+        self._saves.begin(capture(self.module, self._optimizer, **self._more()), step=self.step)
 
     def _save_and_wait(self, why: str, timeout_s: float) -> bool:
         """A save that the caller cannot do without, begun once the one before it is through."""
@@ -305,8 +307,3 @@ class Run:
             self.reporter.record(self.reporter.last, "failure")
         self._saves.close()
         self.parallel.close()
-
-    def synchronise_device(self) -> None:
-        """Wait for what the device still computes."""
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize(self.world.device)

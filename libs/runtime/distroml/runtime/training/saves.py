@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, MutableMapping
 
 from distroml.runtime.checkpoint import Saver, ShardResult
 from distroml.runtime.elastic import Collectives
@@ -80,7 +79,7 @@ class Saves:
         """Seconds for which the last `begin` held the training thread."""
         return self._saver.blocked_s
 
-    def begin(self, state: Mapping[str, Any], *, step: int) -> None:
+    def begin(self, state: MutableMapping[str, object], *, step: int) -> None:
         """Copy this rank's part of `state` and write it in the background. Every rank calls this at the same step."""
         self._begun_step, self._begun_at = step, time.monotonic()
         opened: SaveOpened | None = None

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from distroml.runtime.data import DataLoader
-from distroml.runtime.parallel import Plan
-from distroml.runtime.training.types import Callback, LossFunction
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from distroml.runtime.data import DataLoader
+from distroml.runtime.parallel import Plan
+from distroml.runtime.training.types import Callback, LossFunction
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from distroml.runtime.typed import seed_torch
+
 
 def meta_copy(module: nn.Module) -> nn.Module:
     """A copy of `module` whose parameters and buffers have shapes but no memory."""
@@ -42,7 +44,7 @@ class ModelSource:
 
     def _make(self) -> nn.Module:
         assert self._factory is not None
-        torch.manual_seed(self._seed)
+        seed_torch(self._seed)
         made = self._factory()
         if not isinstance(made, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"model_factory must return a torch.nn.Module, got {type(made).__name__}")

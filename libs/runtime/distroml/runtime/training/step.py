@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from distroml.runtime.data import DataLoader, DataPosition, StepRange
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.training.randomness import seed_step
 from distroml.runtime.training.types import LossFunction, NonFiniteError, StepInfo, check_loss
 from distroml.runtime.training.votes import HEAD, Wish, ballot, tally
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from distroml.runtime.typed import backward, floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,9 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: to_device(item, device) for key, item in cast("dict[Any, Any]", value).items()}
     if isinstance(value, tuple) and hasattr(cast("tuple[Any, ...]", value), "_fields"):
-        return type(value)(*(to_device(item, device) for item in cast("tuple[Any, ...]", value)))
+        return type(cast("Any", value))(*(to_device(item, device) for item in cast("tuple[Any, ...]", value)))
     if isinstance(value, list | tuple):
-        return type(value)(to_device(item, device) for item in cast("list[Any]", value))
+        return type(cast("Any", value))(to_device(item, device) for item in cast("list[Any]", value))
     return value
 
 
@@ -112,7 +114,7 @@ class Stepper:
         for number, batch in enumerate(work.batches):
             total, terms = check_loss(self._loss(self._parallel.module, to_device(batch, device)))
             gradients.last = number == len(work.batches) - 1
-            total.backward()  # pyright: ignore[reportUnknownMemberType]
+            backward(total)
             loss_sum += total.detach()
             count += terms
         fired = gradients.flush()
@@ -138,7 +140,7 @@ class Stepper:
             comm_wait_s=comm_wait_s,
         )
         if not all(fired):
-            gradients.drop_unused(tally(cast("list[float]", votes.tolist())).used)
+            gradients.drop_unused(tally(floats(votes)).used)
         if self._late:
             flying.report = flying.report.to("cpu", non_blocking=True)
             flying.ready = torch.cuda.Event()
@@ -160,7 +162,7 @@ class Stepper:
         return self._settle()
 
     def _check(self, flying: _Flying) -> tuple[float, float, float]:
-        values: list[float] = flying.report.tolist()
+        values = floats(flying.report)
         loss_sum, count, norm = values[0], values[1], values[-1]
         if count <= 0:
             raise ValueError(f"step {flying.step} has no term in its loss: every rank's count is 0")
@@ -180,7 +182,7 @@ class Stepper:
         if flying.ready is not None:
             flying.ready.synchronize()
             self._check(flying)
-        values: list[float] = flying.report.tolist()
+        values = floats(flying.report)
         counted = tally(values[:HEAD])
         info = StepInfo(
             step=flying.step,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -84,11 +84,13 @@ def _samples_of(batch: object) -> int:
         return batch.shape[0]
     parts: list[object] = []
     if isinstance(batch, dict):
-        parts = list(batch.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        parts = list(cast("dict[object, object]", batch).values())
     elif isinstance(batch, list | tuple):
-        parts = list(batch)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        parts = list(cast("list[object]", batch))
     if not parts:
-        raise TypeError(f"from_mean finds no tensor in a batch of type {type(batch).__name__}; return (sum, count)")
+        raise TypeError(
+            f"from_mean finds no tensor in a batch of type {type(cast('object', batch)).__name__}; return (sum, count)"
+        )
     return _samples_of(parts[0])
 
 

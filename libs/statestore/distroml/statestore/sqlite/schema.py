@@ -17,6 +17,8 @@ from distroml.statestore.sqlite.errors import damaged, translate
 APPLICATION_ID = 0x44_4D_4C_31
 FORMAT = 1
 BUSY_TIMEOUT_S = 10.0
+WAL_BYTES_KEPT = 16 * 1024 * 1024
+"""What a burst may leave the WAL at; beyond it the file is cut when it is next begun anew."""
 QUICK_CHECK_BYTES = 64 * 1024 * 1024
 """Up to this size the whole file is checked at opening; above it only its header, length and schema."""
 
@@ -46,7 +48,11 @@ CREATE TABLE cursors (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID
 def connect(path: Path, *, writes: bool) -> sqlite3.Connection:
     """A connection with autocommit off the module's hands and every commit synced."""
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = FULL" if writes else "PRAGMA query_only = ON")
+    if writes:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+    else:
+        connection.execute("PRAGMA query_only = ON")
     return connection
 
 

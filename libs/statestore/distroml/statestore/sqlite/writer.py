@@ -117,8 +117,15 @@ class Writer:
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            with self._lock.held():
-                self._write_batch(batch)
+            try:
+                with self._lock.held():
+                    self._write_batch(batch)
+            except Exception as error:
+                # The thread must outlive whatever goes wrong: without it every later write would hang.
+                self._roll_back()
+                failure = StateStoreDown(f"{self._path}: {error}")
+                for job in batch:
+                    job.value, job.error = None, failure
             self._wrote()
             _tell(batch)
 
@@ -132,8 +139,7 @@ class Writer:
         try:
             self._transact(batch)
         except (sqlite3.Error, OSError) as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self._roll_back()
             failure = translate(self._path, error)
             if isinstance(failure, StateStoreFull) and len(batch) > 1:
                 # A small write may still fit where the batch did not.
@@ -142,6 +148,15 @@ class Writer:
                 return
             for job in batch:
                 job.value, job.error = None, failure
+
+    def _roll_back(self) -> None:
+        """Leave no transaction open; with a new connection where SQLite cannot undo this one's."""
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._connection.close()
+            self._connection = connect(self._path, writes=True)
 
     def _transact(self, batch: Sequence[Job]) -> None:
         hit("sqlite.statement")

@@ -16,6 +16,12 @@ from distroml.scheduler.domain.placement import Placed, Refused, Slots, regang
 from distroml.scheduler.domain.queue import Policy
 from distroml.scheduler.domain.spec import Placement, Slot, WorkerRange
 
+MAX_FREED = 40
+"""Nodes of one gang freed in one step, so that a step fits into a commit; the next cycle frees the rest."""
+
+MAX_PLACED = 64
+"""Gangs placed in one plan, so that a cycle stays short; the next one goes on with those behind."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -68,7 +74,7 @@ def _settle_holding(snapshot: Snapshot, holding: Holding, at_ms: int) -> Step | 
     current = job.attempt == holding.attempt
     preemption = _preemption(snapshot.ledger, holding, at_ms) if current and job.active else None
     ending = preemption is not None or not (current and job.active)
-    free = [share.node for share in holding.shares if _can_be_freed(snapshot.ledger, share, ending)]
+    free = [share.node for share in holding.shares if _can_be_freed(snapshot.ledger, share, ending)][:MAX_FREED]
     job_commands: list[c.Command] = [preemption] if preemption else []
     if ending and current and len(free) == len(holding.shares):
         job_commands.append(c.EndAttempt(at_ms=at_ms, attempt=holding.attempt))
@@ -150,6 +156,8 @@ def place_queue(snapshot: Snapshot, policy: Policy, at_ms: int) -> Plan:
     blocked: Job | None = None
     index = 0
     for job in waiting:
+        if len(steps) == MAX_PLACED:
+            break
         if job.state is not JobState.QUEUED:
             held_back = blocked is not None and not policy.may_pass(blocked, job)
             outcome = _changed_gang(snapshot.ledger, job, {} if held_back else free)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -42,17 +42,20 @@ class WorkerRange:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a job may fail by itself, and how often it may lose its slots (`UNLIMITED`: always again)."""
+    """How often a job may fail by itself, and how often it may lose its slots (`UNLIMITED`: always again).
 
-    max_failures: int = DEFAULT_MAX_FAILURES
-    max_preemptions: int = UNLIMITED
+    None stands for the default; a submitted job has numbers.
+    """
+
+    max_failures: int | None = DEFAULT_MAX_FAILURES
+    max_preemptions: int | None = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPolicy:
-    """How many committed checkpoints are kept."""
+    """How many committed checkpoints are kept; None stands for the default."""
 
-    keep: int = DEFAULT_KEEP
+    keep: int | None = DEFAULT_KEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,24 @@ class Placement:
 
     node: str
     slots: tuple[str, ...]
+
+
+def completed(spec: JobSpec, *, project: str) -> JobSpec:
+    """`spec` with every default filled in; `project` is where it belongs if it does not say so itself."""
+    retry, keep = spec.retry, spec.checkpoint.keep
+    failures, preemptions = retry.max_failures, retry.max_preemptions
+    workers = spec.workers if (spec.workers.min, spec.workers.max) != (0, 0) else replace(spec.workers, min=1, max=1)
+    return replace(
+        spec,
+        project=spec.project or project,
+        workers=replace(workers, max=workers.max or workers.min),
+        retry=RetryPolicy(
+            DEFAULT_MAX_FAILURES if failures is None else failures, UNLIMITED if preemptions is None else preemptions
+        ),
+        checkpoint=CheckpointPolicy(DEFAULT_KEEP if keep is None else keep),
+        grace_s=spec.grace_s or DEFAULT_GRACE_S,
+        log_cap_bytes=spec.log_cap_bytes or DEFAULT_LOG_CAP_BYTES,
+    )
 
 
 def gang_size(placement: tuple[Placement, ...]) -> int:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from distroml.events import is_name
-from distroml.scheduler.domain.spec import UNLIMITED, JobSpec, WorkerRange
+from distroml.scheduler.domain import retry
+from distroml.scheduler.domain.spec import DEFAULT_KEEP, UNLIMITED, JobSpec, WorkerRange
 
 MAX_WORKERS = 256
 MAX_SPEC_CHARS = 32 * 1024
@@ -47,10 +48,11 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
     if spec.packages and not _SHA256.fullmatch(spec.packages):
         yield "spec.packages", "is no sha256 in 64 lower case hex digits"
     yield from _workers(spec.workers)
+    keep = spec.checkpoint.keep
     yield from _within("spec.priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY)
-    yield from _within("spec.retry.max_failures", spec.retry.max_failures, 0, 1_000_000)
-    yield from _within("spec.retry.max_preemptions", spec.retry.max_preemptions, UNLIMITED, 1_000_000)
-    yield from _within("spec.checkpoint.keep", spec.checkpoint.keep, 1, 10_000)
+    yield from _within("spec.retry.max_failures", retry.max_failures(spec.retry), 0, 1_000_000)
+    yield from _within("spec.retry.max_preemptions", retry.max_preemptions(spec.retry), UNLIMITED, 1_000_000)
+    yield from _within("spec.checkpoint.keep", DEFAULT_KEEP if keep is None else keep, 1, 10_000)
     yield from _within("spec.grace_s", spec.grace_s, 1, MAX_GRACE_S)
     yield from _within("spec.hang_timeout_s", spec.hang_timeout_s, 0, MAX_HANG_TIMEOUT_S)
     yield from _within("spec.log_cap_bytes", spec.log_cap_bytes, 64 * 1024, 1 << 40)

@@ -484,6 +484,8 @@ class Begun(google.protobuf.message.Message):
     GENERATION_FIELD_NUMBER: builtins.int
     WORLD_SIZE_FIELD_NUMBER: builtins.int
     BASE_MANIFEST_HASH_FIELD_NUMBER: builtins.int
+    KEEP_FIELD_NUMBER: builtins.int
+    PROJECT_FIELD_NUMBER: builtins.int
     at_ms: builtins.int
     job: builtins.str
     save_id: builtins.str
@@ -491,6 +493,8 @@ class Begun(google.protobuf.message.Message):
     generation: builtins.int
     world_size: builtins.int
     base_manifest_hash: builtins.str
+    keep: builtins.int
+    project: builtins.str
     def __init__(
         self,
         *,
@@ -501,8 +505,10 @@ class Begun(google.protobuf.message.Message):
         generation: builtins.int = ...,
         world_size: builtins.int = ...,
         base_manifest_hash: builtins.str = ...,
+        keep: builtins.int = ...,
+        project: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "base_manifest_hash", b"base_manifest_hash", "generation", b"generation", "job", b"job", "save_id", b"save_id", "step", b"step", "world_size", b"world_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "base_manifest_hash", b"base_manifest_hash", "generation", b"generation", "job", b"job", "keep", b"keep", "project", b"project", "save_id", b"save_id", "step", b"step", "world_size", b"world_size"]) -> None: ...
 
 global___Begun = Begun
 
@@ -550,6 +556,8 @@ global___Committed = Committed
 
 @typing.final
 class SaveFailed(google.protobuf.message.Message):
+    """`save_id` is empty where the save was refused before it was opened; `rank` is -1 where no rank said it."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     AT_MS_FIELD_NUMBER: builtins.int
@@ -558,12 +566,14 @@ class SaveFailed(google.protobuf.message.Message):
     GENERATION_FIELD_NUMBER: builtins.int
     RANK_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
     at_ms: builtins.int
     save_id: builtins.str
     step: builtins.int
     generation: builtins.int
     rank: builtins.int
     message: builtins.str
+    reason: builtins.str
     def __init__(
         self,
         *,
@@ -573,8 +583,9 @@ class SaveFailed(google.protobuf.message.Message):
         generation: builtins.int = ...,
         rank: builtins.int = ...,
         message: builtins.str = ...,
+        reason: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "message", b"message", "rank", b"rank", "save_id", b"save_id", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "message", b"message", "rank", b"rank", "reason", b"reason", "save_id", b"save_id", "step", b"step"]) -> None: ...
 
 global___SaveFailed = SaveFailed
 

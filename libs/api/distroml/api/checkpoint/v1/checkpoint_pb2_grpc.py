@@ -94,14 +94,16 @@ class CheckpointServiceServicer(object):
 
     def ReportShard(self, request, context):
         """One rank's part is durable in the object store. When the last one is reported the service writes the manifest
-        and commits it under the job's fence.
+        and commits it under the job's fence. Idempotent; asked again until it answers `committed`, or refuses with
+        FAILED_PRECONDITION: then this step will never be a checkpoint.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportSaveFailed(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One rank cannot save this step: the save is closed for all ranks, or will not be opened.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -135,7 +137,8 @@ class CheckpointServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCheckpoint(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Refused for a pinned checkpoint, the base of an open save, and the newest sound one.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -34,13 +34,15 @@ class CheckpointServiceStub:
         distroml.api.checkpoint.v1.checkpoint_pb2.ReportShardResponse,
     ]
     """One rank's part is durable in the object store. When the last one is reported the service writes the manifest
-    and commits it under the job's fence.
+    and commits it under the job's fence. Idempotent; asked again until it answers `committed`, or refuses with
+    FAILED_PRECONDITION: then this step will never be a checkpoint.
     """
 
     ReportSaveFailed: grpc.UnaryUnaryMultiCallable[
         distroml.api.checkpoint.v1.checkpoint_pb2.ReportSaveFailedRequest,
         distroml.api.checkpoint.v1.checkpoint_pb2.ReportSaveFailedResponse,
     ]
+    """One rank cannot save this step: the save is closed for all ranks, or will not be opened."""
 
     GetLatest: grpc.UnaryUnaryMultiCallable[
         distroml.api.checkpoint.v1.checkpoint_pb2.GetLatestRequest,
@@ -71,6 +73,7 @@ class CheckpointServiceStub:
         distroml.api.checkpoint.v1.checkpoint_pb2.DeleteCheckpointRequest,
         distroml.api.checkpoint.v1.checkpoint_pb2.DeleteCheckpointResponse,
     ]
+    """Refused for a pinned checkpoint, the base of an open save, and the newest sound one."""
 
     PinCheckpoint: grpc.UnaryUnaryMultiCallable[
         distroml.api.checkpoint.v1.checkpoint_pb2.PinCheckpointRequest,
@@ -92,13 +95,15 @@ class CheckpointServiceAsyncStub:
         distroml.api.checkpoint.v1.checkpoint_pb2.ReportShardResponse,
     ]
     """One rank's part is durable in the object store. When the last one is reported the service writes the manifest
-    and commits it under the job's fence.
+    and commits it under the job's fence. Idempotent; asked again until it answers `committed`, or refuses with
+    FAILED_PRECONDITION: then this step will never be a checkpoint.
     """
 
     ReportSaveFailed: grpc.aio.UnaryUnaryMultiCallable[
         distroml.api.checkpoint.v1.checkpoint_pb2.ReportSaveFailedRequest,
         distroml.api.checkpoint.v1.checkpoint_pb2.ReportSaveFailedResponse,
     ]
+    """One rank cannot save this step: the save is closed for all ranks, or will not be opened."""
 
     GetLatest: grpc.aio.UnaryUnaryMultiCallable[
         distroml.api.checkpoint.v1.checkpoint_pb2.GetLatestRequest,
@@ -129,6 +134,7 @@ class CheckpointServiceAsyncStub:
         distroml.api.checkpoint.v1.checkpoint_pb2.DeleteCheckpointRequest,
         distroml.api.checkpoint.v1.checkpoint_pb2.DeleteCheckpointResponse,
     ]
+    """Refused for a pinned checkpoint, the base of an open save, and the newest sound one."""
 
     PinCheckpoint: grpc.aio.UnaryUnaryMultiCallable[
         distroml.api.checkpoint.v1.checkpoint_pb2.PinCheckpointRequest,
@@ -154,7 +160,8 @@ class CheckpointServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[distroml.api.checkpoint.v1.checkpoint_pb2.ReportShardResponse, collections.abc.Awaitable[distroml.api.checkpoint.v1.checkpoint_pb2.ReportShardResponse]]:
         """One rank's part is durable in the object store. When the last one is reported the service writes the manifest
-        and commits it under the job's fence.
+        and commits it under the job's fence. Idempotent; asked again until it answers `committed`, or refuses with
+        FAILED_PRECONDITION: then this step will never be a checkpoint.
         """
 
     @abc.abstractmethod
@@ -162,7 +169,8 @@ class CheckpointServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: distroml.api.checkpoint.v1.checkpoint_pb2.ReportSaveFailedRequest,
         context: _ServicerContext,
-    ) -> typing.Union[distroml.api.checkpoint.v1.checkpoint_pb2.ReportSaveFailedResponse, collections.abc.Awaitable[distroml.api.checkpoint.v1.checkpoint_pb2.ReportSaveFailedResponse]]: ...
+    ) -> typing.Union[distroml.api.checkpoint.v1.checkpoint_pb2.ReportSaveFailedResponse, collections.abc.Awaitable[distroml.api.checkpoint.v1.checkpoint_pb2.ReportSaveFailedResponse]]:
+        """One rank cannot save this step: the save is closed for all ranks, or will not be opened."""
 
     @abc.abstractmethod
     def GetLatest(
@@ -202,7 +210,8 @@ class CheckpointServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: distroml.api.checkpoint.v1.checkpoint_pb2.DeleteCheckpointRequest,
         context: _ServicerContext,
-    ) -> typing.Union[distroml.api.checkpoint.v1.checkpoint_pb2.DeleteCheckpointResponse, collections.abc.Awaitable[distroml.api.checkpoint.v1.checkpoint_pb2.DeleteCheckpointResponse]]: ...
+    ) -> typing.Union[distroml.api.checkpoint.v1.checkpoint_pb2.DeleteCheckpointResponse, collections.abc.Awaitable[distroml.api.checkpoint.v1.checkpoint_pb2.DeleteCheckpointResponse]]:
+        """Refused for a pinned checkpoint, the base of an open save, and the newest sound one."""
 
     @abc.abstractmethod
     def PinCheckpoint(

@@ -482,7 +482,7 @@ class NodeRegistered(google.protobuf.message.Message):
     agent_id: builtins.str
     address: builtins.str
     @property
-    def slots(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[distroml.api.scheduler.v1.jobs_pb2.Slot]: ...
+    def slots(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___OfferedSlot]: ...
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
     def __init__(
@@ -492,13 +492,36 @@ class NodeRegistered(google.protobuf.message.Message):
         node: builtins.str = ...,
         boot_id: builtins.str = ...,
         agent_id: builtins.str = ...,
-        slots: collections.abc.Iterable[distroml.api.scheduler.v1.jobs_pb2.Slot] | None = ...,
+        slots: collections.abc.Iterable[global___OfferedSlot] | None = ...,
         address: builtins.str = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["address", b"address", "agent_id", b"agent_id", "at_ms", b"at_ms", "boot_id", b"boot_id", "labels", b"labels", "node", b"node", "slots", b"slots"]) -> None: ...
 
 global___NodeRegistered = NodeRegistered
+
+@typing.final
+class OfferedSlot(google.protobuf.message.Message):
+    """A slot as its node describes it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    kind: builtins.str
+    device: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        kind: builtins.str = ...,
+        device: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "id", b"id", "kind", b"kind"]) -> None: ...
+
+global___OfferedSlot = OfferedSlot
 
 @typing.final
 class NodeCordoned(google.protobuf.message.Message):

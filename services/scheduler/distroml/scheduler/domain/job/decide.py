@@ -198,7 +198,9 @@ def _back_to_the_queue(job: Job, at: int) -> Events:
     if not retry.may_fail_again(job.spec.retry, job.failures):
         return (preempted, _failed_budget(job, at))
     if counted and not retry.may_be_preempted_again(job.spec.retry, preemptions):
-        message = f"lost its slots {preemptions} times, {job.spec.retry.max_preemptions} are allowed: {job.message}"
+        message = (
+            f"lost its slots {preemptions} times, {retry.max_preemptions(job.spec.retry)} are allowed: {job.message}"
+        )
         category = FailureCategory.NODE_LOST if job.reason == reasons.NODE_LOST else FailureCategory.PREEMPTED
         failed = e.Failed(at_ms=at, category=category, reason=reasons.PREEMPTION_BUDGET_SPENT, message=message)
         return (preempted, failed)
@@ -206,7 +208,7 @@ def _back_to_the_queue(job: Job, at: int) -> Events:
 
 
 def _failed_budget(job: Job, at: int) -> e.Failed:
-    message = f"failed {job.failures} times, {job.spec.retry.max_failures} are allowed"
+    message = f"failed {job.failures} times, {retry.max_failures(job.spec.retry)} are allowed"
     return e.Failed(at_ms=at, category=job.category, reason=reasons.FAILURE_BUDGET_SPENT, message=message)
 
 

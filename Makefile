@@ -1,0 +1,64 @@
+# Everything a developer does, by one word. Each target brings the tools it needs into .venv by itself;
+# the machine needs Python 3.11 or newer, make and git.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.PHONY: help setup demo test tiny lint types proto bench fmt clean
+
+BIN := .venv/bin
+STAMP := .venv/.complete
+PYTEST := $(BIN)/python -m pytest
+# Small tensors: more threads than this only get into one another's way.
+export OMP_NUM_THREADS ?= 1
+
+help: ## what can be made (this)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## bring all tools and dependencies into .venv; again only when pyproject.toml changes
+
+$(STAMP): pyproject.toml tools/setup.sh
+	@bash tools/setup.sh
+	@touch $@
+
+demo: setup ## train a small GPT, lose a worker to kill -9, recover, replay; under 4 minutes
+	@$(BIN)/distroml demo
+
+test: setup ## the whole suite, the end-to-end tests last and one after the other
+	$(PYTEST) -n 2 --dist worksteal -m "not e2e"
+	$(PYTEST) -m e2e
+
+tiny: setup ## what is pure or quick, in under a minute; run it before each commit
+	$(PYTEST) -q -n 2 -m "not e2e" $(TINY)
+
+lint: setup ## style, dependency rules, and the contract: fresh and unbroken
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/python tools/contract.py fresh
+	$(BIN)/python tools/contract.py breaking
+
+types: setup ## pyright, strict
+	$(BIN)/pyright
+
+proto: setup ## generate libs/api from proto/
+	$(BIN)/python tools/contract.py generate
+
+bench: setup ## list the benchmarks and run each with short settings (ONLY=name for one, FULL=1 for real figures)
+	@$(BIN)/python tools/bench.py $(if $(FULL),--full) $(ONLY)
+
+fmt: setup ## format the code and sort its imports
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove .venv, caches and build output; data folders stay
+	rm -rf .venv .tools .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find libs services tests tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Rules, contracts, pure libraries and pure domains; tests/tiny tries each part's imports in a process of its own.
+TINY := tests/tiny tests/architecture tests/tools $(wildcard \
+	libs/bundle/tests libs/manifest/tests libs/observability/tests libs/rpc/tests libs/workerlink/tests \
+	services/*/tests/domain services/*/tests/test_decide.py services/*/tests/test_generations.py \
+	services/*/tests/test_policies.py)

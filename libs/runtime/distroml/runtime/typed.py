@@ -1,0 +1,39 @@
+"""Torch functions whose own annotations are incomplete, with their types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+
+def floats(tensor: torch.Tensor) -> list[float]:
+    """The elements of a one-dimensional tensor; waits for the device."""
+    return cast("list[float]", cast("Any", tensor).tolist())
+
+
+def integers(tensor: torch.Tensor) -> list[int]:
+    """The elements of a one-dimensional integer tensor; waits for the device."""
+    return cast("list[int]", cast("Any", tensor).tolist())
+
+
+def norm_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The 2-norm of all elements."""
+    return cast("torch.Tensor", cast("Any", torch.linalg).vector_norm(tensor))
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators of every device."""
+    cast("Any", torch).manual_seed(seed)
+
+
+def backward(loss: torch.Tensor) -> None:
+    """Run the backward pass."""
+    cast("Any", loss).backward()
+
+
+def on_gradient(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:
+    """Call `hook` whenever a backward pass has accumulated into the parameter's gradient."""
+    return cast("RemovableHandle", cast("Any", parameter).register_post_accumulate_grad_hook(hook))

@@ -1,0 +1,128 @@
+"""A tiny training under Trainer, with scripted faults. Reads one JSON argument; appends one JSON line per step."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distroml.runtime import DataLoader, StepInfo, Trainer
+
+wanted = {
+    "out": ".",
+    "steps": 12,
+    "checkpoint_every": 3,
+    "global_batch": 14,
+    "size": 64,
+    "microbatch": 5,
+    "dtype": "float32",
+    "step_s": 0.0,
+    "dropout": 0.1,
+    "batch_norm": True,
+    "without_checkpoint": "restart",
+    # {"rank", "generation", "step", "do": "kill" | "stop" | "raise" | "nan" | "exit"}
+    "fault": None,
+    **json.loads(sys.argv[1]),
+}
+torch.set_num_threads(1)
+out = Path(wanted["out"])
+dtype = getattr(torch, wanted["dtype"])
+
+
+class Numbers:
+    def __init__(self, size: int, start: int = 0) -> None:
+        generator = torch.Generator().manual_seed(7 + start)
+        self.x = torch.randn(size, 8, generator=generator, dtype=dtype)
+        self.y = torch.sin(self.x.sum(1, keepdim=True))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[index], self.y[index]
+
+
+def make_model() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(8, 32),
+        nn.Dropout(wanted["dropout"]),
+        nn.BatchNorm1d(32) if wanted["batch_norm"] else nn.Identity(),
+        nn.Tanh(),
+        nn.Linear(32, 32),
+        nn.Linear(32, 1),
+    ).to(dtype)
+
+
+def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    fault = wanted["fault"]
+    world = trainer.world
+    here = fault and (fault["rank"], fault["generation"]) == (world.rank, world.generation) and model.training
+    if here and reached["step"] + 1 == fault["step"]:
+        do_fault(fault["do"])
+        if fault["do"] == "nan":
+            return (model(batch[0]) * float("nan")).sum(), len(batch[0])
+    return ((model(batch[0]) - batch[1]) ** 2).sum(), len(batch[0])
+
+
+def do_fault(what: str) -> None:
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif what == "raise":
+        raise KeyError("the user's own mistake")
+    elif what == "exit":
+        os._exit(7)
+
+
+reached = {"step": 0}
+
+
+def note(info: StepInfo) -> None:
+    reached["step"] = info.step
+    world = trainer.world
+    line = {
+        "pid": os.getpid(), "generation": world.generation, "rank": world.rank, "world": world.world_size,
+        "step": info.step, "epoch": info.epoch, "from": info.sample_from, "to": info.sample_to,
+        "loss": info.loss, "grad_norm": info.grad_norm,
+    }  # fmt: skip
+    with open(out / f"steps-{os.getpid()}.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    time.sleep(wanted["step_s"])
+
+
+trainer = Trainer(
+    model_factory=make_model,
+    optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+    lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + 0.1 * step)),
+    loss=loss,
+    data=DataLoader(Numbers(wanted["size"]), wanted["global_batch"], microbatch=wanted["microbatch"], seed=3),
+    eval_data=DataLoader(Numbers(20, 1), 8, shuffle=False),
+    steps=wanted["steps"],
+    checkpoint_every=wanted["checkpoint_every"],
+    checkpoint_dir=out / "checkpoints",
+    grad_clip=1.0,
+    seed=11,
+    without_checkpoint=wanted["without_checkpoint"],
+    callbacks=[note],
+    device="cpu",
+)
+result = trainer.fit()
+
+
+def absolute_error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    return (model(batch[0]) - batch[1]).abs().sum(), len(batch[0])
+
+
+scores = trainer.evaluate(metrics={"mae": absolute_error})
+if trainer.is_main:
+    body = {
+        "parameters": {name: t.detach().double().flatten().tolist() for name, t in trainer.model.state_dict().items()},
+        "fingerprint": result.fingerprint, "step": result.step, "eval": result.eval, "scores": scores,
+        "generation": result.generation, "world": result.world_size,
+    }  # fmt: skip
+    (out / "result.json").write_text(json.dumps(body))

@@ -1,0 +1,1 @@
+"""Codecs, fences and leases."""

@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from grpc import StatusCode
+
+from distroml.api.checkpoint.v1 import checkpoint_pb2 as pb
+from distroml.api.common.v1 import replay_pb2
+from distroml.checkpoint.adapters.codecs import PUBLIC
+from distroml.checkpoint.domain import events
+from distroml.manifest import Keys
+from distroml.rpc import RemoteError
+from distroml.rpc.publicevents import check_codec
+from services.checkpoint.tests.conftest import Plane, Start, eventually
+from services.checkpoint.tests.workers import Workers, loadable
+
+JOB = "job-a"
+
+
+async def save(plane: Plane, workers: Workers, step: int, keep: int = 2) -> str:
+    opened = [await plane.stub.BeginSave(workers.begin(step, keep)) for _ in range(workers.world_size)]
+    assert len({one.save_id for one in opened}) == 1
+    for rank in range(workers.world_size):
+        answer = await plane.stub.ReportShard(workers.write(rank, step, opened[rank]))
+        assert answer.committed == (rank == workers.world_size - 1)
+        assert answer.missing == workers.world_size - 1 - rank
+    return answer.manifest_hash
+
+
+async def refused(call) -> RemoteError:
+    with pytest.raises(RemoteError) as caught:
+        await call
+    return caught.value
+
+
+async def test_a_save_is_a_checkpoint_with_its_last_shard_and_not_before(plane: Plane):
+    workers = Workers(plane.objects)
+    assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).HasField("checkpoint")
+    opened = await plane.stub.BeginSave(workers.begin(10))
+    first = workers.write(0, 10, opened)
+    assert (await plane.stub.ReportShard(first)).missing == 1
+    assert (await plane.stub.ReportShard(first)).missing == 1
+    assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).HasField("checkpoint")
+    done = await plane.stub.ReportShard(workers.write(1, 10, opened))
+    assert done.committed
+    latest = (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).checkpoint
+    assert (latest.step, latest.manifest_hash, latest.shards, latest.state) == (10, done.manifest_hash, 2, "Committed")
+    assert (latest.bytes_total, latest.bytes_written, latest.bytes_reused, latest.project) == (32, 32, 0, "p")
+    assert loadable(plane.objects, JOB, done.manifest_hash)["model.w1"] == b"00000101"
+    # Asked again, also much later, both ranks hear the same.
+    assert (await plane.stub.ReportShard(first)).manifest_hash == done.manifest_hash
+
+
+async def test_unchanged_chunks_are_taken_from_the_base(plane: Plane):
+    workers = Workers(plane.objects)
+    first = await save(plane, workers, 10)
+    second = await save(plane, workers, 20)
+    listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
+    assert [(c.step, c.bytes_written, c.bytes_reused) for c in listed] == [(20, 16, 16), (10, 32, 0)]
+    assert loadable(plane.objects, JOB, second)["model.frozen0"] == b"frozen00"
+    assert loadable(plane.objects, JOB, first)["model.w0"] == b"00000100"
+
+
+async def test_an_older_generation_can_never_commit(plane: Plane):
+    await plane.fence(1)
+    workers = Workers(plane.objects)
+    opened = await plane.stub.BeginSave(workers.begin(10))
+    await plane.stub.ReportShard(workers.write(0, 10, opened))
+    last = workers.write(1, 10, opened)
+    await plane.fence(2)
+    error = await refused(plane.stub.ReportShard(last))
+    assert (error.status, error.reason) == (StatusCode.FAILED_PRECONDITION, "StaleGeneration")
+    assert (await refused(plane.stub.ReportShard(last))).reason == "StaleGeneration"
+    assert (await refused(plane.stub.BeginSave(workers.begin(20)))).reason == "StaleGeneration"
+    request = pb.GetLatestRequest(job=JOB, generation=1)
+    assert (await refused(plane.stub.GetLatest(request))).reason == "StaleGeneration"
+    assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB, generation=2))).HasField("checkpoint")
+    assert (await refused(plane.stub.BeginSave(Workers(plane.objects, generation=3).begin(20)))).reason == (
+        "UnknownGeneration"
+    )
+    workers.generation = 2
+    await save(plane, workers, 20)
+
+
+async def test_the_fence_decides_in_the_commit_itself(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    """The generation opens after the last check and before the commit: the guard stops it."""
+    await plane.fence(1)
+    workers = Workers(plane.objects)
+    opened = await plane.stub.BeginSave(workers.begin(10))
+    await plane.stub.ReportShard(workers.write(0, 10, opened))
+    objects = plane.catalogues._objects
+    assemble = objects.assemble
+
+    loop = asyncio.get_running_loop()
+
+    def assemble_then_fence(*arguments):
+        merged = assemble(*arguments)
+        asyncio.run_coroutine_threadsafe(plane.fence(2), loop).result(10)
+        return merged
+
+    monkeypatch.setattr(objects, "assemble", assemble_then_fence)
+    error = await refused(plane.stub.ReportShard(workers.write(1, 10, opened)))
+    assert error.reason == "StaleGeneration"
+    assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).HasField("checkpoint")
+
+
+async def test_a_failed_rank_closes_the_save_and_the_old_checkpoint_stays(plane: Plane):
+    workers = Workers(plane.objects)
+    first = await save(plane, workers, 10)
+    opened = await plane.stub.BeginSave(workers.begin(20))
+    other = workers.write(0, 20, opened)
+    await plane.stub.ReportSaveFailed(
+        pb.ReportSaveFailedRequest(job=JOB, generation=1, step=20, rank=1, message="no room on the device")
+    )
+    error = await refused(plane.stub.ReportShard(other))
+    assert error.reason == "RankFailed"
+    assert "no room on the device" in error.message
+    assert (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).checkpoint.manifest_hash == first
+
+    async def swept() -> bool:
+        return not plane.objects.list(Keys(JOB).data_of(opened.save_id))
+
+    await eventually(swept)
+    assert loadable(plane.objects, JOB, first)
+
+
+@pytest.mark.parametrize("damage", ["missing pack", "short pack", "flipped shard", "missing shard", "foreign pack"])
+async def test_a_save_whose_objects_are_not_all_there_fails(plane: Plane, damage: str):
+    workers = Workers(plane.objects)
+    opened = await plane.stub.BeginSave(workers.begin(10))
+    await plane.stub.ReportShard(workers.write(0, 10, opened))
+    last = workers.write(1, 10, opened)
+    pack = workers.written[-2]
+    data = plane.objects.get(last.shard_key)
+    if damage == "missing pack":
+        plane.objects.delete(pack)
+    elif damage == "short pack":
+        plane.objects.put(pack, plane.objects.get(pack)[:-1])
+    elif damage == "flipped shard":
+        plane.objects.put(last.shard_key, bytes([data[0] ^ 1]) + data[1:])
+    elif damage == "missing shard":
+        plane.objects.delete(last.shard_key)
+    else:
+        from distroml.manifest import hash_of
+
+        foreign = data.replace(pack.encode(), b"bundles/someones")
+        last.shard_hash = hash_of(foreign)
+        last.shard_key = Keys(JOB).shard(opened.save_id, 1, last.shard_hash)
+        plane.objects.put("bundles/someones", b"x" * 16)
+        plane.objects.put(last.shard_key, foreign)
+    error = await refused(plane.stub.ReportShard(last))
+    expected = {
+        "missing pack": "ObjectMissing",
+        "short pack": "ObjectMissing",
+        "flipped shard": "ShardDamaged",
+        "missing shard": "ShardDamaged",
+        "foreign pack": "ForeignObject",
+    }
+    assert error.reason == expected[damage]
+    assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).HasField("checkpoint")
+    assert plane.objects.head("bundles/someones") is not None or damage != "foreign pack"
+
+
+async def test_retention_removes_old_checkpoints_and_nothing_that_newer_ones_need(plane: Plane):
+    workers = Workers(plane.objects)
+    hashes = [await save(plane, workers, step) for step in (10, 20, 30, 40)]
+
+    async def collected() -> bool:
+        listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
+        keys = [info.key for info in plane.objects.list(Keys(JOB).root)]
+        return [c.state for c in listed] == ["Committed", "Committed", "Deleted", "Deleted"] and (
+            Keys(JOB).manifest(hashes[1]) not in keys
+        )
+
+    await eventually(collected)
+    for sha in hashes[2:]:
+        # The frozen tensors still lie in the packs of the first save.
+        assert loadable(plane.objects, JOB, sha)["model.frozen1"] == b"frozen01"
+
+    async def second_save_gone() -> bool:
+        return not plane.objects.list(Keys(JOB).data_of("s0000000002"))
+
+    await eventually(second_save_gone)
+    assert not plane.objects.list(f"{Keys(JOB).root}shards/s0000000002/")
+
+
+async def test_a_pinned_checkpoint_survives_until_its_pin_is_removed(plane: Plane):
+    workers = Workers(plane.objects)
+    first = await save(plane, workers, 10, keep=1)
+    pin = pb.PinCheckpointRequest(job=JOB, step=10, ttl_s=3600, owner="me", request_id="req-1")
+    assert (await plane.stub.PinCheckpoint(pin)).checkpoint.pinned
+    assert (await plane.stub.PinCheckpoint(pin)).checkpoint.pinned
+    for step in (20, 30):
+        await save(plane, workers, step, keep=1)
+    await asyncio.sleep(0.2)
+    assert loadable(plane.objects, JOB, first)
+    assert (await refused(plane.stub.DeleteCheckpoint(pb.DeleteCheckpointRequest(job=JOB, step=10)))).reason == "Pinned"
+    await plane.stub.PinCheckpoint(pb.PinCheckpointRequest(job=JOB, step=10, ttl_s=0, owner="me"))
+    await plane.stub.DeleteCheckpoint(pb.DeleteCheckpointRequest(job=JOB, step=10, request_id="req-2"))
+
+    async def gone() -> bool:
+        return plane.objects.head(Keys(JOB).manifest(first)) is None
+
+    await eventually(gone)
+
+
+async def test_damage_is_found_named_and_fallen_back_from(plane: Plane):
+    workers = Workers(plane.objects)
+    await save(plane, workers, 10, keep=3)
+    second = await save(plane, workers, 20, keep=3)
+    assert (await plane.stub.VerifyCheckpoint(pb.VerifyCheckpointRequest(job=JOB, step=20))).sound
+    own = next(k.key for k in plane.objects.list(Keys(JOB).data) if "s0000000002/r0" in k.key)
+    data = plane.objects.get(own)
+    plane.objects.put(own, bytes([data[0] ^ 4]) + data[1:])
+    verdict = await plane.stub.VerifyCheckpoint(pb.VerifyCheckpointRequest(job=JOB, step=20))
+    assert not verdict.sound
+    assert own in verdict.damaged[0]
+    latest = (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).checkpoint
+    assert latest.step == 10
+    assert loadable(plane.objects, JOB, latest.manifest_hash)
+    listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
+    assert [c.state for c in listed] == ["Damaged", "Committed"]
+    assert own in listed[0].message
+    # What is saved next builds on what is sound.
+    opened = await plane.stub.BeginSave(workers.begin(30))
+    assert opened.base_manifest_hash == latest.manifest_hash != second
+
+
+async def test_damage_of_a_shared_chunk_sets_aside_every_checkpoint_that_needs_it(plane: Plane):
+    workers = Workers(plane.objects)
+    await save(plane, workers, 10, keep=3)
+    second = await save(plane, workers, 20, keep=3)
+    pack = next(k.key for k in plane.objects.list(Keys(JOB).data) if "s0000000001/r0" in k.key)
+    from distroml.manifest import chunk_hash
+
+    report = pb.ReportCorruptionRequest(
+        job=JOB, manifest_hash=second, object_key=pack, chunk_hash=chunk_hash(b"frozen00"), message="flipped"
+    )
+    assert not (await plane.stub.ReportCorruption(report)).HasField("checkpoint")
+    listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
+    assert [c.state for c in listed] == ["Damaged", "Damaged"]
+
+
+async def test_a_lost_manifest_is_set_aside_before_anything_is_removed(plane: Plane):
+    workers = Workers(plane.objects)
+    first = await save(plane, workers, 10, keep=3)
+    second = await save(plane, workers, 20, keep=3)
+    plane.catalogues._objects._reaches.clear()
+    plane.objects.delete(Keys(JOB).manifest(first))
+    assert await plane.catalogues.sweep(JOB) == 0
+    listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
+    assert [c.state for c in listed] == ["Committed", "Damaged"]
+    await plane.catalogues.sweep(JOB)
+    assert loadable(plane.objects, JOB, second)
+
+
+async def test_state_survives_a_restart_of_the_service(plane: Plane, start: Start):
+    workers = Workers(plane.objects)
+    opened = await plane.stub.BeginSave(workers.begin(10))
+    await plane.stub.ReportShard(workers.write(0, 10, opened))
+    await plane.service.drain()
+    again = await start()
+    assert (await again.stub.BeginSave(workers.begin(10))).save_id == opened.save_id
+    done = await again.stub.ReportShard(workers.write(1, 10, opened))
+    assert done.committed
+    assert [a.differences for a in [x async for x in again.replay.Verify(replay_pb2.VerifyRequest())]] == [[]]
+
+
+async def test_stored_state_equals_the_fold_of_the_log(plane: Plane):
+    workers = Workers(plane.objects)
+    for step in (10, 20, 30):
+        await save(plane, workers, step)
+    answers = [answer async for answer in plane.replay.Verify(replay_pb2.VerifyRequest())]
+    assert [(a.stream, list(a.differences)) for a in answers] == [(f"checkpoint/job/{JOB}", [])]
+    state = await plane.replay.StateAt(replay_pb2.StateAtRequest(job=JOB))
+    assert "s0000000003" in state.states[0].json
+
+
+async def test_pages(plane: Plane):
+    workers = Workers(plane.objects)
+    for step in (10, 20, 30):
+        await save(plane, workers, step, keep=5)
+    first = await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB, page_size=2))
+    rest = await plane.stub.ListCheckpoints(
+        pb.ListCheckpointsRequest(job=JOB, page_size=2, page_token=first.next_page_token)
+    )
+    assert [c.step for c in (*first.checkpoints, *rest.checkpoints)] == [30, 20, 10]
+    assert rest.next_page_token == ""
+
+
+async def test_every_wrong_field_is_named(plane: Plane):
+    wrong = pb.ReportShardRequest(job="No Job", generation=-1, step=-1, rank=5, world_size=2, shard_hash="x")
+    error = await refused(plane.stub.ReportShard(wrong))
+    assert error.status is StatusCode.INVALID_ARGUMENT
+    assert [field for field, _ in error.violations] == ["job", "generation", "step", "rank", "shard_hash", "shard_key"]
+    error = await refused(plane.stub.BeginSave(pb.BeginSaveRequest(job=JOB, keep=99)))
+    assert [field for field, _ in error.violations] == ["world_size", "keep"]
+    error = await refused(plane.stub.VerifyCheckpoint(pb.VerifyCheckpointRequest(job=JOB, step=3)))
+    assert error.status is StatusCode.NOT_FOUND
+
+
+def test_events_and_their_messages_agree():
+    common = {"at_ms": 1, "step": 2, "manifest_hash": "m"}
+    samples = [
+        events.Begun(
+            at_ms=1,
+            job="j",
+            save_id="s",
+            step=2,
+            generation=3,
+            world_size=4,
+            base_manifest_hash="b",
+            keep=5,
+            project="p",
+        ),
+        events.Committed(
+            **common,
+            save_id="s",
+            generation=3,
+            shards=4,
+            bytes_total=5,
+            bytes_written=6,
+            bytes_reused=7,
+            save_s=8.5,
+        ),
+        events.SaveFailed(at_ms=1, save_id="s", step=2, generation=3, rank=-1, message="m", reason="r"),
+        events.Verified(**common, chunks=3, bytes=4),
+        events.CorruptChunkFound(**common, object_key="o", chunk_hash="c", message="x"),
+        events.FellBack(at_ms=1, from_step=2, to_step=3, manifest_hash="m"),
+        events.Deleted(**common, why="retention"),
+    ]
+    check_codec(PUBLIC, {type(sample): sample for sample in samples})

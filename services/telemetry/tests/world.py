@@ -1,0 +1,314 @@
+"""Telemetry with its dashboard in one process, over a memory event store; fed through Push and the event log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from prometheus_client import CollectorRegistry
+
+from distroml.api.checkpoint.v1 import checkpoint_pb2 as c
+from distroml.api.common.v1.common_pb2 import FailureCategory
+from distroml.api.rendezvous.v1 import rendezvous_pb2 as r
+from distroml.api.scheduler.v1 import events_pb2 as s
+from distroml.api.scheduler.v1.jobs_pb2 import JobSpec, Placement, WorkerRange
+from distroml.api.telemetry.v1 import telemetry_pb2 as t
+from distroml.api.telemetry.v1.telemetry_pb2_grpc import TelemetryServiceStub, add_TelemetryServiceServicer_to_server
+from distroml.events import Context, NewEvent, fresh_id
+from distroml.eventstore import Append, Commit, EventStore
+from distroml.eventstore.memory import open_event_store
+from distroml.rpc import Service, ServiceSettings, connect
+from distroml.statestore.memory import MemoryDatabase
+from distroml.telemetry.adapters.scheduler import Queue
+from distroml.telemetry.dashboard.server import Dashboard
+from distroml.telemetry.live import Changes
+from distroml.telemetry.meter import Meter
+from distroml.telemetry.metrics import TrainingMetrics
+from distroml.telemetry.reactor import Projector
+from distroml.telemetry.readmodel import ReadModel
+from distroml.telemetry.server import FULL_NAME, TelemetryServicer
+from distroml.telemetry.settings import Limits
+
+TOKEN = "a-token-for-tests"
+DEPLOYMENT = "dep-test"
+R = TypeVar("R")
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class EventLog:
+    """Writes public events as the services do."""
+
+    def __init__(self, store: EventStore) -> None:
+        self.store = store
+        self._versions: dict[str, int] = {}
+
+    async def tell(self, stream: str, *events: tuple[str, Message], at_ms: int = 0, actor: str = "test") -> None:
+        service = stream.partition("/")[0]
+        new = tuple(
+            NewEvent(
+                id=fresh_id("ev"), type=f"{service}.{name}" if service == "checkpoint" else name, schema=1, public=True,
+                data=body.SerializeToString(),
+            )
+            for name, body in events
+        )  # fmt: skip
+        expected = self._versions.get(stream, 0)
+        context = Context(
+            deployment=DEPLOYMENT, project="default", actor=actor, causation_id="", correlation_id="",
+            time_ms=at_ms or now_ms(),
+        )  # fmt: skip
+        await self.store.commit(Commit(context=context, appends=(Append(stream, expected, new),)))
+        self._versions[stream] = expected + len(new)
+
+    async def job(self, job: str, name: str, message: Message, at_ms: int = 0) -> None:
+        await self.tell(f"scheduler/job/{job}", (f"scheduler.job.{name}", message), at_ms=at_ms)
+
+    async def submit(self, job: str, *, name: str = "gpt", workers: int = 2, at_ms: int = 0) -> None:
+        at = at_ms or now_ms()
+        spec = JobSpec(
+            name=name, project="default", command=["train.py"], workers=WorkerRange(min=workers, max=workers)
+        )
+        await self.tell(
+            f"scheduler/job/{job}",
+            ("scheduler.job.Submitted", s.JobSubmitted(job=job, spec=spec, at_ms=at)),
+            ("scheduler.job.Queued", s.JobQueued(at_ms=at, reason="WaitingForSlots")),
+            at_ms=at,
+            actor="ann",
+        )
+
+    async def start(self, job: str, *, workers: int = 2, at_ms: int = 0) -> None:
+        at = at_ms or now_ms()
+        place = [Placement(node="node-a", slots=[f"cpu-{i}" for i in range(workers)])]
+        await self.job(job, "AttemptStarted", s.JobAttemptStarted(at_ms=at, attempt=1, placement=place), at)
+        await self.generation(job, 1, workers=workers, at_ms=at)
+        await self.job(job, "Started", s.JobStarted(at_ms=at, attempt=1, generation=1), at)
+
+    async def generation(self, job: str, number: int, *, workers: int = 2, at_ms: int = 0) -> None:
+        at = at_ms or now_ms()
+        stream = f"rendezvous/job/{job}"
+        members = [r.Member(worker=f"{job}.1.node-a.{i}", node="node-a", rank=i, local_rank=i) for i in range(workers)]
+        await self.tell(
+            stream,
+            ("rendezvous.generation.GenerationOpened", r.GenerationOpened(at_ms=at, job=job, number=number, attempt=1)),
+            (
+                "rendezvous.generation.GenerationFormed",
+                r.GenerationFormed(
+                    generation=r.Generation(
+                        job=job, number=number, world_size=workers, members=members, mesh={"dp_replicate": workers},
+                        at_ms=at, attempt=1,
+                    )
+                ),
+            ),
+            at_ms=at,
+        )  # fmt: skip
+        for i in range(workers):
+            started = r.WorkerStarted(
+                at_ms=at, worker=f"{job}.1.node-a.{i}", generation=number, rank=i, pid=4000 + 10 * number + i,
+                start="warm", node="node-a", seconds=0.2,
+            )  # fmt: skip
+            await self.tell(stream, ("rendezvous.worker.Started", started), at_ms=at)
+
+    async def lose(self, job: str, number: int, *, rank: int = 1, step: int = 0, at_ms: int = 0) -> None:
+        at = at_ms or now_ms()
+        worker = f"{job}.1.node-a.{rank}"
+        signal = FailureCategory.FAILURE_CATEGORY_SIGNAL
+        exited = r.WorkerExited(
+            at_ms=at, worker=worker, generation=number, rank=rank, signal=9, category=signal,
+            message="killed by SIGKILL", last_step=step,
+        )  # fmt: skip
+        broken = r.GenerationBroken(
+            at_ms=at + 5, number=number, cause="WorkerExited", worker=worker, rank=rank, category=signal,
+            message="killed by SIGKILL",
+        )  # fmt: skip
+        await self.tell(
+            f"rendezvous/job/{job}",
+            ("rendezvous.worker.Exited", exited),
+            ("rendezvous.generation.GenerationBroken", broken),
+            at_ms=at,
+        )
+
+    async def checkpoint(self, job: str, step: int, *, generation: int = 1, at_ms: int = 0) -> None:
+        at = at_ms or now_ms()
+        save = f"save-{step}"
+        await self.tell(
+            f"checkpoint/job/{job}",
+            ("Begun", c.Begun(at_ms=at, job=job, save_id=save, step=step, generation=generation, world_size=2)),
+            (
+                "Committed",
+                c.Committed(
+                    at_ms=at + 300, save_id=save, step=step, generation=generation, manifest_hash=f"{step:064x}",
+                    shards=2, bytes_total=60_000_000, bytes_written=21_500_000 + step, bytes_reused=38_500_000,
+                    save_s=0.31,
+                ),
+            ),
+            at_ms=at,
+        )  # fmt: skip
+
+
+def loss_at(step: int) -> float:
+    return 1.25 + 4.4 * math.exp(-step / 140) + 0.06 * math.sin(step * 1.7) + 0.04 * math.sin(step * 0.37)
+
+
+def steps(
+    job: str, first: int, last: int, *, generation: int = 1, world: int = 2, total: int = 1000, end_ms: int = 0,
+    step_s: float = 0.25,
+) -> list[t.StepSample]:  # fmt: skip
+    """Samples of steps [first, last] of every rank; the newest ends at `end_ms`."""
+    end = end_ms or now_ms()
+    return [
+        t.StepSample(
+            job=job, rank=rank, generation=generation, step=step, total_steps=total,
+            at_ms=end - int((last - step) * step_s * 1000), loss=loss_at(step), grad_norm=1.0,
+            step_s=step_s * (1 + 0.08 * math.sin(step)), data_wait_s=0.004, samples=16, tokens=16 * 256,
+            learning_rate=3e-4, world_size=world,
+        )
+        for step in range(first, last + 1)
+        for rank in range(world)
+    ]  # fmt: skip
+
+
+def lines(
+    job: str, texts: Sequence[str], *, rank: int = 0, offset: int = 0, stream: str = "stdout"
+) -> list[t.LogRecord]:
+    at = now_ms()
+    return [
+        t.LogRecord(
+            job=job, rank=rank, worker=f"{job}.1.node-a.{rank}", generation=1, stream=stream, text=text,
+            at_ms=at + i, offset=offset + i * 100,
+        )
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+
+
+class World:
+    """Everything of one telemetry process, for tests."""
+
+    def __init__(self, data: Path, limits: Limits, store: EventStore | None = None) -> None:
+        self.data, self.limits = data, limits
+        self.store = store or open_event_store(MemoryDatabase(DEPLOYMENT))
+        self.log = EventLog(self.store)
+        self.registry = CollectorRegistry()
+        self._sequence = 0
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, dashboard: bool = False) -> AsyncGenerator[World]:
+        settings = ServiceSettings(service="telemetry", data=self.data, token=TOKEN, deployment=DEPLOYMENT)
+        path = self.data / "telemetry.sqlite"
+        async with Service(settings) as service, ReadModel(path, self.limits, Changes()) as self.model:
+            self.metrics = TrainingMetrics(
+                max_jobs=self.limits.labelled_jobs, ttl_s=3600, clock_s=time.monotonic, registry=self.registry
+            )
+            meter = Meter(self.model, self.metrics)
+            self.projector = Projector(
+                self.store, self.model, on_fact=meter.take, on_skip=self.metrics.skipped_events.inc
+            )
+            self.queue = Queue(None, self.model.changes, looked_at=lambda: False)
+            self.queue.away = ""
+            servicer = TelemetryServicer(self.model, self.metrics, self.limits, service.draining)
+            service.add(add_TelemetryServiceServicer_to_server, servicer, FULL_NAME)
+            service.background("projection", self.projector.run)
+            service.background("recoveries", meter.run)
+            if dashboard:
+                self.dashboard = Dashboard(
+                    self.model, self.projector, self.queue, listen="127.0.0.1:0", token=TOKEN, deployment=DEPLOYMENT
+                )
+                self.dashboard.bind()
+                service.background("dashboard", self.dashboard.run)
+            await service.start()
+            self.service = service
+            async with connect(service.endpoint, TOKEN, actor="agent") as channel:
+                self.stub: Any = TelemetryServiceStub(channel)
+                yield self
+
+    async def push(self, *, node: str = "node-a", **records: Any) -> t.PushResponse:
+        self._sequence += 1
+        call = self.stub.Push()
+        await call.write(t.PushRequest(node=node, sequence=self._sequence, **records))
+        response: t.PushResponse = await call.read()
+        await call.done_writing()
+        return response
+
+    async def until(self, condition: Callable[[], Coroutine[Any, Any, R]], what: str, within_s: float = 10) -> R:
+        """Ask until the answer is true."""
+        end = time.monotonic() + within_s
+        while not (answer := await condition()):
+            assert time.monotonic() < end, f"not within {within_s} s: {what}"
+            await asyncio.sleep(0.02)
+        return answer
+
+    async def folded(self) -> None:
+        """The projection has reached the log's head."""
+        head = await self.store.head()
+
+        async def there() -> bool:
+            cursor = await self.model.cursor()
+            return head.revision == 0 or (cursor is not None and cursor.log == head.log and cursor >= head)
+
+        await self.until(there, "projection at the head")
+
+
+class Threaded:
+    """A world in a thread of its own, for tests that drive a browser synchronously."""
+
+    def __init__(self, data: Path) -> None:
+        self.world = World(data, Limits())
+        self._loop: asyncio.AbstractEventLoop
+        self._ready, self._end = threading.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="world")
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        async with self.world.running(dashboard=True):
+            self._ready.set()
+            await self._end.wait()
+
+    def do(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run `work` in the world's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    @contextlib.contextmanager
+    def running(self) -> Generator[Threaded]:
+        self._thread.start()
+        try:
+            assert self._ready.wait(20), "the world did not start"
+            yield self
+        finally:
+            self._loop.call_soon_threadsafe(self._end.set)
+            self._thread.join(20)
+            assert not self._thread.is_alive(), "the world did not end"
+
+
+async def a_running_job(world: World, job: str = "job-live", *, upto: int = 380) -> None:
+    """A job in the middle of its way: three checkpoints, one lost worker, one recovery."""
+    now = now_ms()
+    began = now - 60_000 - (upto - 200) * 250 - 3_000
+    await world.log.submit(job, name="gpt-stdlib", at_ms=began - 2000)
+    await world.log.start(job, at_ms=began)
+    await world.push(steps=steps(job, 1, 240, end_ms=began + 60_000))
+    for step in (100, 200):
+        await world.log.checkpoint(job, step, at_ms=began + step * 250)
+    await world.log.lose(job, 1, step=240, at_ms=began + 60_200)
+    await world.log.generation(job, 2, at_ms=began + 61_100)
+    await world.push(steps=steps(job, 201, upto, generation=2, end_ms=now))
+    await world.log.checkpoint(job, 300, generation=2, at_ms=now - 20_000)
+    await world.push(
+        resources=[
+            t.ResourceSample(
+                job=job, rank=rank, worker=f"{job}.1.node-a.{rank}", at_ms=now, cpu_ratio=0.93 - rank / 10,
+                rss_bytes=(620 + 35 * rank) << 20,
+            )
+            for rank in range(2)
+        ],
+        logs=lines(job, [f"step {i} loss {loss_at(i):.4f}" for i in range(300, upto)])
+        + lines(job, ["UserWarning: the sampler was not set"], rank=1, stream="stderr"),
+    )  # fmt: skip
+    await world.folded()
