@@ -10,7 +10,7 @@ from distroml import observability
 from distroml.agent.agent import Agent, end_leftovers
 from distroml.agent.settings import own_environment, read_settings
 from distroml.rpc import Service, connect
-from distroml.rpc.launch import launch
+from distroml.rpc import launch
 
 
 async def serve() -> None:
