@@ -10,6 +10,7 @@ from distroml.api.common.v1 import replay_pb2
 from distroml.checkpoint.adapters.codecs import PUBLIC
 from distroml.checkpoint.domain import events
 from distroml.manifest import Keys
+from distroml.objectstore import ObjectStoreDown, ObjectStoreFull
 from distroml.rpc import RemoteError
 from distroml.rpc.publicevents import check_codec
 from services.checkpoint.tests.conftest import Plane, Start, eventually
@@ -160,6 +161,43 @@ async def test_a_save_whose_objects_are_not_all_there_fails(plane: Plane, damage
     assert error.reason == expected[damage]
     assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).HasField("checkpoint")
     assert plane.objects.head("bundles/someones") is not None or damage != "foreign pack"
+
+
+async def test_no_room_for_the_manifest_fails_the_save(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    workers = Workers(plane.objects)
+    first = await save(plane, workers, 10)
+    store = plane.catalogues._objects._store
+    put = store.put
+
+    def full(key, data, **options):
+        if "/manifests/" in key:
+            raise ObjectStoreFull("no room")
+        return put(key, data, **options)
+
+    opened = await plane.stub.BeginSave(workers.begin(20))
+    await plane.stub.ReportShard(workers.write(0, 20, opened))
+    last = workers.write(1, 20, opened)
+    monkeypatch.setattr(store, "put", full)
+    assert (await refused(plane.stub.ReportShard(last))).reason == "StoreFull"
+    monkeypatch.undo()
+    assert (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).checkpoint.manifest_hash == first
+    await save(plane, workers, 30)
+
+
+async def test_an_object_store_that_does_not_answer_fails_nothing(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    workers = Workers(plane.objects)
+    opened = await plane.stub.BeginSave(workers.begin(10))
+    await plane.stub.ReportShard(workers.write(0, 10, opened))
+    last = workers.write(1, 10, opened)
+
+    def down(key, **options):
+        raise ObjectStoreDown("no answer")
+
+    monkeypatch.setattr(plane.catalogues._objects._store, "get", down)
+    error = await refused(plane.stub.ReportShard(last))
+    assert error.status is StatusCode.UNAVAILABLE
+    monkeypatch.undo()
+    assert (await plane.stub.ReportShard(last)).committed
 
 
 async def test_retention_removes_old_checkpoints_and_nothing_that_newer_ones_need(plane: Plane):
