@@ -277,6 +277,8 @@ class Trainer(Generic[Batch]):
 
     def _leave(self, error: str) -> None:
         run, self._run = self._run, None
+        if error:
+            self._membership.cut()
         if run is not None:
             run.abandon(failed=bool(error))
         self._membership.leave(error)
