@@ -11,8 +11,7 @@ from grpc.aio import Channel
 from distroml import observability
 from distroml.agent.agent import Agent, end_leftovers
 from distroml.agent.settings import own_environment, read_settings
-from distroml.rpc import Service, connect
-from distroml.rpc import launch
+from distroml.rpc import Service, connect, launch
 
 
 async def serve() -> None:
