@@ -18,8 +18,8 @@ from rendezvous_words import JOB, exited, join, lost, ready, worker
 from distroml.events import Rejection
 from distroml.rendezvous import domain as d
 from distroml.rendezvous.adapters.codec import STATE
+from distroml.rendezvous.adapters.keys import extra_parts
 from distroml.rendezvous.domain import events as ev
-from distroml.rendezvous.jobs import extra_parts
 
 NODES = ("a", "b")
 MAX_GENERATION = 2

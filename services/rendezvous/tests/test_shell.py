@@ -18,9 +18,8 @@ from distroml.rendezvous import domain as d
 from distroml.rendezvous.adapters.codec import PUBLIC_EVENTS
 from distroml.rendezvous.domain import events as ev
 from distroml.rendezvous.domain.waiting import Wait
-from distroml.rendezvous.jobs import Remembered
 from distroml.rendezvous.judge import Sight
-from distroml.rendezvous.session import MAX_UNSENT, Session
+from distroml.rendezvous.session import MAX_UNSENT, Remembered, Session
 from distroml.rpc import RemoteError
 from distroml.rpc.errors import ResourceExhausted
 from distroml.rpc.publicevents import check_codec

@@ -100,7 +100,8 @@ class NodeStream:
                 yield pb.ConnectRequest(heartbeat=pb.NodeHeartbeat(applied_revision=self._applied()))
                 continue
             try:
-                request = await asyncio.wait_for(queue.get(), left)
+                async with asyncio.timeout(left):
+                    request = await queue.get()
             except TimeoutError:
                 continue
             yield request
