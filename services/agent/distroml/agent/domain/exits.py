@@ -98,7 +98,8 @@ def classify(
 ) -> Verdict:
     """Judge an end by the holder's record, what the agent wanted, what the worker said and its last lines.
 
-    `obeyed`: an end with code 0 is the answer to our asking, not the end of the work. `why` explains the intent (for a hang: what was not seen for how long). `stderr` is the tail of the worker's
+    `obeyed`: an end with code 0 is the answer to our asking, not the end of the work. `why` explains the intent
+    (for a hang: what was not seen for how long). `stderr` is the tail of the worker's
     standard error and serves where the worker itself said nothing.
     """
     step = max(last_step, said.last_step if said else 0)
