@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Generator
 from pathlib import Path
@@ -80,6 +81,8 @@ class Dashboard:
         # Pages of a server that ended have lost their tasks; their browsers load them again.
         for client in list(Client.instances.values()):
             client.delete()
+        # It tells of every websocket, and of its own start: the line below is enough.
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
             Access(self._app, token=self._token, deployment=self.deployment),
             log_config=None,
