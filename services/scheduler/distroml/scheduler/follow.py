@@ -22,7 +22,6 @@ from distroml.scheduler.signals import Pulse, heard
 from distroml.scheduler.streams import Streams, job_stream
 
 BATCH: Final = 200
-_LAST_INDEX: Final = 1 << 30
 
 
 def streams_of(job: str) -> tuple[str, ...]:
@@ -60,9 +59,7 @@ class Follower:
             while True:
                 entry = self._board.entry(found.state.id)
                 is_news = version == 0 or entry is None or entry.version > version
-                recorded: list[Recorded] = []
-                if is_news:
-                    recorded += await self._streams.store.read_stream(stream, after=version)
+                recorded = await self._streams.store.read_stream(stream, after=version) if is_news else list[Recorded]()
                 for position, events in _commits(recorded):
                     job = JOB.fold((self._decode(one) for one in events), since=job)
                     version = events[-1].version
