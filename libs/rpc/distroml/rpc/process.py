@@ -17,7 +17,7 @@ log = logger(__name__)
 
 
 def launch(serve: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
-    """Run a service to its end and exit: 0 after a drain, 2 where it could not start or its store failed, 1 where it crashed.
+    """Run a service to its end and exit: 0 after a drain, 2 where it or its store cannot work, 1 where it crashed.
 
     What keeps it from starting is said in one line per problem on standard error.
     """
