@@ -135,7 +135,7 @@ def service(folder: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
     environment = {**os.environ, "DISTROML_DATA": str(folder), "DISTROML_LISTEN": endpoint}
-    environment["DISTROML_LOG_LEVEL"] = "WARNING"
+    environment["DISTROML_LOG_LEVEL"] = "ERROR"
     process = subprocess.Popen([sys.executable, "-m", "distroml.rendezvous"], env=environment)
     try:
         yield endpoint

@@ -109,6 +109,11 @@ class Rendezvous(rendezvous_pb2_grpc.RendezvousServiceServicer):
     def starts(self) -> list[rdzv.WorkerStarted]:
         return [report.started for report in self.reports if report.HasField("started")]
 
+    def pids(self) -> list[int]:
+        """Of the newest processes, by rank."""
+        newest = {started.rank: started.pid for started in self.starts()}
+        return [pid for _, pid in sorted(newest.items())]
+
     def tell(self, **kind: Any) -> None:
         if self._stream is not None:
             self._stream.put_nowait(rdzv.JoinResponse(**kind))

@@ -53,7 +53,7 @@ async def test_a_killed_worker_breaks_the_generation_and_both_start_anew(world: 
     plane.scheduler.want(world.attempt(agent.id, world.bundle({"t.py": script}), "t.py"))
     await until(lambda: len(plane.rendezvous.starts()) == 2)
     killed_at = time.monotonic()
-    os.kill(plane.rendezvous.starts()[1].pid, signal.SIGKILL)
+    os.kill(plane.rendezvous.pids()[1], signal.SIGKILL)
     await until(lambda: plane.rendezvous.exits())
     heard_s = time.monotonic() - killed_at
     assert heard_s < 0.5

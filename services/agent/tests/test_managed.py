@@ -113,7 +113,7 @@ async def test_a_survivor_stays_in_its_process_and_learns_what_to_restore(world:
     plane = world.plane
     await connected(agent)
     plane.checkpoints.latest = ckpt.Checkpoint(job="job-1", step=40, manifest_hash="abc")
-    pids = [s.pid for s in plane.rendezvous.starts()]
+    pids = plane.rendezvous.pids()
     os.kill(pids[0], signal.SIGKILL)
     await until(lambda: said(plane, "in 2 1 40"))
     await until(lambda: said(plane, "began 0 40:abc"))
@@ -147,7 +147,7 @@ async def test_a_worker_that_does_not_leave_is_killed_after_its_time(world: Worl
     plane = world.plane
     await connected(agent)
     command(world, "deaf")
-    pids = [s.pid for s in plane.rendezvous.starts()]
+    pids = plane.rendezvous.pids()
     os.kill(pids[0], signal.SIGKILL)
     await until(lambda: len(plane.rendezvous.exits()) == 2)
     late = plane.rendezvous.exits()[1]
@@ -211,7 +211,7 @@ async def test_a_stopped_process_is_a_hang(world: World, monkeypatch) -> None:
     monkeypatch.setattr("distroml.agent.domain.silence.STOPPED_S", 1.5)
     agent, _ = await start(world)
     await connected(agent)
-    pid = world.plane.rendezvous.starts()[1].pid
+    pid = world.plane.rendezvous.pids()[1]
     os.kill(pid, signal.SIGSTOP)
     await until(lambda: world.plane.rendezvous.exits())
     exited = world.plane.rendezvous.exits()[0]

@@ -60,7 +60,7 @@ async def test_a_managed_worker_reconnects_and_recovers_with_the_next_agent(worl
     plane = world.plane
     plane.scheduler.want(world.attempt(first.id, world.bundle({"t.py": MANAGED}), "t.py"))
     await until(lambda: len(plane.rendezvous.starts()) == 2)
-    pids = [s.pid for s in plane.rendezvous.starts()]
+    pids = plane.rendezvous.pids()
     await connected(first)
     await first.stop()
     os.kill(pids[0], signal.SIGKILL)
@@ -175,7 +175,7 @@ async def test_sigkill_of_a_real_agent_process(world: World) -> None:
         await until(lambda: len([line for line in plane.telemetry.lines() if line.startswith("began")]) == 2)
         process.kill()
         process.wait()
-        pids = [s.pid for s in plane.rendezvous.starts()]
+        pids = plane.rendezvous.pids()
         process = spawn(world)
         await until(lambda: len(plane.scheduler.hellos) == 2)
         assert plane.scheduler.hellos[1].agent_id != hello.agent_id

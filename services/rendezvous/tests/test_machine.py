@@ -15,8 +15,9 @@ from distroml.eventstore import memory as event_memory
 from distroml.eventstore.replay import verify
 from distroml.rendezvous import domain as d
 from distroml.rendezvous.adapters.codec import EVENTS, STATE, repository, stream_of
+from distroml.rendezvous.adapters.keys import fence_key
 from distroml.rendezvous.domain import events as ev
-from distroml.rendezvous.jobs import Job, fence_key
+from distroml.rendezvous.job import Job
 from distroml.rpc import system_caller
 from distroml.statestore.memory import MemoryDatabase
 

@@ -77,6 +77,14 @@ def context(request: pytest.FixtureRequest, browser: Browser, fed: Threaded) -> 
     context.close()
 
 
+@pytest.fixture
+def wide(browser: Browser, fed: Threaded) -> Generator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light")
+    context.request.get(fed.world.dashboard.login_url)
+    yield context
+    context.close()
+
+
 def clean(watched: Watched) -> None:
     assert watched.hosts == {"127.0.0.1"}, "a request left this machine"
     assert watched.complaints == []
@@ -106,10 +114,10 @@ def test_the_jobs_page_lists_what_runs_and_hears_of_new_jobs_without_a_reload(
 
 
 def test_jobs_are_found_by_text_and_by_state_and_the_address_keeps_the_filter(
-    fed: Threaded, context: BrowserContext
+    fed: Threaded, wide: BrowserContext
 ) -> None:
     fed.do(fed.world.log.submit(name := f"job-find-{now_ms()}", name="needle"))
-    watched = opened(context, fed.world.dashboard.url)
+    watched = opened(wide, fed.world.dashboard.url)
     page = watched.page
     page.keyboard.press("/")
     page.keyboard.type(name)
@@ -180,7 +188,7 @@ def test_steps_lines_and_events_arrive_without_a_reload(fed: Threaded, context: 
     clean(watched)
 
 
-def test_lines_by_rank_by_text_and_markup_stays_text(fed: Threaded, context: BrowserContext) -> None:
+def test_lines_by_rank_by_text_and_markup_stays_text(fed: Threaded, wide: BrowserContext) -> None:
     job = f"job-logs-{now_ms()}"
     world = fed.world
     fed.do(world.log.submit(job))
@@ -188,7 +196,7 @@ def test_lines_by_rank_by_text_and_markup_stays_text(fed: Threaded, context: Bro
     evil = "<img src=x onerror=\"document.title='owned'\"> ${1} `2`"
     fed.do(world.push(logs=lines(job, ["from zero", evil]) + lines(job, ["from one", "NaN seen"], rank=1)))
     fed.do(world.folded())
-    watched = opened(context, f"{world.dashboard.url}/jobs/{job}")
+    watched = opened(wide, f"{world.dashboard.url}/jobs/{job}")
     page = watched.page
     rows = page.locator(".lines .ln")
     expect(rows).to_have_count(4)
@@ -202,8 +210,8 @@ def test_lines_by_rank_by_text_and_markup_stays_text(fed: Threaded, context: Bro
     clean(watched)
 
 
-def test_the_colours_are_the_systems_until_chosen_and_the_choice_stays(fed: Threaded, context: BrowserContext) -> None:
-    watched = opened(context, fed.world.dashboard.url)
+def test_the_colours_are_the_systems_until_chosen_and_the_choice_stays(fed: Threaded, wide: BrowserContext) -> None:
+    watched = opened(wide, fed.world.dashboard.url)
     page = watched.page
     button = page.locator("button.theme")
     expect(button).to_contain_text("auto")
@@ -218,15 +226,15 @@ def test_the_colours_are_the_systems_until_chosen_and_the_choice_stays(fed: Thre
     clean(watched)
 
 
-def test_an_unknown_job_is_said_to_be_unknown(fed: Threaded, context: BrowserContext) -> None:
-    watched = opened(context, f"{fed.world.dashboard.url}/jobs/job-nobody")
+def test_an_unknown_job_is_said_to_be_unknown(fed: Threaded, wide: BrowserContext) -> None:
+    watched = opened(wide, f"{fed.world.dashboard.url}/jobs/job-nobody")
     expect(watched.page.locator("h1")).to_have_text("No such job")
     watched.page.get_by_role("link", name="All jobs").click()
     expect(watched.page.locator(".tiles")).to_be_visible()
 
 
-def test_everything_on_the_jobs_page_is_reached_by_the_keyboard(fed: Threaded, context: BrowserContext) -> None:
-    page = opened(context, fed.world.dashboard.url).page
+def test_everything_on_the_jobs_page_is_reached_by_the_keyboard(fed: Threaded, wide: BrowserContext) -> None:
+    page = opened(wide, fed.world.dashboard.url).page
     expect(page.locator("tr[data-id=job-live]")).to_be_visible()
     reached: set[str] = set()
     for _ in range(14):
@@ -294,3 +302,19 @@ def test_another_host_name_and_another_origin_are_refused(fed: Threaded, browser
     )
     assert outcome == "closed"
     context.close()
+
+
+def test_a_web_server_that_ended_is_started_again_under_the_same_address(fed: Threaded, wide: BrowserContext) -> None:
+    page = opened(wide, fed.world.dashboard.url).page
+    expect(page.locator("tr[data-id=job-live]")).to_be_visible()
+
+    async def end() -> None:
+        assert fed.world.dashboard.server is not None
+        fed.world.dashboard.server.should_exit = True
+
+    fed.do(end())
+    expect(page.locator(".live.off")).to_be_visible(timeout=15_000)
+    expect(page.locator(".live.on")).to_be_visible(timeout=30_000)
+    name = f"job-after-{now_ms()}"
+    fed.do(fed.world.log.submit(name))
+    expect(page.locator(f"tr[data-id={name}]")).to_be_visible()

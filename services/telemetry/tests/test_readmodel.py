@@ -44,15 +44,15 @@ def one_rank(first: int, last: int, *, generation: int = 1) -> list[t.StepSample
 
 async def test_the_newest_thousand_steps_are_exact_and_old_ones_thinned(tmp_path: Path) -> None:
     async with model_in(tmp_path, Limits()) as model:
-        for start in range(1, 40_001, 4000):
+        for start in range(1, 16_001, 4000):
             await store(model, steps=one_rank(start, start + 3999))
         history = await model.read(read_history, ("job-a", STEPS, 0))
-        assert sum(b.stats["loss"][0] for b in history) == 40_000
-        recent = await model.read(read_history, ("job-a", STEPS, 0), from_x=39_100)
-        assert [b.x for b in recent] == list(range(39_100, 40_001))
+        assert sum(b.stats["loss"][0] for b in history) == 16_000
+        recent = await model.read(read_history, ("job-a", STEPS, 0), from_x=15_100)
+        assert [b.x for b in recent] == list(range(15_100, 16_001))
         (rows,) = await model.read(lambda db: db.execute("SELECT count(*) FROM points").fetchone())
-        # Levels 0 to 4 of one rank: 1024 + slack twice, then what forty thousand steps leave.
-        assert rows < 1100 + 1100 + 630 + 80 + 10
+        # Levels 0 and 1 full, with what is pruned only now and then; 2 and 3 as far as they got.
+        assert rows < 1100 + 1100 + 250 + 32
 
 
 async def test_a_series_goes_on_after_a_restart(tmp_path: Path) -> None:

@@ -91,8 +91,9 @@ def translated(action: Callable[[], T]) -> T:
 
 def as_cli_error(error: RemoteError) -> CliError:
     """The command line's error for a service's answer."""
-    details = "".join(f"\n  {field}: {text}" for field, text in error.violations)
-    message = f"{error.message}{details}"
+    message = error.message
+    if len(error.violations) > 1:
+        message = "the request has mistakes:" + "".join(f"\n  {field}: {text}" for field, text in error.violations)
     hint = f"reason: {error.reason}" if error.reason else ""
     match error.status.name:
         case "UNAVAILABLE" | "DEADLINE_EXCEEDED":

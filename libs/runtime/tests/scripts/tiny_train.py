@@ -23,6 +23,7 @@ wanted = {
     "step_s": 0.0,
     "dropout": 0.1,
     "batch_norm": True,
+    "without_checkpoint": "restart",
     # {"rank", "generation", "step", "do": "kill" | "stop" | "raise" | "nan" | "exit"}
     "fault": None,
     **json.loads(sys.argv[1]),
@@ -49,7 +50,7 @@ def make_model() -> nn.Module:
     return nn.Sequential(
         nn.Linear(8, 32),
         nn.Dropout(wanted["dropout"]),
-        nn.BatchNorm1d(32),
+        nn.BatchNorm1d(32) if wanted["batch_norm"] else nn.Identity(),
         nn.Tanh(),
         nn.Linear(32, 32),
         nn.Linear(32, 1),
@@ -106,14 +107,18 @@ trainer = Trainer(
     checkpoint_dir=out / "checkpoints",
     grad_clip=1.0,
     seed=11,
+    without_checkpoint=wanted["without_checkpoint"],
     callbacks=[note],
     device="cpu",
 )
-# In a new generation training starts where the checkpoint says: the fault's step is counted from there.
 result = trainer.fit()
-scores = trainer.evaluate(
-    metrics={"mae": lambda model, batch: ((model(batch[0]) - batch[1]).abs().sum(), len(batch[0]))}
-)
+
+
+def absolute_error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    return (model(batch[0]) - batch[1]).abs().sum(), len(batch[0])
+
+
+scores = trainer.evaluate(metrics={"mae": absolute_error})
 if trainer.is_main:
     body = {
         "parameters": {name: t.detach().double().flatten().tolist() for name, t in trainer.model.state_dict().items()},

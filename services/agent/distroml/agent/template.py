@@ -143,7 +143,8 @@ def _run_script(main: types.ModuleType, argv: list[str]) -> None:
         with open(script, "rb") as file:
             source = file.read()
     except OSError as error:
-        sys.stderr.write(f"{sys.executable}: can't open file {os.path.abspath(script)!r}: {error}\n")
+        reason = f"[Errno {error.errno}] {error.strerror}"
+        sys.stderr.write(f"{sys.executable}: can't open file {os.path.abspath(script)!r}: {reason}\n")
         raise SystemExit(2) from None
     path = os.path.abspath(script)
     sys.path.insert(0, os.path.dirname(os.path.realpath(script)))

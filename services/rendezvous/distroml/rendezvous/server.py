@@ -23,7 +23,8 @@ from distroml.rendezvous.adapters.messages import (
     report_command,
 )
 from distroml.rendezvous.domain import JoinNode, Leave, clip
-from distroml.rendezvous.jobs import Job, Jobs
+from distroml.rendezvous.job import Job
+from distroml.rendezvous.jobs import Jobs
 from distroml.rendezvous.journal import REFUSED, SESSIONS
 from distroml.rendezvous.session import Session
 from distroml.rpc import Caller, caller

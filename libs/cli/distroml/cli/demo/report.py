@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -103,7 +104,7 @@ def build(facts: Facts) -> Report:
         steps=int(facts.result.get("steps", 0)),
         world_size=int(facts.result.get("world_size", 0)),
         parameters=int(facts.result.get("parameters", 0)),
-        plan=str(facts.result.get("plan", "")),
+        plan=_plan(facts),
         dataset_fingerprint=str(facts.result.get("dataset_fingerprint", "")),
         first_loss=facts.first_loss,
         final_loss=final,
@@ -136,6 +137,14 @@ def _resumed_from(facts: Facts, committed: Sequence[Mapping[str, Any]]) -> int:
     )
     earlier = [int(body["step"]) for body in committed if int(body["step"]) < first]
     return max(earlier, default=0) if first else 0
+
+
+def _plan(facts: Facts) -> str:
+    """The last plan chosen: its mesh, and the reasons it gives."""
+    texts = [str(body.get("plan", "")) for type_, body in facts.events if type_ == "rendezvous.plan.PlanChosen"]
+    plan: dict[str, Any] = json.loads(texts[-1]) if texts and texts[-1] else {}
+    axes = [f"{axis}={plan[axis]}" for axis in ("dp_replicate", "dp_shard", "tp", "pp") if axis in plan]
+    return ", ".join(axes)
 
 
 def _number(value: object) -> float:

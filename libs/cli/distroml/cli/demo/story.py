@@ -114,7 +114,7 @@ class Story:
     async def _facts(self, state: str) -> Facts:
         self.view.say("replaying the event log …")
         verified = await verify_all(self.plane)
-        request = telemetry_pb2.QuerySeriesRequest(job=self.job, names=["loss", "tokens_per_s"], max_points=100_000)
+        request = telemetry_pb2.QuerySeriesRequest(job=self.job, names=["loss", "tokens_per_s"], max_points=5000)
         series = {(s.name, s.rank): s.points for s in (await self.plane.telemetry.QuerySeries(request)).series}
         losses = [point for (name, rank), points in series.items() if name == "loss" and rank == 0 for point in points]
         rates = [

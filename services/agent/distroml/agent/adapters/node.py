@@ -91,9 +91,17 @@ class NodeStream:
         for entry in self._spool.pending(kind=OBSERVATION):
             yield pb.ConnectRequest(attempt=pb.AttemptObservation.FromString(entry.body))
         self._send = queue
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time()
         while True:
-            try:
-                async with asyncio.timeout(self._ttl_s / 3):
-                    yield await queue.get()
-            except TimeoutError:
+            # By the clock, however much else there is to say: only heartbeats renew the node's lease.
+            if (left := next_beat - loop.time()) <= 0:
+                next_beat = loop.time() + self._ttl_s / 3
                 yield pb.ConnectRequest(heartbeat=pb.NodeHeartbeat(applied_revision=self._applied()))
+                continue
+            try:
+                async with asyncio.timeout(left):
+                    request = await queue.get()
+            except TimeoutError:
+                continue
+            yield request

@@ -1,0 +1,107 @@
+"""Plans and bucket layouts."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distroml.runtime.parallel import Plan, PlanRefused, parallelize, plan
+from distroml.runtime.parallel.buckets import lay_out
+
+
+def test_auto_is_one_copy_per_worker_and_says_why() -> None:
+    made = plan("auto", world_size=3, global_batch=10, microbatch=2, parameter_bytes=4_000_000)
+    assert made.mesh == {"dp_replicate": 3, "dp_shard": 1, "tp": 1, "pp": 1}
+    assert made.world_size == 3
+    assert made.grad_accum_steps == 2
+    assert any("dp_replicate=3" in reason for reason in made.reasons)
+    assert json.loads(made.to_json())["dp_replicate"] == 3
+
+
+def test_axes_and_bucket_size_can_be_named() -> None:
+    made = plan("dp_replicate=2, bucket_mb=25", world_size=2)
+    assert (made.dp_replicate, made.bucket_mb) == (2, 25.0)
+    assert plan(made, world_size=2).bucket_mb == 25.0
+
+
+@pytest.mark.parametrize("axis", ["tp", "pp", "dp_shard"])
+def test_what_is_not_there_is_refused_and_what_is_there_named(axis: str) -> None:
+    with pytest.raises(PlanRefused, match=rf"{axis}=2.*available: dp_replicate"):
+        plan(f"{axis}=2", world_size=2)
+    assert plan(f"{axis}=1", world_size=2).dp_replicate == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dp=2", "NAME one of dp_replicate"),
+        ("dp_replicate", "expected 'auto'"),
+        ("dp_replicate=zwei", "positive number"),
+        ("dp_replicate=-1", "positive number"),
+        ("dp_replicate=3", "this generation has 2 worker"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_or_does_not_fit_is_refused(text: str, said: str) -> None:
+    with pytest.raises(PlanRefused, match=said):
+        plan(text, world_size=2)
+
+
+def test_equal_inputs_give_equal_plans() -> None:
+    assert plan(world_size=4, global_batch=9) == plan("auto", world_size=4, global_batch=9)
+    assert plan(world_size=4) != Plan()
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=30),
+    kinds=st.lists(st.sampled_from([torch.float32, torch.float64]), min_size=30, max_size=30),
+    bucket_kb=st.integers(1, 20),
+)
+def test_every_gradient_has_one_place_and_none_overlap(sizes: list[int], kinds: list, bucket_kb: int) -> None:
+    parameters = [
+        (f"p{n}", torch.nn.Parameter(torch.empty(size, dtype=kind, device="meta")))
+        for n, (size, kind) in enumerate(zip(sizes, kinds, strict=False))
+    ]
+    buckets = lay_out(parameters, bucket_kb / 1024)
+    segments = [segment for bucket in buckets for segment in bucket.segments]
+    assert [segment.index for segment in segments] == list(reversed(range(len(parameters))))
+    for bucket in buckets:
+        end = 0
+        for segment in bucket.segments:
+            assert segment.offset >= end
+            assert segment.offset * bucket.dtype.itemsize % 64 == 0
+            assert parameters[segment.index][1].dtype == bucket.dtype
+            end = segment.offset + segment.numel
+        assert end <= bucket.numel
+        assert len(bucket.segments) == 1 or bucket.numel * bucket.dtype.itemsize <= bucket_kb * 1024 + 64
+
+
+def test_parallelize_makes_steps_without_a_trainer() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    twin = torch.nn.Linear(4, 2)
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(6, 4)
+    spread = parallelize(model)
+    spread.begin()
+    spread(x[:2]).square().sum().backward()
+    spread.last_backward()
+    spread(x[2:]).square().sum().backward()
+    assert spread.finish(12).item() == 12
+    twin(x).square().mean().backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    spread.close()
+    assert model.weight.grad is None
+
+
+def test_a_model_without_anything_to_train_is_refused() -> None:
+    model = torch.nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        parallelize(model)
+
+
+def test_an_unknown_compression_is_refused() -> None:
+    with pytest.raises(ValueError, match="available: none"):
+        parallelize(torch.nn.Linear(2, 2), compress="powersgd")
