@@ -59,7 +59,9 @@ class Follower:
             while True:
                 entry = self._board.entry(found.state.id)
                 is_news = version == 0 or entry is None or entry.version > version
-                recorded = await self._streams.store.read_stream(stream, after=version) if is_news else list[Recorded]()
+                recorded: list[Recorded] = []
+                if is_news:
+                    recorded += await self._streams.store.read_stream(stream, after=version)
                 for position, events in _commits(recorded):
                     job = JOB.fold((self._decode(one) for one in events), since=job)
                     version = events[-1].version
