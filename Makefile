@@ -27,12 +27,12 @@ demo: setup ## train a small GPT, lose a worker to kill -9, recover, replay; und
 	@$(BIN)/distroml demo
 
 test: setup ## the whole suite, the end-to-end tests last and one after the other
+	@tools/browser > /dev/null
 	$(PYTEST) -n 2 --dist worksteal -m "not e2e"
 	$(PYTEST) -m e2e
 
 tiny: setup ## what is pure or quick, in under a minute; run it before each commit
-	$(BIN)/ruff check --quiet
-	$(PYTEST) -q -p no:cacheprovider $(TINY)
+	$(PYTEST) -q -n 2 -m "not e2e" $(TINY)
 
 lint: setup ## style, dependency rules, and the contract: fresh and unbroken
 	$(BIN)/ruff check
@@ -58,6 +58,8 @@ clean: ## remove .venv, caches and build output; data folders stay
 	rm -rf .venv .tools .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find libs services tests tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-# Tests that start no process and need no torch.
-TINY := tests/tiny tests/architecture tests/tools \
-	libs/events libs/manifest libs/observability libs/workerlink libs/bundle libs/rpc
+# Rules, contracts, pure libraries and pure domains; tests/tiny tries each part's imports in a process of its own.
+TINY := tests/tiny tests/architecture tests/tools $(wildcard \
+	libs/bundle/tests libs/manifest/tests libs/observability/tests libs/rpc/tests libs/workerlink/tests \
+	services/*/tests/domain services/*/tests/test_decide.py services/*/tests/test_generations.py \
+	services/*/tests/test_policies.py)

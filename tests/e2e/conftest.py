@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 
+from distroml.api.scheduler.v1 import jobs_pb2
+from distroml.cli import client
+from distroml.cli.errors import Unreachable
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import SERVICES, DataFolder, Endpoints
+from distroml.cli.replay_commands import event_dict
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -54,13 +58,26 @@ class Cli:
         return json.loads(self(*arguments, "--json", code=code).stdout)
 
     def events(self, job: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self("events", job, "--json").stdout.splitlines()]
+        """The job's events; asked in this process, since tests ask often."""
+
+        async def collect(plane: client.Plane) -> list[dict[str, Any]]:
+            pages = plane.jobs.ListEvents(jobs_pb2.ListEventsRequest(job=job))
+            return [event_dict(event) async for page in pages for event in page.events]
+
+        return client.call(self.data, collect)
 
     def submit(self, *arguments: str, cwd: Path | None = None) -> str:
         return str(json.loads(self("submit", "--json", *arguments, cwd=cwd).stdout)["id"])
 
     def state(self, job: str) -> str:
-        return str(self.json("job", "show", job)["state"]).removeprefix("JOB_STATE_")
+        async def ask(plane: client.Plane) -> jobs_pb2.Job:
+            return await plane.jobs.GetJob(jobs_pb2.GetJobRequest(job=job))
+
+        try:
+            state = client.call(self.data, ask).state
+        except Unreachable:
+            return "UNREACHABLE"
+        return jobs_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
 
     def wait_state(self, job: str, *states: str, timeout: float = 90) -> str:
         return str(wait_for(lambda: (s := self.state(job)) in states and s, timeout, lambda: self.explain(job)))

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,28 @@ from distroml.cli.plane.datafolder import SERVICES, DataFolder
 from tests.e2e.conftest import Cli, Plane, tails, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+STEPS = 60
 JOBS = Path(__file__).parent / "jobs"
 
 
-def submit(plane: Plane, workers: str, steps: int, pace: float, *options: str) -> str:
-    return plane.cli.submit("--workers", workers, *options, "tiny.py", str(steps), str(pace), cwd=JOBS)
+@dataclass
+class Slow:
+    """A job that is slow until the gate opens, so that what a test does to it happens while it runs."""
+
+    plane: Plane
+    gate: Path
+
+    def submit(self, workers: str, steps: int, *options: str) -> str:
+        arguments = ("tiny.py", str(steps), "0.3", str(self.gate))
+        return self.plane.cli.submit("--workers", workers, *options, *arguments, cwd=JOBS)
+
+    def open(self) -> None:
+        self.gate.touch()
+
+
+@pytest.fixture
+def slow(plane: Plane, tmp_path: Path) -> Slow:
+    return Slow(plane, tmp_path / "gate")
 
 
 def data(plane: Plane, job: str, name: str) -> list[dict[str, Any]]:
@@ -32,50 +50,55 @@ def step_of(plane: Plane, job: str) -> int:
 
 
 def pid_of_rank(plane: Plane, job: str, rank: int) -> int:
-    return next(int(e["pid"]) for e in reversed(data(plane, job, "WorkerStarted")) if int(e.get("rank", 0)) == rank)
+    return next(int(e["pid"]) for e in reversed(data(plane, job, "worker.Started")) if int(e.get("rank", 0)) == rank)
 
 
 def end_fingerprint(plane: Plane, job: str) -> str:
-    return next(str(e["fingerprint"]) for e in data(plane, job, "StepRecorded") if e["why"] == "end")
+    steps = data(plane, job, "StepRecorded")
+    assert int(steps[-1]["step"]) == STEPS
+    return str(steps[-1]["fingerprint"])
 
 
 @pytest.fixture(scope="module")
 def undisturbed(plane: Plane) -> str:
     """The fingerprint of the parameters after 60 undisturbed steps on two workers."""
-    job = submit(plane, "2", 60, 0.0)
+    job = plane.cli.submit("--workers", "2", "tiny.py", str(STEPS), cwd=JOBS)
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
     return end_fingerprint(plane, job)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_replaced_and_the_result_is_the_same_to_the_bit(
-    plane: Plane, undisturbed: str, rank: int
+    plane: Plane, slow: Slow, undisturbed: str, rank: int
 ) -> None:
-    job = submit(plane, "2", 60, 0.05)
+    job = slow.submit("2", STEPS)
     wait_for(lambda: step_of(plane, job) >= 20, 60, lambda: plane.cli.explain(job))
     os.kill(pid_of_rank(plane, job, rank), signal.SIGKILL)
+    slow.open()
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
-    started = data(plane, job, "WorkerStarted")
+    started = data(plane, job, "worker.Started")
     assert [int(e["generation"]) for e in started] == [1, 1, 2], "the survivor stays in its process"
     assert end_fingerprint(plane, job) == undisturbed
 
 
-def test_a_stopped_worker_is_found_killed_and_replaced(plane: Plane, undisturbed: str) -> None:
-    job = submit(plane, "2", 60, 0.05)
+def test_a_stopped_worker_is_found_killed_and_replaced(plane: Plane, slow: Slow, undisturbed: str) -> None:
+    job = slow.submit("2", STEPS)
     wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
     os.kill(pid_of_rank(plane, job, 1), signal.SIGSTOP)
+    slow.open()
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(plane.folder)
     assert {e["category"] for e in data(plane, job, "GenerationBroken")} == {"FAILURE_CATEGORY_HANG"}
     assert end_fingerprint(plane, job) == undisturbed
 
 
-def test_every_service_dies_by_kill_9_and_training_does_not_notice(plane: Plane) -> None:
-    job = submit(plane, "2", 400, 0.05)
+def test_every_service_dies_by_kill_9_and_training_does_not_notice(plane: Plane, slow: Slow) -> None:
+    job = slow.submit("2", 400)
     wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
     for service in SERVICES:
         before = plane.pid(service)
         os.kill(before, signal.SIGKILL)
         wait_for(lambda b=before, s=service: (now := _pid(plane, s)) and now != b, 30)
+    slow.open()
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(plane.folder)
     assert len(data(plane, job, "GenerationFormed")) == 1, "no service's death restarts training"
     assert "replay verified" in plane.cli("replay", "--verify").stdout
@@ -88,37 +111,42 @@ def _pid(plane: Plane, service: str) -> int | None:
         return None
 
 
-def test_all_services_stopped_for_long_and_training_does_not_notice(plane: Plane) -> None:
-    job = submit(plane, "2", 500, 0.05)
+def test_all_services_stopped_for_long_and_training_does_not_notice(plane: Plane, slow: Slow) -> None:
+    job = slow.submit("2", 500)
     wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
     before = {service: plane.pid(service) for service in SERVICES}
     for pid in before.values():
         os.kill(pid, signal.SIGSTOP)
     # The supervisor notices the silence and puts new processes in their place.
     wait_for(lambda: all((now := _pid(plane, s)) and now != pid for s, pid in before.items()), 60)
+    slow.open()
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(plane.folder)
     assert len(data(plane, job, "GenerationFormed")) == 1
     assert "replay verified" in plane.cli("replay", "--verify").stdout
 
 
-def test_pause_frees_the_slots_and_resume_goes_on_from_the_checkpoint(plane: Plane, undisturbed: str) -> None:
-    job = submit(plane, "2", 60, 0.05)
+def test_pause_frees_the_slots_and_resume_goes_on_from_the_checkpoint(
+    plane: Plane, slow: Slow, undisturbed: str
+) -> None:
+    job = slow.submit("2", STEPS)
     wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
     plane.cli("job", "pause", job)
     plane.cli.wait_state(job, "PAUSED")
     assert not any(slot["job"] for node in plane.cli.json("nodes") for slot in node["slots"])
     saved = step_of(plane, job)
     plane.cli("job", "resume", job)
+    slow.open()
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
     first = [int(e["step"]) for e in data(plane, job, "StepRecorded") if int(e["generation"]) == 2]
     assert min(first) == saved + 1, "no step is trained twice after a pause"
     assert end_fingerprint(plane, job) == undisturbed
 
 
-def test_resize_while_running(plane: Plane) -> None:
-    job = submit(plane, "2", 150, 0.05)
+def test_resize_while_running(plane: Plane, slow: Slow) -> None:
+    job = slow.submit("2", 150)
     wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
     plane.cli("job", "resize", job, "3")
+    slow.open()
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(plane.folder)
     sizes = [int(e["generation"]["world_size"]) for e in data(plane, job, "GenerationFormed")]
     assert sizes[0] == 2
@@ -135,8 +163,9 @@ def own_plane(tmp_path: Path) -> Iterator[Plane]:
         control.stop(folder)
 
 
-def test_the_whole_control_plane_dies_and_the_job_goes_on(own_plane: Plane) -> None:
-    job = submit(own_plane, "2", 400, 0.05)
+def test_the_whole_control_plane_dies_and_the_job_goes_on(own_plane: Plane, tmp_path: Path) -> None:
+    slow = Slow(own_plane, tmp_path / "gate")
+    job = slow.submit("2", 400)
     wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
     workers = [pid_of_rank(own_plane, job, rank) for rank in (0, 1)]
     victims = [own_plane.endpoints.supervisor, *(own_plane.pid(service) for service in SERVICES)]
@@ -145,13 +174,15 @@ def test_the_whole_control_plane_dies_and_the_job_goes_on(own_plane: Plane) -> N
     time.sleep(2)
     assert all(Path(f"/proc/{pid}").exists() for pid in workers), "workers outlive the control plane"
     control.start(own_plane.folder, slots=2)
+    slow.open()
     assert own_plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(own_plane.folder)
     assert len(data(own_plane, job, "GenerationFormed")) == 1
     assert "replay verified" in own_plane.cli("replay", "--verify").stdout
 
 
-def test_down_leaves_no_process_behind(own_plane: Plane) -> None:
-    job = submit(own_plane, "2", 4000, 0.05)
+def test_down_leaves_no_process_behind(own_plane: Plane, tmp_path: Path) -> None:
+    slow = Slow(own_plane, tmp_path / "gate")
+    job = slow.submit("2", 4000)
     wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
     own_plane.cli("down")
     marker = str(own_plane.folder.path).encode()

@@ -88,7 +88,7 @@ def test_a_killed_plain_worker_restarts_its_group_warm(plane: Plane, tmp_path: P
 
     os.kill(wait_for(lambda: len(found := pids()) == 2 and found)[1], signal.SIGKILL)
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED"
-    starts = [e["data"] for e in plane.cli.events(job) if e["type"].endswith("WorkerStarted")]
+    starts = [e["data"] for e in plane.cli.events(job) if e["type"].endswith("worker.Started")]
     again = [s for s in starts if int(s["generation"]) == 2]
     assert len(again) == 2
     assert {s["start"] for s in again} == {"warm"}

@@ -12,9 +12,10 @@ GOOD = Facts(
     job_state="SUCCEEDED",
     events=[
         ("rendezvous.generation.GenerationFormed", {"generation": {"number": "1"}}),
+        ("rendezvous.plan.PlanChosen", {"plan": '{"dp_replicate": 2, "tp": 1, "reasons": []}'}),
         ("rendezvous.step.StepRecorded", {"step": "1", "generation": "1"}),
         ("checkpoint.Committed", {"step": "20", "bytes_written": "100", "bytes_reused": "5"}),
-        ("rendezvous.worker.WorkerExited", {"worker": "w1", "signal": 9}),
+        ("rendezvous.worker.Exited", {"worker": "w1", "signal": 9}),
         ("rendezvous.generation.GenerationFormed", {"generation": {"number": "2"}}),
         ("rendezvous.step.StepRecorded", {"step": "21", "generation": "2"}),
         ("checkpoint.Committed", {"step": "40", "bytes_written": "50"}),
@@ -37,6 +38,7 @@ def test_a_good_run_passes_with_its_numbers() -> None:
     report = build(GOOD)
     assert report.ok, report.checks
     assert (report.resumed_from_step, report.recovery_s, report.generations) == (20, 1.5, 2)
+    assert report.plan == "dp_replicate=2, tp=1"
     assert (report.checkpoint_bytes_written, report.checkpoint_bytes_reused) == (150, 5)
 
 
@@ -45,7 +47,7 @@ def test_a_good_run_passes_with_its_numbers() -> None:
     [
         ("job succeeded", {"job_state": "FAILED"}),
         ("worker was killed by SIGKILL", {"killed_worker": "w9"}),
-        ("a new generation formed", {"events": GOOD.events[:4]}),
+        ("a new generation formed", {"events": GOOD.events[:5]}),
         (
             "training resumed from a committed checkpoint",
             {"events": [e for e in GOOD.events if "Committed" not in e[0]]},
@@ -53,7 +55,7 @@ def test_a_good_run_passes_with_its_numbers() -> None:
         ("a step of the new generation was trained", {"first_step_after_kill_ms": 0}),
         ("the loss fell", {"first_loss": 2.1}),
         ("the held-out loss was measured", {"result": {**GOOD.result, "heldout_loss": None}}),
-        ("checkpoints were committed before and after", {"events": GOOD.events[:6]}),
+        ("checkpoints were committed before and after", {"events": GOOD.events[:7]}),
         ("text was generated", {"result": {**GOOD.result, "sample": " \n"}}),
         ("the log folds to the stored state", {"differences": 1}),
         ("the log folds to the stored state", {"verified_events": 0}),

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+
 from distroml.eventstore import Append, Commit, Part, StoreDamaged, StoreDown, StoreFull
 from distroml.eventstore.conformance import CONTEXT, append, commit_of, event, take
 from distroml.eventstore.sqlite import event_store, open_event_store, verify_log

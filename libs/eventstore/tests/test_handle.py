@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+
 from distroml.events import Decider, Position, Rejection, UnknownEvent
 from distroml.eventstore import Append, Fenced, Guard, Part, StoreDown, WrongExpectedVersion, memory, sqlite
 from distroml.eventstore.codec import DataclassCodec, JoinedCodec, JsonState

@@ -63,6 +63,20 @@ async def test_a_stream_can_be_read_and_written_by_hand(wire: Wire) -> None:
     assert await call.read() is grpc.aio.EOF
 
 
+async def test_writing_to_a_stream_that_has_ended_does_not_hang(wire: Wire) -> None:
+    def fail(text: str) -> str:
+        raise NotFound("NoSuchJob", "there is no job x")
+
+    wire.echo.answer = fail
+    call = wire.stub.both()
+    async with asyncio.timeout(5):
+        await call.write(state("a"))
+        with pytest.raises(RemoteError, match="no job x"):
+            await call.read()
+        with pytest.raises(asyncio.InvalidStateError):
+            await call.write(state("b"))
+
+
 async def test_the_servicer_knows_who_calls(wire: Wire) -> None:
     with trace.use(span := trace.fresh()):
         await wire.stub.unary(state())

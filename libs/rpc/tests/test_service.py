@@ -19,7 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from distroml.api.common.v1 import replay_pb2 as pb
-from distroml.rpc import Backoff, PortTaken, RemoteError, Service, ServiceSettings, connect
+from distroml.rpc import Backoff, PortTaken, RemoteError, Service, ServiceSettings, SettingsError, connect
 from libs.rpc.tests.conftest import TOKEN, Serve
 from libs.rpc.tests.echo import NAME, Echo, EchoStub, add_to_server
 
@@ -138,6 +138,19 @@ async def test_a_silent_metrics_client_holds_nobody_up(serve: Serve) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", service.metrics_port)
     assert (await get(service, "/healthz"))[0] == 200
     writer.close()
+
+
+async def test_a_service_dials_another_as_itself(serve: Serve, settings: ServiceSettings) -> None:
+    echo = Echo()
+    other = await serve(lambda service: service.add(add_to_server, echo, NAME))
+    async with Service(replace(settings, service="checkpoint", peers={"scheduler": other.endpoint})) as service:
+        channel = service.dial("scheduler")
+        await EchoStub(channel).unary(pb.StreamState())
+        with pytest.raises(SettingsError, match="DISTROML_RENDEZVOUS"):
+            service.dial("rendezvous")
+    assert echo.seen[0].actor == "checkpoint"
+    with pytest.raises(grpc.aio.UsageError):
+        await EchoStub(channel).unary(pb.StreamState())
 
 
 async def test_draining_lets_calls_end_and_cuts_streams(serve: Serve) -> None:

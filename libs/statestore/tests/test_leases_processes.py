@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from distroml.statestore import StateStoreError
 from distroml.statestore.sqlite import open_state_store
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from grpc import StatusCode
@@ -10,6 +11,7 @@ from distroml.api.common.v1 import replay_pb2
 from distroml.checkpoint.adapters.codecs import PUBLIC
 from distroml.checkpoint.domain import events
 from distroml.manifest import Keys
+from distroml.objectstore import ObjectStoreDown, ObjectStoreFull
 from distroml.rpc import RemoteError
 from distroml.rpc.publicevents import check_codec
 from services.checkpoint.tests.conftest import Plane, Start, eventually
@@ -160,6 +162,75 @@ async def test_a_save_whose_objects_are_not_all_there_fails(plane: Plane, damage
     assert error.reason == expected[damage]
     assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).HasField("checkpoint")
     assert plane.objects.head("bundles/someones") is not None or damage != "foreign pack"
+
+
+async def test_many_ranks_report_at_once(plane: Plane):
+    workers = Workers(plane.objects, world_size=48)
+    opened = await asyncio.gather(*(plane.stub.BeginSave(workers.begin(10)) for _ in range(48)))
+    reports = [workers.write(rank, 10, opened[0]) for rank in range(48)]
+    answers = await asyncio.gather(*(plane.stub.ReportShard(report) for report in (*reports, *reports)))
+    assert sum(answer.committed for answer in answers) >= 1
+    answers = await asyncio.gather(*(plane.stub.ReportShard(report) for report in reports))
+    assert {answer.manifest_hash for answer in answers if answer.committed} == {answers[0].manifest_hash}
+    assert all(answer.committed for answer in answers)
+
+
+async def test_a_commit_outlasts_the_call_that_began_it(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    workers = Workers(plane.objects)
+    opened = await plane.stub.BeginSave(workers.begin(10))
+    await plane.stub.ReportShard(workers.write(0, 10, opened))
+    last = workers.write(1, 10, opened)
+    objects, release = plane.catalogues._objects, threading.Event()
+    assemble, calls = objects.assemble, []
+
+    def slow(*arguments):
+        calls.append(arguments)
+        assert release.wait(20)
+        return assemble(*arguments)
+
+    monkeypatch.setattr(objects, "assemble", slow)
+    for _ in range(2):
+        assert (await refused(plane.stub.ReportShard(last, timeout=0.2))).is_transient
+    release.set()
+    assert (await plane.stub.ReportShard(last)).committed
+    assert len(calls) == 1
+
+
+async def test_no_room_for_the_manifest_fails_the_save(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    workers = Workers(plane.objects)
+    first = await save(plane, workers, 10)
+    store = plane.catalogues._objects._store
+    put = store.put
+
+    def full(key, data, **options):
+        if "/manifests/" in key:
+            raise ObjectStoreFull("no room")
+        return put(key, data, **options)
+
+    opened = await plane.stub.BeginSave(workers.begin(20))
+    await plane.stub.ReportShard(workers.write(0, 20, opened))
+    last = workers.write(1, 20, opened)
+    monkeypatch.setattr(store, "put", full)
+    assert (await refused(plane.stub.ReportShard(last))).reason == "StoreFull"
+    monkeypatch.undo()
+    assert (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).checkpoint.manifest_hash == first
+    await save(plane, workers, 30)
+
+
+async def test_an_object_store_that_does_not_answer_fails_nothing(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    workers = Workers(plane.objects)
+    opened = await plane.stub.BeginSave(workers.begin(10))
+    await plane.stub.ReportShard(workers.write(0, 10, opened))
+    last = workers.write(1, 10, opened)
+
+    def down(key, **options):
+        raise ObjectStoreDown("no answer")
+
+    monkeypatch.setattr(plane.catalogues._objects._store, "get", down)
+    error = await refused(plane.stub.ReportShard(last))
+    assert error.status is StatusCode.UNAVAILABLE
+    monkeypatch.undo()
+    assert (await plane.stub.ReportShard(last)).committed
 
 
 async def test_retention_removes_old_checkpoints_and_nothing_that_newer_ones_need(plane: Plane):

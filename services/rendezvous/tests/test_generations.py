@@ -256,6 +256,15 @@ def test_a_new_agent_has_to_say_again_that_its_node_is_ready():
     assert kinds(sentence.outcome) == ["NodeReady"]
 
 
+def test_a_late_ready_of_before_a_generation_does_not_count_after_it():
+    # The second generation forms without a, whose worker may still be in the first one.
+    alone = (*formed_pair(min_workers=1), killed("b"), ready("b", 1))
+    without = (*alone, tick(after(*alone).state, 30))
+    assert after(*without).state.formed.nodes == ("b",)
+    after(*without).when(ready("a", 0)).then()
+    assert kinds(after(*without).when(ready("a", 1)).outcome) == ["NodeReady", "DrainBegun"]
+
+
 def test_a_new_attempt_goes_on_with_the_number():
     stopped = (*formed_pair(), leave("a"), leave("b"))
     after(*stopped).when(join("a", attempt=1)).then(last(after(*stopped).when(join("a", attempt=1)), ev.NodeJoined))

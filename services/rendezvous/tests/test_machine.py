@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from rendezvous_words import JOB, exited, gang, join, leave, lost, ready
 
 from distroml.events import Rejection
@@ -15,8 +15,9 @@ from distroml.eventstore import memory as event_memory
 from distroml.eventstore.replay import verify
 from distroml.rendezvous import domain as d
 from distroml.rendezvous.adapters.codec import EVENTS, STATE, repository, stream_of
+from distroml.rendezvous.adapters.keys import fence_key
 from distroml.rendezvous.domain import events as ev
-from distroml.rendezvous.jobs import Job, fence_key
+from distroml.rendezvous.job import Job
 from distroml.rpc import system_caller
 from distroml.statestore.memory import MemoryDatabase
 
@@ -69,6 +70,11 @@ class Histories(RuleBasedStateMachine):
     def joins(self, node, expected, agent, min_workers):
         self.send(join(node, expected, attempt=self.attempt, agent=f"{node}{agent}", min_workers=min_workers))
 
+    @rule(expected=GANGS)
+    def a_gang_joins(self, expected):
+        self.send(*(join(e.node, expected, attempt=self.attempt, agent=f"{e.node}0") for e in expected))
+        self.everybody_is_ready()
+
     @rule()
     def everybody_is_ready(self):
         self.send(
@@ -114,6 +120,7 @@ class Histories(RuleBasedStateMachine):
             self.send(d.Tick(at_ms=0, waiting=wait, waited_ms=limit))
             assert d.waiting(self.state) != wait or self.state.number > wait.number, "the tick decided nothing"
 
+    @precondition(lambda self: self.state.phase is d.Phase.CLOSED)
     @rule()
     def a_new_attempt(self):
         self.attempt = self.state.attempt + 1

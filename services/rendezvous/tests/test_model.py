@@ -4,29 +4,28 @@ Two nodes with one worker each, which may finish at any time; node a's agent may
 and its lease expire, every timer may fire. The network loses, repeats, delays and reorders whatever an agent ever
 sent: each message may arrive at any later time, any number of times, or never. The service may crash between any two
 commands: it comes back with the state that its stored parts give (`restarted`), and agents look where the job stands
-whenever they like, or not at all.
+whenever they like, or not at all, once they have joined.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 from rendezvous_words import JOB, exited, join, lost, ready, worker
 
 from distroml.events import Rejection
 from distroml.rendezvous import domain as d
 from distroml.rendezvous.adapters.codec import STATE
+from distroml.rendezvous.adapters.keys import extra_parts
 from distroml.rendezvous.domain import events as ev
-from distroml.rendezvous.jobs import extra_parts
 
 NODES = ("a", "b")
 MAX_GENERATION = 2
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A node as it really is: which start of the agent, which generation its process is of (0: no process).
 
     `ended` is how its last process ended (generation, signal), on the disk of whichever agent comes.
@@ -39,8 +38,7 @@ class Node:
     ended: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True)
-class World:
+class World(NamedTuple):
     """`stored` and `sent` are places in STATES and COMMANDS, which makes them quick to compare.
 
     `trouble` counts down: deaths of workers, replacements of agents, expired leases.
@@ -107,11 +105,11 @@ def decided(stored: int, command: int) -> int:
     except Rejection:
         return stored
     after = d.RENDEZVOUS.fold(events, since=state)
-    check(state, events, after)
+    check(state, COMMANDS[command], events, after)
     return restarted(after)
 
 
-def check(before: d.Rendezvous, events: tuple[ev.Event, ...], after: d.Rendezvous) -> None:
+def check(before: d.Rendezvous, command: d.Command, events: tuple[ev.Event, ...], after: d.Rendezvous) -> None:
     assert after.number >= before.number
     fences = [part.value for part in extra_parts(before, after) if part.key == f"fences/{JOB}"]
     opened = [event.number for event in events if isinstance(event, ev.GenerationOpened)]
@@ -128,6 +126,8 @@ def check(before: d.Rendezvous, events: tuple[ev.Event, ...], after: d.Rendezvou
             assert all(state.joined[m.node].ready for m in formed.members), "a member was ready"
         state = d.RENDEZVOUS.evolve(state, event)
     broken = [event for event in events if isinstance(event, ev.GenerationBroken)]
+    if broken and isinstance(command, d.ReportExit):
+        assert command.generation == broken[0].number, "an exit broke a generation that is not its own"
     if after.attempt == before.attempt:
         assert before.failures_left - after.failures_left in ((0, 1) if broken else (0,)), "one failure a generation"
 
@@ -137,51 +137,56 @@ def successors(world: World):
     deaths, replacements, expiries = world.trouble
     sent = (*joins(0, world.nodes[0].agent + 1), *joins(1, world.nodes[1].agent + 1), *world.sent)
     for stored in {decided(world.stored, command) for command in sent}:
-        yield replace(world, stored=stored)
+        yield world._replace(stored=stored)
     wait, limit = d.waiting(state), d.limit_ms(state)
     if wait is not None and limit is not None:
-        yield replace(world, stored=decided(world.stored, place(d.Tick(at_ms=0, waiting=wait, waited_ms=limit))))
+        yield world._replace(stored=decided(world.stored, place(d.Tick(at_ms=0, waiting=wait, waited_ms=limit))))
     for index, node in enumerate(world.nodes):
         name, agent = NODES[index], agent_id(index, node.agent)
 
         def moving(now, *, node_index=index, **more):
-            return replace(world, nodes=tuple(now if i == node_index else n for i, n in enumerate(world.nodes)), **more)
+            return world._replace(nodes=tuple(now if i == node_index else n for i, n in enumerate(world.nodes)), **more)
 
-        formed = state.current
-        if formed and formed.number > max(node.running, node.left) and name in formed.nodes:
-            yield moving(replace(node, running=formed.number, finished=0))
-        if node.running and state.number > node.running:
-            yield moving(replace(node, running=0, left=node.running))
-        if node.finished and state.number > node.finished and state.phase is not d.Phase.CLOSED:
-            yield moving(replace(node, finished=0))
+        speaks = state.joined[name].agent_id if name in state.joined else ""
+        told, formed = speaks == agent, state.current
+        if told and formed and formed.number > max(node.running, node.left) and name in formed.nodes:
+            yield moving(node._replace(running=formed.number, finished=0))
+        if told and node.running and state.number > node.running:
+            yield moving(node._replace(running=0, left=node.running))
+        if told and node.running == 0 and node.left < state.number - 1:
+            yield moving(node._replace(left=state.number - 1))
+        if told and node.finished and state.number > node.finished and state.phase is not d.Phase.CLOSED:
+            yield moving(node._replace(finished=0))
         if node.running:
-            ended = replace(node, running=0, left=node.running)
-            yield moving(replace(ended, finished=node.running, ended=(node.running, 0)))
+            ended = node._replace(running=0, left=node.running)
+            yield moving(ended._replace(finished=node.running, ended=(node.running, 0)))
             if deaths and index == 1:
                 trouble = (deaths - 1, replacements, expiries)
-                yield moving(replace(ended, ended=(node.running, 9)), trouble=trouble)
+                yield moving(ended._replace(ended=(node.running, 9)), trouble=trouble)
         if replacements and index == 0:
             trouble = (deaths, replacements - 1, expiries)
-            yield moving(replace(node, agent=node.agent + 1), trouble=trouble)
-        if name in state.joined:
-            speaks = state.joined[name].agent_id
+            yield moving(node._replace(agent=node.agent + 1), trouble=trouble)
+        if speaks:
             stored = decided(world.stored, place(lost(name, agent=speaks)))
-            if speaks != agent:
+            if not told:
                 # A join of the replaced agent came late; nobody renews that lease.
-                yield replace(world, stored=stored)
+                yield world._replace(stored=stored)
             elif expiries and index == 1:
-                yield replace(world, stored=stored, trouble=(deaths, replacements, expiries - 1))
+                yield world._replace(stored=stored, trouble=(deaths, replacements, expiries - 1))
 
 
 def spoken(world: World) -> World:
     """With everything sent that the nodes have to say: sending early only lets it arrive earlier, or never."""
     said = [words(index, node) for index, node in enumerate(world.nodes)]
-    return replace(world, sent=world.sent.union(*said))
+    return world._replace(sent=world.sent.union(*said))
 
 
 def check_world(world: World) -> None:
     state = STATES[world.stored]
     assert all(node.running <= state.number for node in world.nodes), "nobody runs ahead of the service"
+    if (formed := state.current) is not None:
+        running = {world.nodes[NODES.index(node)].running for node in formed.nodes}
+        assert running <= {0, formed.number}, "a generation formed with a worker that had not left an older one"
     if state.ending and state.ending.outcome == "Succeeded":
         assert state.formed is not None
         for member in state.formed.members:

@@ -12,6 +12,7 @@ from distroml.api.common.v1 import common_pb2, replay_pb2
 from distroml.api.common.v1.replay_pb2_grpc import ReplayServiceStub
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as pb
 from distroml.api.rendezvous.v1.rendezvous_pb2_grpc import RendezvousServiceStub
+from distroml.rendezvous import server
 from distroml.rpc import RemoteError, connect
 
 SIGNAL = common_pb2.FAILURE_CATEGORY_SIGNAL
@@ -260,6 +261,15 @@ async def test_garbage_is_answered_with_what_is_wrong(stack, one, first, words):
     assert wrong.value.code().name == "INVALID_ARGUMENT"
     assert words in wrong.value.message
     assert await one.event_names() == []
+
+
+async def test_a_stream_that_never_says_who_joins_is_ended(stack, one, monkeypatch):
+    monkeypatch.setattr(server, "FIRST_MESSAGE_S", 0.2)
+    async with connect(one.service.endpoint, TOKEN) as channel:
+        call = RendezvousServiceStub(channel).Join()
+        with pytest.raises(RemoteError) as silent:
+            await asyncio.wait_for(call.read(), 20)
+    assert silent.value.reason == "Silent"
 
 
 async def test_garbage_in_the_middle_ends_its_own_stream_only(stack, one):

@@ -11,15 +11,17 @@ import sys
 
 import pytest
 from rendezvous_agents import Agent, form
-from rendezvous_words import events_of, formed_pair, killed
+from rendezvous_words import by, events_of, formed_pair, killed
 
+from distroml.api.rendezvous.v1 import rendezvous_pb2 as pb
 from distroml.rendezvous import domain as d
 from distroml.rendezvous.adapters.codec import PUBLIC_EVENTS
 from distroml.rendezvous.domain import events as ev
 from distroml.rendezvous.domain.waiting import Wait
-from distroml.rendezvous.jobs import Remembered
 from distroml.rendezvous.judge import Sight
+from distroml.rendezvous.session import MAX_UNSENT, Remembered, Session
 from distroml.rpc import RemoteError
+from distroml.rpc.errors import ResourceExhausted
 from distroml.rpc.publicevents import check_codec
 
 TTL_S = 30
@@ -68,6 +70,21 @@ def test_reports_are_remembered_up_to_a_bound():
         remembered.add(str(number))
     assert "0" not in remembered
     assert "1" in remembered
+
+
+async def test_an_agent_that_does_not_read_loses_its_stream_and_not_the_service_its_memory():
+    session = Session(by("a"), 30)
+    for number in range(MAX_UNSENT + 10):
+        session.tell(pb.JoinResponse(drain=pb.DrainGeneration(generation=number)))
+    told: list[pb.JoinResponse] = []
+
+    async def read() -> None:
+        async for response in session:
+            told.append(response)
+
+    with pytest.raises(ResourceExhausted):
+        await read()
+    assert len(told) == MAX_UNSENT
 
 
 def test_public_events_survive_the_way_into_the_log_and_back():

@@ -1,13 +1,15 @@
-"""A tiny managed job: `python tiny.py STEPS SECONDS_PER_STEP`."""
+"""A tiny managed job: `python tiny.py STEPS [SECONDS_PER_STEP GATE]`: slow until the file GATE exists."""
 
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 from distroml.runtime import DataLoader, Trainer, from_mean
 
-steps, pace = int(sys.argv[1]), float(sys.argv[2])
+steps = int(sys.argv[1])
+pace, gate = (float(sys.argv[2]), Path(sys.argv[3])) if len(sys.argv) > 2 else (0.0, Path("/"))
 generator = torch.Generator().manual_seed(0)
 inputs = torch.randn(512, 16, generator=generator)
 targets = inputs @ torch.randn(16, 4, generator=generator)
@@ -22,7 +24,8 @@ class Rows(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def mean_loss(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    time.sleep(pace)
+    if not gate.exists():
+        time.sleep(pace)
     return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
 
 

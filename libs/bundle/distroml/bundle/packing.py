@@ -9,10 +9,12 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pathspec
+from typing import TYPE_CHECKING
 
 from distroml.bundle.errors import BundleError
+
+if TYPE_CHECKING:
+    import pathspec
 
 DEFAULT_CAP_BYTES = 64 * 1024 * 1024
 IGNORE_FILE = ".distromlignore"
@@ -58,6 +60,8 @@ def pack(root: Path, archive: Path, *, cap_bytes: int = DEFAULT_CAP_BYTES) -> Bu
     """
     if not root.is_dir():
         raise BundleError(f"{root} is not a folder; name the folder that holds the job's code with --bundle")
+    import pathspec  # slow to import, and needed to pack only
+
     spec = pathspec.GitIgnoreSpec.from_lines([*ALWAYS_IGNORED, *_ignore_lines(root)])
     skipped: list[str] = []
     members = sorted(_walk(root.resolve(), spec, skipped))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -55,7 +57,7 @@ async def open_plane(data: Path) -> AsyncGenerator[Plane]:
     token = folder.token()
     async with AsyncExitStack() as stack:
         channels = {
-            name: await stack.enter_async_context(connect(endpoints.services[name], token))
+            name: await stack.enter_async_context(connect(endpoints.services[name], token, actor=user()))
             for name in ("scheduler", "rendezvous", "checkpoint", "telemetry")
         }
         yield Plane(
@@ -69,6 +71,14 @@ async def open_plane(data: Path) -> AsyncGenerator[Plane]:
                 for name in STREAM_OWNERS
             },
         )
+
+
+def user() -> str:
+    """Who asks, as events will tell: the login name, or the number of a user without one."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
 
 
 def call(data: Path, action: Callable[[Plane], Awaitable[T]]) -> T:
@@ -91,8 +101,9 @@ def translated(action: Callable[[], T]) -> T:
 
 def as_cli_error(error: RemoteError) -> CliError:
     """The command line's error for a service's answer."""
-    details = "".join(f"\n  {field}: {text}" for field, text in error.violations)
-    message = f"{error.message}{details}"
+    message = error.message
+    if len(error.violations) > 1:
+        message = "the request has mistakes:" + "".join(f"\n  {field}: {text}" for field, text in error.violations)
     hint = f"reason: {error.reason}" if error.reason else ""
     match error.status.name:
         case "UNAVAILABLE" | "DEADLINE_EXCEEDED":

@@ -63,10 +63,10 @@ async def _run(folder: DataFolder, view: View, steps: int, kill_at: float, began
     out = folder.path / "out"
     out.mkdir()
     request = spec.from_command(
-        [str(example / "train.py"), *(["--steps", str(steps)] if steps else [])],
+        [str(example / "train.py"), "--out", str(out), *(["--steps", str(steps)] if steps else [])],
         name="gpt-demo",
         workers=str(WORKERS),
-        env=[f"DISTROML_OUT={out}", "OMP_NUM_THREADS=1"],
+        env=["OMP_NUM_THREADS=1"],
         bundle=example,
         priority=0,
         max_failures=3,

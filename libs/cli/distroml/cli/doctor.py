@@ -17,7 +17,6 @@ from typing import Literal, cast
 
 import grpc
 import grpc.aio
-import psutil
 import typer
 from grpc_health.v1 import health_pb2
 
@@ -76,6 +75,8 @@ def training_stack(_: Path) -> Iterator[Finding]:
 
 def machine(data: Path) -> Iterator[Finding]:
     """Cores, memory, disk, and the limits that training meets."""
+    import psutil  # slow to import, and needed here only
+
     memory = psutil.virtual_memory()
     yield Finding("machine", "ok", f"{os.cpu_count()} cores, {output.size(memory.available)} of memory free")
     place = next(folder for folder in (data, *data.parents) if folder.exists())

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from distroml.api.scheduler.v1 import jobs_pb2
-from distroml.cli import jobfile, output, spec
+from distroml.cli import output, spec
 from distroml.cli.client import Plane, call, open_plane, translated
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, CliError, UsageError
 from distroml.cli.following import Follower
@@ -96,6 +96,8 @@ def submit(
     if (file is None) == (not script):
         raise UsageError("give a script, or a job file with --file", hint="distroml submit train.py --epochs 3")
     if file is not None:
+        from distroml.cli import jobfile  # YAML is slow to import, and needed here only
+
         request = spec.from_job_file(jobfile.read(file).values, file)
     else:
         request = spec.from_command(

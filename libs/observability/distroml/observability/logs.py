@@ -136,8 +136,10 @@ def _cut(line: dict[str, object], max_bytes: int, size: int) -> str:
         if len(text) <= max_bytes:
             return text
         limit //= 2
-    kept = {key: _shorten(line[key], 64) for key in (names.TIMESTAMP, names.LEVEL, names.SERVICE, names.MESSAGE)}
-    return _dump(kept | {names.TRUNCATED: size - max_bytes})
+    # So many fields that none has room: only what every line has, each character at most 12 bytes long.
+    kept = {key: _shorten(line[key], 24) for key in (names.TIMESTAMP, names.LEVEL, names.SERVICE, names.MESSAGE)}
+    text = _dump(kept | {names.TRUNCATED: size - max_bytes})
+    return text if len(text) <= max_bytes else _dump({**kept, names.MESSAGE: "", names.TRUNCATED: size - max_bytes})
 
 
 def _shorten(value: object, limit: int) -> object:
@@ -145,4 +147,4 @@ def _shorten(value: object, limit: int) -> object:
     if len(text) <= limit:
         return value
     # The end of a traceback names the error: keep both ends.
-    return text[: limit // 2] + " … " + text[-limit // 2 :]
+    return text[: limit // 2] + " ... " + text[-limit // 2 :]

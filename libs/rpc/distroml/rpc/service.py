@@ -17,7 +17,7 @@ from distroml.observability import logger, names
 from distroml.observability.exporter import Exporter
 from distroml.observability.metrics import REGISTRY, gauge
 from distroml.observability.tracing import Tracing
-from distroml.rpc.channel import MAX_MESSAGE_BYTES, Option
+from distroml.rpc.channel import MAX_MESSAGE_BYTES, Option, connect
 from distroml.rpc.serving import Calls
 from distroml.rpc.settings import ServiceSettings, SettingsError, split_address
 from distroml.rpc.tasks import Backoff, Work, supervise
@@ -41,6 +41,7 @@ MAX_CONCURRENT_CALLS: Final = 2048
 STREAM_GRACE_S: Final = 0.5
 """How long open streams may take to end of themselves once `draining` is set; then they are cut."""
 _TASK_GRACE_S: Final = 5.0
+_CALLBACK_GRACE_S: Final = 10.0
 
 _INFO = gauge(names.SERVICE_INFO, "1, with the service's name.", (names.SERVICE,))
 _SERVING: Final = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus
@@ -128,6 +129,16 @@ class Service:
     def on_close(self, callback: Callback) -> None:
         """Call when no call and no task runs any more, newest first: close stores and channels."""
         self._on_close.append(callback)
+
+    def dial(self, peer: str) -> aio.Channel:
+        """A channel to another service, by its name in the settings; closed with this service.
+
+        Raises:
+            SettingsError: the settings do not say where `peer` is.
+        """
+        channel = connect(self.settings.peer(peer), self.settings.token, actor=self.settings.service)
+        self.on_close(lambda: channel.close(None))
+        return channel
 
     def report(self, part: str, why: str | None) -> None:
         """Health of one part: why it does not work, None as soon as it does.
@@ -237,10 +248,11 @@ class Service:
 
 
 async def _call(callback: Callback, when: str) -> None:
-    """One failing callback must not keep the others from running."""
+    """One failing or hanging callback must not keep the others from running."""
     try:
-        outcome = callback()
-        if inspect.isawaitable(outcome):
-            await outcome
+        async with asyncio.timeout(_CALLBACK_GRACE_S):
+            outcome = callback()
+            if inspect.isawaitable(outcome):
+                await outcome
     except Exception:
         log.exception(f"a callback failed at {when}")

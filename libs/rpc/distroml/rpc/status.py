@@ -28,7 +28,7 @@ def encode(problem: Problem) -> tuple[str, tuple[str, bytes]]:
     info = ErrorInfo(
         reason=problem.reason,
         domain=DOMAIN,
-        metadata={_cut(key, 64): _cut(value, 256) for key, value in list(problem.metadata.items())[:16]},
+        metadata={_cut(key, 64): _cut(str(value), 256) for key, value in list(problem.metadata.items())[:16]},
     )
     status.details.add().Pack(info)
     if problem.violations:

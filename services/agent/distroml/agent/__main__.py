@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
+
+from grpc.aio import Channel
 
 from distroml import observability
 from distroml.agent.agent import Agent, end_leftovers
@@ -16,13 +19,20 @@ async def serve() -> None:
     settings = read_settings()
     observability.setup(settings.service, deployment=settings.deployment, level=settings.log_level)
     async with Service(settings) as service:
-        peers = {
-            name: connect(settings.peer(name), settings.token, actor="agent")
-            for name in ("scheduler", "rendezvous", "checkpoint", "telemetry")
-        }
-        for channel in peers.values():
-            service.on_close(lambda channel=channel: channel.close())
-        agent = Agent(settings, own_environment(), **peers)
+
+        def channel(service_name: str) -> Channel:
+            made = connect(settings.peer(service_name), settings.token, actor="agent")
+            service.on_close(partial(made.close, None))
+            return made
+
+        agent = Agent(
+            settings,
+            own_environment(),
+            scheduler=channel("scheduler"),
+            rendezvous=channel("rendezvous"),
+            checkpoint=channel("checkpoint"),
+            telemetry=channel("telemetry"),
+        )
         service.on_close(agent.close)
         await agent.start()
         service.background("node stream", agent.node.stream.run)

@@ -26,7 +26,7 @@ from distroml.agent.domain.gang import Order
 from distroml.agent.domain.silence import standstill
 from distroml.agent.domain.warmth import key_of
 from distroml.agent.launch import boot_id
-from distroml.agent.launcher import ProcessLauncher
+from distroml.agent.launcher import Launcher, ProcessLauncher
 from distroml.agent.link import LinkServer, socket_path
 from distroml.agent.runner import AttemptRunner
 from distroml.agent.settings import AgentSettings
@@ -62,6 +62,7 @@ class Agent:
         rendezvous: Channel,
         checkpoint: Channel,
         telemetry: Channel,
+        launcher: Launcher | None = None,
     ) -> None:
         self.settings = settings
         self.folder = settings.data / "node"
@@ -77,7 +78,7 @@ class Agent:
         id = nodes.node_id(self.folder)
         spool = Spool(self.folder / "spool")
         self._environ = environ
-        self._templates = Templates(self.folder, most=settings.templates) if settings.warm else None
+        self._templates = Templates(self.folder, most=settings.templates) if settings.warm and not launcher else None
         self.node = nodes.Node(
             id=id,
             agent_id=fresh_id("agent"),
@@ -86,7 +87,7 @@ class Agent:
             environ=environ,
             slots=slots,
             gpus=gpus,
-            launcher=ProcessLauncher(self._templates),
+            launcher=launcher or ProcessLauncher(self._templates),
             link=LinkServer(socket_path(self.folder, environ)),
             spool=spool,
             stream=NodeStream(

@@ -8,6 +8,7 @@ import msgspec
 
 from distroml.eventstore.draft import Header
 from distroml.rendezvous.adapters.codec import STREAM_PREFIX
+from distroml.rendezvous.adapters.members import PREFIX
 from distroml.rendezvous.jobs import Jobs
 from distroml.statestore import Compacted, StateStore
 
@@ -21,11 +22,10 @@ async def follow(states: StateStore, jobs: Jobs) -> None:
     It watches the headers of stored state, which are written with the events: no cursor of its own to keep.
     """
     while True:
-        listing = await states.list(_PREFIX)
-        for entry in listing.entries:
-            _seen(jobs, entry.key, entry.value)
+        revision = (await states.list(PREFIX)).revision
+        jobs.look_again()
         try:
-            async for changes in states.watch(_PREFIX, after=listing.revision):
+            async for changes in states.watch(_PREFIX, after=revision):
                 for change in changes:
                     _seen(jobs, change.key, change.value)
         except Compacted:

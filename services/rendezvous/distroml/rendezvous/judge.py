@@ -15,8 +15,10 @@ from distroml import observability
 from distroml.events import Rejection
 from distroml.eventstore import EventStore, EventStoreError, Fenced, Guard
 from distroml.rendezvous.adapters import members
+from distroml.rendezvous.adapters.keys import OPEN_PREFIX, is_open
 from distroml.rendezvous.domain import Command, ReportLost, Tick, Waiting, limit_ms, waiting
-from distroml.rendezvous.jobs import OPEN_PREFIX, Job, Jobs, is_open
+from distroml.rendezvous.job import Job
+from distroml.rendezvous.jobs import Jobs
 from distroml.rpc import system_caller
 from distroml.statestore import CasConflict, LeaseGone, StateStore
 

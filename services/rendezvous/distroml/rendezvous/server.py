@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distroml import observability
@@ -22,7 +23,9 @@ from distroml.rendezvous.adapters.messages import (
     report_command,
 )
 from distroml.rendezvous.domain import JoinNode, Leave, clip
-from distroml.rendezvous.jobs import Job, Jobs
+from distroml.rendezvous.job import Job
+from distroml.rendezvous.jobs import Jobs
+from distroml.rendezvous.journal import REFUSED, SESSIONS
 from distroml.rendezvous.session import Session
 from distroml.rpc import Caller, caller
 from distroml.rpc.errors import DeadlineExceeded, InvalidArgument, NotFound
@@ -50,10 +53,13 @@ class RendezvousServer(_Servicer):
     async def Join(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.JoinResponse]:
         """One agent's membership of one job attempt, until either side ends the stream."""
         requests: AsyncIterator[pb.JoinRequest] = aiter(request_iterator)
-        joining = join_command(await _first(requests), _now_ms())
-        conversation = _Conversation(self._states, self._lease_ttl_s, joining, caller())
+        first = await _first(requests)
+        joining = join_command(first, _now_ms())
+        who = replace(caller(), project=first.project or caller().project)
+        conversation = _Conversation(self._states, self._lease_ttl_s, joining, who)
         with observability.bound(job=joining.job, node=joining.sender.node):
             async with self._jobs.using(joining.job) as job:
+                SESSIONS.inc()
                 reader = asyncio.create_task(conversation.listen(job, requests))
                 try:
                     async for response in conversation.session:
@@ -61,6 +67,7 @@ class RendezvousServer(_Servicer):
                 finally:
                     reader.cancel()
                     await asyncio.gather(reader, return_exceptions=True)
+                    SESSIONS.dec()
                     job.leave(conversation.session)
                     await conversation.close()
 
@@ -144,6 +151,7 @@ class _Conversation:
                     raise
                 refused.append(pb.RefusedReport(report_id=report.report_id, reason=error.reason, message=error.message))
             for one in refused:
+                REFUSED.labels(one.reason).inc()
                 log.warning("a report was refused", report=one.report_id, reason=one.reason, why=one.message)
             job.acked.add(known)
         self.session.tell(pb.JoinResponse(ack=pb.ReportAck(report_ids=[report.report_id], refused=refused)))

@@ -74,3 +74,21 @@ class Session:
             await self._wake.wait()
         if self._error is not None:
             raise self._error
+
+
+class Remembered:
+    """The newest report ids that are done with, so that a repeat is acknowledged without a decision."""
+
+    LIMIT = 4096
+
+    def __init__(self) -> None:
+        self._ids: dict[str, None] = {}
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._ids
+
+    def add(self, id: str) -> None:
+        """Remember `id`, and forget the oldest one where there are too many."""
+        self._ids[id] = None
+        if len(self._ids) > self.LIMIT:
+            del self._ids[next(iter(self._ids))]

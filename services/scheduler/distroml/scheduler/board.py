@@ -15,20 +15,22 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from distroml.events import Position, Recorded
+from distroml.eventstore import MAX_COMMIT_OPERATIONS
 from distroml.eventstore.draft import Repository
 from distroml.observability import logger
 from distroml.scheduler.domain.job import Job
 from distroml.scheduler.domain.ledger import LEDGER, Ledger
 from distroml.scheduler.domain.node import NODE, Node
-from distroml.scheduler.domain.plan import Pending, Snapshot, place_queue
-from distroml.scheduler.domain.queue import STRICT_FIFO
+from distroml.scheduler.domain.plan import Pending, Plan, Snapshot, place_queue
+from distroml.scheduler.domain.queue import STRICT_FIFO, Policy
 from distroml.scheduler.signals import Pulse, Signal, heard
-from distroml.scheduler.streams import JOB_PREFIX, NODE_PREFIX, POOL, POOL_PREFIX, Streams
+from distroml.scheduler.streams import JOB_PREFIX, NODE_PREFIX, POOL, POOL_PREFIX, Streams, now_ms
 
 log = logger(__name__)
 
 _BATCH: Final = 1000
-_LAST_INDEX: Final = 1 << 30
+_LAST_INDEX: Final = MAX_COMMIT_OPERATIONS
+"""No event has it: a position with it is behind its whole commit."""
 _PREFIXES: Final = (JOB_PREFIX, NODE_PREFIX, POOL_PREFIX)
 
 ListKey = tuple[int, str]
@@ -55,8 +57,8 @@ class Entry:
 class Board:
     """See the module. At most `finished_kept` finished jobs stay; older ones are found by their id in the store."""
 
-    def __init__(self, streams: Streams, pulse: Pulse, *, finished_kept: int) -> None:
-        self._streams, self._pulse, self._finished_kept = streams, pulse, finished_kept
+    def __init__(self, streams: Streams, pulse: Pulse, *, finished_kept: int, policy: Policy = STRICT_FIFO) -> None:
+        self._streams, self._pulse, self._finished_kept, self._policy = streams, pulse, finished_kept, policy
         self._lock = asyncio.Lock()
         self._versions: dict[str, int] = {}
         self._entries: dict[str, Entry] = {}
@@ -65,7 +67,7 @@ class Board:
         self._finished: dict[str, None] = {}
         self._nodes: dict[str, Node] = {}
         self._ledger = LEDGER.initial
-        self._pending: Mapping[str, Pending] | None = None
+        self._plan: Plan | None = None
         self._loaded = False
         self.changed = Signal()
         self.position = Position(streams.store.log_id, 0)
@@ -105,11 +107,15 @@ class Board:
         start = 0 if after is None else bisect_right(self._order, after)
         return [self._entries[id_] for _, id_ in islice(self._order, start, None)]
 
+    def plan(self) -> Plan:
+        """What the next scheduling cycle would do; computed once per change."""
+        if self._plan is None:
+            self._plan = place_queue(self.snapshot(), self._policy, now_ms())
+        return self._plan
+
     def pending(self) -> Mapping[str, Pending]:
-        """Why each waiting job waits; computed once per change."""
-        if self._pending is None:
-            self._pending = place_queue(self.snapshot(), STRICT_FIFO, 0).pending
-        return self._pending
+        """Why each waiting job waits."""
+        return self.plan().pending
 
     async def at_least(self, position: Position, timeout_s: float) -> bool:
         """Wait until the board reflects `position`; False where that takes longer than `timeout_s`."""
@@ -136,10 +142,10 @@ class Board:
     async def refresh(self) -> None:
         """Take everything into account that is committed now."""
         async with self._lock:
-            news = not self._loaded
             if not self._loaded:
                 await self._load()
                 self._loaded = True
+                self._has_changed()
             head = await self._streams.store.head()
             while batch := await self._streams.store.read(after=self.position, streams=_PREFIXES, limit=_BATCH):
                 # A full batch may end in the middle of a commit: that one is read again, whole.
@@ -147,13 +153,16 @@ class Board:
                 if len(batch) == _BATCH:
                     last = batch[-1].position.revision
                     whole = [one for one in batch if one.position.revision < last] or batch
-                for recorded in whole:
-                    news = self._apply(recorded) or news
-                    self.position = recorded.position
+                # Without a pause from here to the notification: whoever called may be cancelled at any other place.
+                news = [self._apply(recorded) for recorded in whole]
+                self.position = whole[-1].position
+                if any(news):
+                    self._has_changed()
             self.position = max(self.position, head)
-            if news:
-                self._pending = None
-                self.changed.notify()
+
+    def _has_changed(self) -> None:
+        self._plan = None
+        self.changed.notify()
 
     async def _load(self) -> None:
         """Begin with the stored states: a long log is not read from its beginning."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -13,9 +14,8 @@ from distroml.observability import logger
 from distroml.observability.metrics import counter, gauge, histogram
 from distroml.rpc import calling, system_caller
 from distroml.scheduler.board import Board
-from distroml.scheduler.domain.job import Job, JobState
-from distroml.scheduler.domain.plan import Snapshot, Step, place_queue, revive, settle, silent
-from distroml.scheduler.domain.queue import STRICT_FIFO, Policy
+from distroml.scheduler.domain.job import JobState
+from distroml.scheduler.domain.plan import Snapshot, Step, revive, settle, silent
 from distroml.scheduler.signals import heard
 from distroml.scheduler.streams import Streams, now_ms
 
@@ -37,10 +37,8 @@ _PLACED = counter("distroml_scheduler_placements_total", "Gangs placed or change
 class Cycle:
     """Runs after each change, debounced; a plan that was overtaken is dropped and computed anew."""
 
-    def __init__(
-        self, streams: Streams, board: Board, *, debounce_s: float, silence_s: float, policy: Policy = STRICT_FIFO
-    ) -> None:
-        self._streams, self._board, self._policy = streams, board, policy
+    def __init__(self, streams: Streams, board: Board, *, debounce_s: float, silence_s: float) -> None:
+        self._streams, self._board = streams, board
         self._debounce_s, self._silence_s = debounce_s, silence_s
         self._silent_since: dict[tuple[str, int], float] = {}
 
@@ -64,8 +62,8 @@ class Cycle:
         if await self._commit(steps, guard):
             await self._board.refresh()
             snapshot = self._board.snapshot()
-        # 3. Order the queue, 4. place what fits, each of the others gets its reason: pure.
-        plan = place_queue(snapshot, self._policy, now_ms())
+        # 3. Order the queue, 4. place what fits, each of the others gets its reason: pure, and shared with the lists.
+        plan = self._board.plan()
         # 5. Commit the placements: jobs and ledger together, several jobs at once.
         if await self._commit(plan.steps, guard):
             _PLACED.inc(len(plan.steps))
@@ -101,10 +99,10 @@ class Cycle:
                 yield revive(job, attempt, now_ms())
 
     def _measure(self, snapshot: Snapshot) -> None:
-        jobs: Sequence[Job] = tuple(snapshot.jobs.values())
+        found = Counter(job.state for job in snapshot.jobs.values())
         for state in JobState:
             if state is not JobState.NEW:
-                _JOBS.labels(state.value).set(sum(job.state is state for job in jobs))
+                _JOBS.labels(state.value).set(found[state])
         total = sum(map(len, snapshot.ledger.capacity().values()))
         free = sum(map(len, snapshot.ledger.free().values()))
         _SLOTS.labels("free").set(free)

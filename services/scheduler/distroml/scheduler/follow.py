@@ -22,7 +22,6 @@ from distroml.scheduler.signals import Pulse, heard
 from distroml.scheduler.streams import Streams, job_stream
 
 BATCH: Final = 200
-_LAST_INDEX: Final = 1 << 30
 
 
 def streams_of(job: str) -> tuple[str, ...]:
@@ -56,9 +55,13 @@ class Follower:
         after = position_of(request.after, self._streams.store.log_id, "after")
         stream, job, version = job_stream(found.state.id), JOB.initial, 0
         sent: pb.Job | None = None
-        with self._pulse.signal.listening() as woken:
+        with self._board.changed.listening() as woken:
             while True:
-                recorded = await self._streams.store.read_stream(stream, after=version)
+                entry = self._board.entry(found.state.id)
+                is_news = version == 0 or entry is None or entry.version > version
+                recorded: list[Recorded] = []
+                if is_news:
+                    recorded += await self._streams.store.read_stream(stream, after=version)
                 for position, events in _commits(recorded):
                     job = JOB.fold((self._decode(one) for one in events), since=job)
                     version = events[-1].version

@@ -26,7 +26,7 @@ class Lists:
 
     def __init__(self, board: Board, log_id: str) -> None:
         self._board, self._log_id = board, log_id
-        self._messages: dict[str, tuple[Entry, Pending | None, pb.Job]] = {}
+        self._messages: dict[str, tuple[Entry, Pending | None, pb.Job, int]] = {}
 
     async def jobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
         """One page, newest first."""
@@ -45,8 +45,8 @@ class Lists:
                 states and STATES[job.state] not in states
             ):
                 continue
-            message = self._message(entry, pending.get(job.id))
-            used += message.ByteSize()
+            message, size_bytes = self._message(entry, pending.get(job.id))
+            used += size_bytes
             if len(jobs) == size or (jobs and used > MAX_PAGE_BYTES):
                 more = True
                 break
@@ -91,21 +91,23 @@ class Lists:
         if position.log != self._log_id:
             what = f"belongs to log {position.log!r}, this is {self._log_id!r}"
             raise errors.InvalidArgument([("min_position", what)])
+        # A caller whose own deadline is nearer shall still get the answer that says so.
         left = time_left_s()
-        if not await self._board.at_least(position, MAX_WAIT_S if left is None else min(left, MAX_WAIT_S)):
+        if not await self._board.at_least(position, MAX_WAIT_S if left is None else min(0.8 * left, MAX_WAIT_S)):
             text = f"the list is at {self._board.position} and did not reach {position} in time; ask again"
             raise errors.Unavailable("NotYet", text, position=str(self._board.position))
 
-    def _message(self, entry: Entry, pending: Pending | None) -> pb.Job:
-        """The entry as a message; made again only where the job or its reason changed."""
+    def _message(self, entry: Entry, pending: Pending | None) -> tuple[pb.Job, int]:
+        """The entry as a message with its size in bytes; made again only where the job or its reason changed."""
         known = self._messages.get(entry.job.id)
-        if known is not None and known[0] is entry and known[1] == pending:
-            return known[2]
+        if known is not None and known[0] is entry and (known[1] is pending or known[1] == pending):
+            return known[2], known[3]
         message = job_message(entry.job, entry.version, str(entry.position), explain(entry.job, pending))
         if len(self._messages) > 2 * MAX_PAGE + len(self._board.jobs):
             self._messages.clear()
-        self._messages[entry.job.id] = (entry, pending, message)
-        return message
+        size_bytes = message.ByteSize()
+        self._messages[entry.job.id] = (entry, pending, message, size_bytes)
+        return message, size_bytes
 
 
 def _write_token(key: ListKey) -> str:

@@ -17,7 +17,7 @@ from distroml.scheduler.domain import ledger as pool
 from distroml.scheduler.domain import node as nodes
 from distroml.scheduler.domain import reasons
 from distroml.scheduler.domain.explain import explain
-from distroml.scheduler.domain.job import JOB, Job, JobState
+from distroml.scheduler.domain.job import JOB
 from distroml.scheduler.domain.job import commands as c
 from distroml.scheduler.domain.plan import Pending, place_queue
 from distroml.scheduler.domain.queue import STRICT_FIFO
@@ -176,13 +176,9 @@ class Mutations:
         return pb.Node.FromString(outcome.answer)
 
     def _answer(self, draft: JobDraft) -> bytes:
+        # Where a waiting job stands is for the next cycle to say, not for the change that woke it.
         version = draft.version + len(draft.events)
-        return job_message(
-            draft.state, version, "", explain(draft.state, self._pending(draft.state))
-        ).SerializeToString()
-
-    def _pending(self, job: Job) -> Pending | None:
-        return self._board.pending().get(job.id) if job.state is JobState.QUEUED else None
+        return job_message(draft.state, version, "", explain(draft.state, None)).SerializeToString()
 
     async def _reply(self, answer: bytes, position: str | None) -> pb.Job:
         job = pb.Job.FromString(answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,7 +22,6 @@ from distroml.scheduler.streams import Load, Streams, now_ms
 
 log = logger(__name__)
 
-SENT_KEPT: Final = 64
 MAX_TEXT_CHARS: Final = 4000
 
 AttemptKey = tuple[str, int]
@@ -34,7 +32,7 @@ class Session:
 
     def __init__(self, streams: Streams, board: Board, leases: NodeLeases, hello: pb.NodeHello) -> None:
         self._streams, self._board, self._leases, self._hello = streams, board, leases, hello
-        self._sent: OrderedDict[int, tuple[DesiredAttempt, ...]] = OrderedDict()
+        self._sent: tuple[int, tuple[DesiredAttempt, ...]] | None = None
         self._foreign: set[AttemptKey] = set()
         self._acks: list[str] = []
         self.woken = asyncio.Event()
@@ -59,12 +57,9 @@ class Session:
             found.append(pb.ConnectResponse(ack=pb.ObservationAck(observation_ids=self._acks)))
             self._acks = []
         attempts = desired(self._board.ledger, self._board.jobs, self.node)
-        if not self._sent or next(reversed(self._sent.values())) != attempts:
+        if self._sent is None or self._sent[1] != attempts:
             revision = self._board.position.revision
-            self._sent[revision] = attempts
-            self._sent.move_to_end(revision)
-            while len(self._sent) > SENT_KEPT:
-                self._sent.popitem(last=False)
+            self._sent = revision, attempts
             found.append(pb.ConnectResponse(desired=desired_message(revision, attempts)))
         return found
 
@@ -93,11 +88,10 @@ class Session:
     async def heartbeat(self, heartbeat: pb.NodeHeartbeat) -> None:
         """Renew the node's lease; what is applied frees what is no longer named."""
         await self._leases.renew(self.node, self._hello.agent_id)
-        applied = [revision for revision in self._sent if revision <= heartbeat.applied_revision]
-        if applied:
-            await self._note_left(self._sent[applied[-1]])
-            if self._foreign:
-                self._foreign.clear()
+        # Only the newest state counts: of an older one nobody knows whether it ever was wholly so.
+        if self._sent is not None and heartbeat.applied_revision >= self._sent[0]:
+            await self._note_left(self._sent[1])
+            self._foreign.clear()
         node = self._board.nodes.get(self.node)
         if not self._foreign and (node is None or node.state is NodeState.LOST):
             await self._connect()

@@ -14,7 +14,7 @@ class SchedulerSettings(ServiceSettings):
 
     node_ttl_s: int = 30
     """A node without a heartbeat for this long is lost, seconds."""
-    role_ttl_s: int = 5
+    role_ttl_s: int = 3
     """Another replica takes over the cycle, the reactor or the judge after this long, seconds."""
     debounce_s: float = 0.02
     """Changes that come this close together are looked at in one cycle, seconds."""

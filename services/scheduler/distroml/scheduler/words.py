@@ -15,7 +15,7 @@ Say = Callable[[Any], str]
 
 def _gang(placement: Any) -> str:
     workers = sum(len(part.slots) for part in placement)
-    return f"{workers} workers on {', '.join(part.node for part in placement)}"
+    return f"{workers} worker{'s' * (workers != 1)} on {', '.join(part.node for part in placement)}"
 
 
 def _category(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -77,9 +78,9 @@ class Report:
 
 def build(facts: Facts) -> Report:
     """Judge the facts."""
-    formed = [body["generation"] for type_, body in facts.events if type_.endswith(".GenerationFormed")]
+    formed = [body["generation"] for type_, body in facts.events if type_ == "rendezvous.generation.GenerationFormed"]
     committed = [body for type_, body in facts.events if type_ == "checkpoint.Committed"]
-    exits = [body for type_, body in facts.events if type_.endswith(".WorkerExited")]
+    exits = [body for type_, body in facts.events if type_ == "rendezvous.worker.Exited"]
     killed = [e for e in exits if e.get("worker") == facts.killed_worker and int(e.get("signal", 0)) == 9]
     resumed = _resumed_from(facts, committed)
     final, heldout = (_number(facts.result.get(key)) for key in ("final_loss", "heldout_loss"))
@@ -103,7 +104,7 @@ def build(facts: Facts) -> Report:
         steps=int(facts.result.get("steps", 0)),
         world_size=int(facts.result.get("world_size", 0)),
         parameters=int(facts.result.get("parameters", 0)),
-        plan=str(facts.result.get("plan", "")),
+        plan=_plan(facts),
         dataset_fingerprint=str(facts.result.get("dataset_fingerprint", "")),
         first_loss=facts.first_loss,
         final_loss=final,
@@ -130,12 +131,20 @@ def _resumed_from(facts: Facts, committed: Sequence[Mapping[str, Any]]) -> int:
         (
             int(body["step"])
             for type_, body in facts.events
-            if type_.endswith(".StepRecorded") and int(body.get("generation", 0)) >= 2
+            if type_ == "rendezvous.step.StepRecorded" and int(body.get("generation", 0)) >= 2
         ),
         0,
     )
     earlier = [int(body["step"]) for body in committed if int(body["step"]) < first]
     return max(earlier, default=0) if first else 0
+
+
+def _plan(facts: Facts) -> str:
+    """The last plan chosen: its mesh, and the reasons it gives."""
+    texts = [str(body.get("plan", "")) for type_, body in facts.events if type_ == "rendezvous.plan.PlanChosen"]
+    plan: dict[str, Any] = json.loads(texts[-1]) if texts and texts[-1] else {}
+    axes = [f"{axis}={plan[axis]}" for axis in ("dp_replicate", "dp_shard", "tp", "pp") if axis in plan]
+    return ", ".join(axes)
 
 
 def _number(value: object) -> float:

@@ -86,7 +86,7 @@ class Story:
         raise CliError("the watch on the job ended before the job did")
 
     async def _kill(self, step: int) -> None:
-        started = [body for type_, body in await self._events() if type_.endswith(".WorkerStarted")]
+        started = [body for type_, body in await self._events() if type_ == "rendezvous.worker.Started"]
         victim = next(body for body in reversed(started) if int(body.get("rank", 0)) == 1)
         self.killed_worker, self.killed_at_step = str(victim["worker"]), step
         self.view.say(f"[bold red]step {step}: kill -9[/] of rank 1 (process {victim['pid']}, {victim['worker']})")
@@ -114,7 +114,7 @@ class Story:
     async def _facts(self, state: str) -> Facts:
         self.view.say("replaying the event log …")
         verified = await verify_all(self.plane)
-        request = telemetry_pb2.QuerySeriesRequest(job=self.job, names=["loss", "tokens_per_s"], max_points=100_000)
+        request = telemetry_pb2.QuerySeriesRequest(job=self.job, names=["loss", "tokens_per_s"], max_points=5000)
         series = {(s.name, s.rank): s.points for s in (await self.plane.telemetry.QuerySeries(request)).series}
         losses = [point for (name, rank), points in series.items() if name == "loss" and rank == 0 for point in points]
         rates = [
@@ -142,13 +142,13 @@ class Story:
 
 def sentence(type_: str, body: dict[str, Any]) -> str:
     """An event in words, or nothing for those that would only fill the screen."""
-    match type_.rpartition(".")[2]:
-        case "GenerationFormed":
+    match type_.partition(".")[2]:
+        case "generation.GenerationFormed":
             generation = body.get("generation", {})
             return f"generation {generation.get('number')} formed with {generation.get('world_size')} workers"
-        case "GenerationBroken":
+        case "generation.GenerationBroken":
             return f"generation {body.get('number')} broke: {body.get('cause')} {body.get('message', '')}".rstrip()
-        case "WorkerStarted":
+        case "worker.Started":
             return f"rank {body.get('rank', 0)} started {body.get('start')} (process {body.get('pid')})"
         case "Committed":
             written = int(body.get("bytes_written", 0)) / 1e6

@@ -17,6 +17,8 @@ from distroml.cli.plane.datafolder import DataFolder, Endpoints
 
 START_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 60.0
+# Supervisors that this process started: they outlive it, and are reaped if they end before it does.
+_children: list[subprocess.Popen[bytes]] = []
 
 
 def running(folder: DataFolder) -> Endpoints | None:
@@ -45,6 +47,7 @@ def start(
             hint="use it, end it with `distroml down`, or give another folder with --data",
         )
     folder.forget_endpoints()
+    _reap()
     command = [sys.executable, "-m", "distroml.cli.plane.supervisor", "--data", str(folder.path)]
     if slots is not None:
         command += ["--slots", str(slots)]
@@ -55,6 +58,7 @@ def start(
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
+    _children.append(process)
     began = time.monotonic()
     while time.monotonic() - began < START_TIMEOUT_S:
         if (endpoints := folder.endpoints()) is not None and endpoints.supervisor == process.pid:
@@ -91,7 +95,17 @@ def stop(folder: DataFolder) -> bool:
         if time.monotonic() > deadline:
             raise CliError(f"the control plane (process {pid}) did not end within {STOP_TIMEOUT_S:.0f} s")
         time.sleep(0.05)
+    _reap(pid)
     return True
+
+
+def _reap(ended: int = 0) -> None:
+    """Forget supervisors of ours that have ended; wait for the one that is known to."""
+    for child in list(_children):
+        if child.pid == ended:
+            child.wait()
+        if child.poll() is not None:
+            _children.remove(child)
 
 
 def connect_or_fail(folder: DataFolder) -> Endpoints:

@@ -10,8 +10,9 @@ from typing import Protocol
 
 from torch.distributed.checkpoint.planner import SavePlan
 
-from distroml.manifest import CHUNK_BYTES, PACK_BYTES, KnownChunk, ManifestError
+from distroml.manifest import CHUNK_BYTES, MAX_EXTRA_BYTES, PACK_BYTES, KnownChunk, ManifestError
 from distroml.objectstore import NoSuchObject, ObjectDamaged, ObjectStore, ObjectStoreError, ObjectStoreFull
+from distroml.runtime.checkpoint.errors import UnsupportedState
 from distroml.runtime.checkpoint.packing import SaveCancelled
 from distroml.runtime.checkpoint.plain import encode_plain
 from distroml.runtime.checkpoint.planner import State
@@ -71,6 +72,13 @@ class _Save:
     begun: float
     opened: Opened | None = None
     dropped: bool = False
+
+
+def _encode_extra(extra: object) -> bytes:
+    small = encode_plain(extra, "extra")
+    if len(small) > MAX_EXTRA_BYTES:
+        raise UnsupportedState("extra", f"it has {len(small)} bytes, at most {MAX_EXTRA_BYTES}; put it into the state")
+    return small
 
 
 class Saver:
@@ -148,7 +156,7 @@ class Saver:
             self.skipped += 1
             return False
         try:
-            small = encode_plain(extra, "extra")
+            small = _encode_extra(extra)
             plan = self._planner.stage(state, self._rank, self._world_size)
         except (MemoryError, RuntimeError) as error:
             # torch reports a failed allocation as RuntimeError.

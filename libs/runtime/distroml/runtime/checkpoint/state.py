@@ -50,10 +50,10 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **
     state: State = {"model": {clean(name): value for name, value in bare.state_dict().items()}}
     if optimizer is not None:
         names = _names(bare)
+        part: dict[str, object] = {"param_groups": [_group(group, names) for group in optimizer.param_groups]}
         per_parameter = {
             names[parameter]: dict(values) for parameter, values in _live_state(optimizer).items() if values
         }
-        part: dict[str, object] = {"param_groups": [_group(group, names) for group in optimizer.param_groups]}
         if per_parameter:
             part["state"] = per_parameter
         state["optimizer"] = part

@@ -31,9 +31,6 @@ def flatten(state: Mapping[str, object]) -> dict[str, Leaf]:
 
     Sorted, because two ranks with the same state may hold its dicts in different orders (one restored, one built).
 
-    Dicts of the first two levels are always opened, so that `model` and `optimizer.param_groups` have names of
-    their own whatever they hold.
-
     Raises:
         UnsupportedState: two leaves have the same name, or a key is neither text nor a number.
     """
@@ -50,10 +47,6 @@ def replace_at(state: MutableMapping[str, object], path: Path, value: object) ->
     container: object = state
     for key in path[:-1]:
         container = cast("MutableMapping[str | int, object]", container)[key]
-    if isinstance(container, tuple):
-        raise UnsupportedState(
-            ".".join(map(str, path)), "plain values beside tensors in a tuple cannot be loaded; use a list"
-        )
     cast("MutableMapping[str | int, object]", container)[path[-1]] = value
 
 
@@ -69,11 +62,19 @@ def _walk(path: Path, value: object) -> list[Leaf]:
         return [Leaf(path, value)]
     leaves = [leaf for key, child in children for leaf in _walk((*path, cast("str | int", key)), child)]
     odd = [key for key, _ in children if not isinstance(key, str | int)]
-    if any(isinstance(leaf.value, torch.Tensor) for leaf in leaves):
+    if any(_is_tensor(leaf) for leaf in leaves):
         if odd:
             raise UnsupportedState(
                 ".".join(map(str, path)), f"beside tensors it has the key {odd[0]!r}, which is no text"
             )
+        if isinstance(value, tuple) and any(
+            len(leaf.path) == len(path) + 1 and not _is_tensor(leaf) for leaf in leaves
+        ):
+            # Loading replaces plain values where they lie, and a tuple does not let itself be changed.
+            raise UnsupportedState(".".join(map(str, path)), "a tuple of tensors and plain values; use a list")
         return leaves
-    opened = isinstance(value, Mapping) and not odd and (not path or (len(path) == 1 and bool(children)))
-    return leaves if opened else [Leaf(path, cast(object, value))]
+    return [Leaf(path, cast(object, value))] if path else leaves
+
+
+def _is_tensor(leaf: Leaf) -> bool:
+    return isinstance(leaf.value, torch.Tensor)

@@ -40,7 +40,8 @@ class NodeStream:
         self._hello = hello
         self._desired = desired
         self._applied = applied
-        self._send: asyncio.Queue[pb.ConnectRequest] | None = None
+        self._call: asyncio.Queue[pb.ConnectRequest | None] | None = None
+        self._send: asyncio.Queue[pb.ConnectRequest | None] | None = None
         self._ttl_s = _TTL_S
 
     def observe(self, observation: pb.AttemptObservation, *, durable: bool) -> None:
@@ -65,8 +66,10 @@ class NodeStream:
         backoff = Backoff(0.1, 2.0)
         told = False
         while True:
+            queue: asyncio.Queue[pb.ConnectRequest | None] = asyncio.Queue()
+            self._call = queue
             try:
-                async for response in self._stub.Connect(self._requests()):
+                async for response in self._stub.Connect(self._requests(queue)):
                     if response.HasField("welcome"):
                         self._ttl_s = response.welcome.lease_ttl_s or _TTL_S
                         backoff.reset()
@@ -82,18 +85,31 @@ class NodeStream:
                     log.info("the scheduler is away; what runs goes on", error=str(error))
                     told = True
             finally:
-                self._send = None
+                # gRPC leaves the request iterator of a failed call waiting: end it, and let it take nothing over.
+                self._call = self._send = None
+                queue.put_nowait(None)
             await backoff.wait()
 
-    async def _requests(self) -> AsyncIterator[pb.ConnectRequest]:
-        queue: asyncio.Queue[pb.ConnectRequest] = asyncio.Queue()
+    async def _requests(self, queue: asyncio.Queue[pb.ConnectRequest | None]) -> AsyncIterator[pb.ConnectRequest]:
         yield pb.ConnectRequest(hello=self._hello())
         for entry in self._spool.pending(kind=OBSERVATION):
             yield pb.ConnectRequest(attempt=pb.AttemptObservation.FromString(entry.body))
+        if self._call is not queue:
+            return
         self._send = queue
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time()
         while True:
-            try:
-                async with asyncio.timeout(self._ttl_s / 3):
-                    yield await queue.get()
-            except TimeoutError:
+            # By the clock, however much else there is to say: only heartbeats renew the node's lease.
+            if (left := next_beat - loop.time()) <= 0:
+                next_beat = loop.time() + self._ttl_s / 3
                 yield pb.ConnectRequest(heartbeat=pb.NodeHeartbeat(applied_revision=self._applied()))
+                continue
+            try:
+                async with asyncio.timeout(left):
+                    request = await queue.get()
+            except TimeoutError:
+                continue
+            if request is None:
+                return
+            yield request

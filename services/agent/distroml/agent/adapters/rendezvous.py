@@ -57,8 +57,9 @@ class RendezvousStream:
         self._task: asyncio.Task[None] | None = None
         self._joining: set[asyncio.Task[None]] = set()
         self._beating: asyncio.Task[None] | None = None
-        self._send: asyncio.Queue[pb.JoinRequest] | None = None
-        self._beats_for: asyncio.Queue[pb.JoinRequest] | None = None
+        self._call: asyncio.Queue[pb.JoinRequest | None] | None = None
+        self._send: asyncio.Queue[pb.JoinRequest | None] | None = None
+        self._beats_for: asyncio.Queue[pb.JoinRequest | None] | None = None
         self._leaving: asyncio.Future[None] | None = None
         self.dropped = 0
         for entry in spool.pending(kind=REPORT, group=group):
@@ -137,13 +138,15 @@ class RendezvousStream:
         backoff = Backoff(0.1, 2.0)
         told = False
         while True:
+            queue: asyncio.Queue[pb.JoinRequest | None] = asyncio.Queue()
+            self._call = queue
             try:
                 assert self._make is not None
                 made = self._make
                 join = await made()
                 if join is None:
                     return
-                async for response in self._stub.Join(self._requests(made, join)):
+                async for response in self._stub.Join(self._requests(queue, made, join)):
                     if response.HasField("accepted"):
                         backoff.reset()
                         told = False
@@ -154,7 +157,9 @@ class RendezvousStream:
                 if not told:
                     log.info("rendezvous is away; workers go on", attempt=self._group, error=str(error))
                     told = True
-            self._send = None
+            # gRPC leaves the request iterator of a failed call waiting: end it, and let it take nothing over.
+            self._call = self._send = None
+            queue.put_nowait(None)
             if self._leaving is not None and not self._leaving.done():
                 self._leaving.set_result(None)
             self._hear(inputs.JoinEnded())
@@ -172,17 +177,22 @@ class RendezvousStream:
             return True
         return False
 
-    async def _requests(self, made: Make, join: pb.JoinNode) -> AsyncIterator[pb.JoinRequest]:
-        queue: asyncio.Queue[pb.JoinRequest] = asyncio.Queue()
+    async def _requests(
+        self, queue: asyncio.Queue[pb.JoinRequest | None], made: Make, join: pb.JoinNode
+    ) -> AsyncIterator[pb.JoinRequest]:
         yield pb.JoinRequest(join=join)
         for report in list(self._unacknowledged.values()):
             yield pb.JoinRequest(report=report)
+        if self._call is not queue:
+            return
         self._send = queue
         if self._make is not None and self._make is not made:
             # What the node brings changed while the stream was being dialled.
             self.join(self._make)
         while True:
             request = await queue.get()
+            if request is None:
+                return
             yield request
             if request.HasField("leave"):
                 return

@@ -45,6 +45,7 @@ class TelemetryPush:
         self._unacknowledged: deque[pb.PushRequest] = deque()
         self._room = asyncio.Event()
         self._sequence = 0
+        self._stream = 0
         self.dropped_samples = 0
         self.dropped_lines = 0
 
@@ -87,8 +88,9 @@ class TelemetryPush:
         backoff = Backoff(0.2, 5.0)
         told = False
         while True:
+            self._stream += 1
             try:
-                async for answer in self._stub.Push(self._batches()):
+                async for answer in self._stub.Push(self._batches(self._stream)):
                     told = False
                     backoff.reset()
                     while self._unacknowledged and self._unacknowledged[0].sequence <= answer.sequence:
@@ -98,6 +100,8 @@ class TelemetryPush:
                 if not told:
                     log.info("telemetry is away; samples and lines wait, then are dropped", error=error.details())
                     told = True
+            self._stream += 1
+            self._room.set()
             await backoff.wait()
 
     async def flush(self, timeout_s: float) -> bool:
@@ -110,17 +114,18 @@ class TelemetryPush:
             return False
         return True
 
-    async def _batches(self) -> AsyncIterator[pb.PushRequest]:
+    async def _batches(self, stream: int) -> AsyncIterator[pb.PushRequest]:
         for batch in list(self._unacknowledged):
             yield batch
-        while True:
+        # A call that failed still asks its iterator for one more: it must not get what the next call is to send.
+        while stream == self._stream:
             batch = self._take()
             if batch is None:
                 await asyncio.sleep(BATCH_S)
                 continue
             self._unacknowledged.append(batch)
             yield batch
-            while len(self._unacknowledged) >= _WINDOW:
+            while len(self._unacknowledged) >= _WINDOW and stream == self._stream:
                 self._room.clear()
                 await self._room.wait()
 

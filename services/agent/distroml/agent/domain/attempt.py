@@ -161,8 +161,10 @@ def _resize(s: Step, workers: tuple[str, ...]) -> None:
         return
     kept = [replace(place, leaving=place.worker not in workers) for place in s.state.places]
     known = {place.worker for place in kept}
-    kept += [Place(worker=worker) for worker in workers if worker not in known]
-    _set(s, places=tuple(kept), ready_said=-1)
+    back = {place.worker: place for place in s.state.retired}
+    kept += [back.get(worker, Place(worker=worker)) for worker in workers if worker not in known]
+    retired = tuple(place for place in s.state.retired if place.worker not in workers)
+    _set(s, places=tuple(kept), retired=retired, ready_said=-1)
     if s.state.prepared:
         _set(s, joined=False, store_used=False)
         s.do(_join(s.state))
@@ -263,7 +265,8 @@ def _drop_leaving(s: Step) -> None:
         if not place.leaving:
             continue
         if place.process is None:
-            _set(s, places=tuple(p for p in s.state.places if p.worker != place.worker))
+            places = tuple(p for p in s.state.places if p.worker != place.worker)
+            _set(s, places=places, retired=(*s.state.retired, replace(place, leaving=False)))
         elif place.process.awaiting and place.process.intent is Intent.NONE:
             _end(s, place, Intent.DRAIN, "a resize took its place away", grace_s=s.state.grace_s)
 

@@ -99,6 +99,8 @@ class Attempt:
 
     places: tuple[Place, ...]
     grace_s: float
+    retired: tuple[Place, ...] = ()
+    """Places that resizes took away: one that comes back goes on counting its incarnations."""
     prepared: bool = False
     joined: bool = False
     store_used: bool = False

@@ -53,12 +53,13 @@ class RendezvousParts:
     What changes with every message (who is ready, what is recorded) is small and apart.
     """
 
-    _OWN = ("joined", "formed", "marks")
+    _OWN = ("joined", "took_part", "formed", "marks")
 
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder(order="deterministic")
         self._core = msgspec.json.Decoder(Rendezvous)
         self._formed = msgspec.json.Decoder(Generation)
+        self._took_part = msgspec.json.Decoder(dict[str, int])
         self._marks = msgspec.json.Decoder(dict[str, Mark])
         # In the order of joining, which JSON objects written in order of their keys would lose.
         self._nodes = msgspec.json.Decoder(list[tuple[str, JoinedNode]])
@@ -72,6 +73,7 @@ class RendezvousParts:
             "core": core,
             "nodes": nodes,
             "ready": {name: node.error for name, node in state.joined.items() if node.ready},
+            "took_part": state.took_part,
             "marks": state.marks,
         }
         if state.formed is not None:
@@ -87,8 +89,13 @@ class RendezvousParts:
                 for name, node in self._nodes.decode(parts["nodes"])
             }
             formed = self._formed.decode(parts["formed"]) if "formed" in parts else None
-            marks = self._marks.decode(parts["marks"])
-            return replace(self._core.decode(parts["core"]), joined=joined, formed=formed, marks=marks)
+            return replace(
+                self._core.decode(parts["core"]),
+                joined=joined,
+                took_part=self._took_part.decode(parts["took_part"]),
+                formed=formed,
+                marks=self._marks.decode(parts["marks"]),
+            )
         except KeyError as error:
             raise ValueError(f"the part {error} is missing") from error
 

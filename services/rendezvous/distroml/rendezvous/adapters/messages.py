@@ -53,13 +53,15 @@ def join_command(message: pb.JoinNode, at_ms: int) -> d.JoinNode:
     if wrong:
         raise InvalidArgument(wrong)
     expected = tuple(d.ExpectedMember(node=e.node, workers=e.workers) for e in message.expected)
+    total = sum(e.workers for e in expected)
     return d.JoinNode(
         at_ms=at_ms,
         job=message.job,
         sender=d.Sender(attempt=message.attempt, node=message.node, agent_id=message.agent_id),
         workers=tuple(message.workers),
         expected=expected,
-        min_workers=message.min_workers or sum(e.workers for e in expected),
+        # A gang that the scheduler placed may start, whatever the job asked for first.
+        min_workers=min(message.min_workers or total, total),
         failures_left=message.failures_left,
         join_timeout_s=message.join_timeout_s or DEFAULT_JOIN_TIMEOUT_S,
         store_endpoint=message.store_endpoint,

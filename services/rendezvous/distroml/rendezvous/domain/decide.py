@@ -221,8 +221,9 @@ def _ready(draft: Draft, c: cmd.MarkReady) -> None:
             f"got {', '.join(c.workers) or 'none'}",
             node=c.sender.node,
         )
-    stale = state.formed is not None and c.sender.node in state.formed.nodes and c.after < state.formed.number
-    if state.phase is Phase.CLOSED or stale or node.ready:
+    # Said before the node took part in a newer generation, and late: its workers may still be in that one.
+    late = c.after < state.took_part.get(c.sender.node, 0)
+    if state.phase is Phase.CLOSED or late or node.ready:
         return
     draft.add(ev.NodeReady(node=c.sender.node, error=c.error))
     draft.settle()

@@ -31,7 +31,14 @@ def evolve(state: Rendezvous, event: ev.Event) -> Rendezvous:
                 for name, node in state.joined.items()
             }
             return replace(
-                state, phase=Phase.FORMED, formed=generation, joined=joined, finished=(), stopping=False, drain=None
+                state,
+                phase=Phase.FORMED,
+                formed=generation,
+                joined=joined,
+                took_part={**state.took_part, **dict.fromkeys(generation.nodes, generation.number)},
+                finished=(),
+                stopping=False,
+                drain=None,
             )
         case ev.GenerationBroken():
             return replace(state, phase=Phase.IDLE)
@@ -88,7 +95,7 @@ def _opened(state: Rendezvous, event: ev.GenerationOpened) -> Rendezvous:
         return opened
     # Worker ids name their attempt, so what was recorded of the older ones cannot come again.
     marks = {key: mark for key, mark in state.marks.items() if key in ("plan", "step")}
-    return replace(opened, joined={}, formed=None, finished=(), ending=None, marks=marks)
+    return replace(opened, joined={}, took_part={}, formed=None, finished=(), ending=None, marks=marks)
 
 
 def _joined(state: Rendezvous, event: ev.NodeJoined) -> Rendezvous:

@@ -155,6 +155,7 @@ class Rendezvous:
         expected: the gang as the scheduler placed it.
         failures_left: failures that this attempt may still have.
         joined: by node, in order of joining.
+        took_part: by node, the newest generation that was formed with it.
         finished: workers of the formed generation that exited 0.
         stopping: the platform has begun to stop the formed generation; its failures no longer count.
         marks: by kind and worker, what is already recorded.
@@ -170,6 +171,7 @@ class Rendezvous:
     failures_left: int = 0
     join_timeout_s: int = 0
     joined: Mapping[str, JoinedNode] = field(default_factory=dict[str, JoinedNode])
+    took_part: Mapping[str, int] = field(default_factory=dict[str, int])
     formed: Generation | None = None
     finished: tuple[str, ...] = ()
     stopping: bool = False

@@ -19,6 +19,9 @@ from distroml.scheduler.domain.spec import Placement, Slot, WorkerRange
 MAX_FREED = 40
 """Nodes of one gang freed in one step, so that a step fits into a commit; the next cycle frees the rest."""
 
+MAX_PLACED = 64
+"""Gangs placed in one plan, so that a cycle stays short; the next one goes on with those behind."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -153,6 +156,8 @@ def place_queue(snapshot: Snapshot, policy: Policy, at_ms: int) -> Plan:
     blocked: Job | None = None
     index = 0
     for job in waiting:
+        if len(steps) == MAX_PLACED:
+            break
         if job.state is not JobState.QUEUED:
             held_back = blocked is not None and not policy.may_pass(blocked, job)
             outcome = _changed_gang(snapshot.ledger, job, {} if held_back else free)

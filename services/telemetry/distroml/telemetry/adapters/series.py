@@ -222,7 +222,7 @@ class _Lead:
         newest = self._newest
         if newest is None:
             return
-        now = rates(self._points)
+        now = rates(tuple(self._points))
         end = eta_ms(newest.step, newest.total_steps, newest.at_ms, now.steps_per_s)
         connection.execute(
             "INSERT OR REPLACE INTO live VALUES (?,?,?,?,?,?,?,?,?,?,?)",

@@ -130,7 +130,7 @@ class Chart(ui.echart, component="components/dml_chart.js"):
 
     def rename(self, series: int, label: str) -> None:
         """Call a series something else."""
-        options = cast("dict[str, Any]", self.options)
+        options = cast("dict[str, Any]", self._props["options"])
         kept: list[Row] = list(options["series"])
         kept[series] = {**kept[series], "label": label}
         self._props["options"] = {**options, "series": kept}

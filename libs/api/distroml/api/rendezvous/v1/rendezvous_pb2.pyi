@@ -154,6 +154,7 @@ class MemberReady(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     after: builtins.int
+    """Every worker left this generation and all older ones. Where no worker runs: one below the newest opened one."""
     error: builtins.str
     """Why the workers left a formed generation, where they said so and none of them ended."""
     @property

@@ -97,7 +97,7 @@ export default {
       });
       this.chart.setOption({
         animation: false,
-        textStyle: { fontFamily: "inherit" },
+        textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
         grid: stacked
           ? [{ left: 52, right: 10, top: 34, height: "34%" }, { left: 52, right: 10, bottom: 24, height: "32%" }]
           : { left: 44, right: 10, top: 16, bottom: 24 },

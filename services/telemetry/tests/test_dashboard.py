@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
+from world import Threaded, a_running_job, lines, loss_at, now_ms, steps
+
+from distroml.api.scheduler.v1 import events_pb2 as s
+
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Generator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def fed(served: Threaded) -> Threaded:
+    served.do(a_running_job(served.world))
+    return served
+
+
+@dataclass
+class Watched:
+    """A browser page, and everything it asked for and complained about."""
+
+    page: Page
+    hosts: set[str] = field(default_factory=set[str])
+    complaints: list[str] = field(default_factory=list[str])
+
+    def asked(self, request: Request) -> None:
+        url = urlsplit(request.url)
+        if url.scheme not in ("data", "blob"):
+            self.hosts.add(url.hostname or request.url)
+
+    def said(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+
+def opened(context: BrowserContext, url: str) -> Watched:
+    watched = Watched(context.new_page())
+    page = watched.page
+    page.set_default_timeout(10_000)
+    page.on("request", watched.asked)
+    page.on("websocket", lambda socket: watched.hosts.add(urlsplit(socket.url).hostname or socket.url))
+    page.on("console", watched.said)
+    page.on("pageerror", lambda error: watched.complaints.append(str(error)))
+    page.goto(url)
+    return watched
+
+
+@pytest.fixture(params=[(1400, "light"), (420, "dark")], ids=["1400-light", "420-dark"])
+def context(request: pytest.FixtureRequest, browser: Browser, fed: Threaded) -> Generator[BrowserContext]:
+    width, scheme = request.param
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.request.get(fed.world.dashboard.login_url)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def wide(browser: Browser, fed: Threaded) -> Generator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light")
+    context.request.get(fed.world.dashboard.login_url)
+    yield context
+    context.close()
+
+
+def clean(watched: Watched) -> None:
+    assert watched.hosts == {"127.0.0.1"}, "a request left this machine"
+    assert watched.complaints == []
+
+
+def fits(page: Page) -> None:
+    wide, seen = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide <= seen, f"the page is {wide} px wide in a window of {seen}"
+
+
+def test_the_jobs_page_lists_what_runs_and_hears_of_new_jobs_without_a_reload(
+    fed: Threaded, context: BrowserContext
+) -> None:
+    watched = opened(context, fed.world.dashboard.url)
+    page = watched.page
+    row = page.locator("tr[data-id=job-live]")
+    expect(row).to_contain_text("gpt-stdlib")
+    expect(row).to_contain_text("running")
+    expect(row).to_contain_text("380 / 1,000")
+    page.evaluate("window.stillThere = true")
+    name = f"job-new-{now_ms()}"
+    fed.do(fed.world.log.submit(name, name="fresh"))
+    expect(page.locator(f"tr[data-id={name}]")).to_contain_text("WaitingForSlots")
+    assert page.evaluate("window.stillThere")
+    fits(page)
+    clean(watched)
+
+
+def test_jobs_are_found_by_text_and_by_state_and_the_address_keeps_the_filter(
+    fed: Threaded, wide: BrowserContext
+) -> None:
+    fed.do(fed.world.log.submit(name := f"job-find-{now_ms()}", name="needle"))
+    watched = opened(wide, fed.world.dashboard.url)
+    page = watched.page
+    page.keyboard.press("/")
+    page.keyboard.type(name)
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.wait_for_url(re.compile(f"q={name}"))
+    page.reload()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    page.locator("button.tile[data-key=succeeded]").click()
+    expect(page.locator(".empty")).to_contain_text("No job matches")
+    clean(watched)
+
+
+def test_the_job_page_shows_progress_marks_workers_logs_events_and_checkpoints(
+    fed: Threaded, context: BrowserContext
+) -> None:
+    watched = opened(context, f"{fed.world.dashboard.url}/jobs/job-live")
+    page = watched.page
+    expect(page.locator("h1")).to_have_text("gpt-stdlib")
+    expect(page.locator(".job-head .pill")).to_contain_text("running")
+    chart = page.locator(".chart").first
+    expect(chart).not_to_have_attribute("data-points", "0")
+    marks = (chart.get_attribute("data-marks") or "").split()
+    assert {"checkpoint@100", "checkpoint@200", "checkpoint@300", "failure@240", "generation@201"} <= set(marks)
+    ink = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return d.some(v => v) }"
+    assert chart.locator("canvas").evaluate(ink), "nothing is drawn on the chart"
+    expect(page.get_by_role("table", name="workers").locator("tbody tr")).to_have_count(2)
+    expect(page.get_by_role("table", name="checkpoints").locator("tbody tr").first).to_contain_text("committed")
+    expect(page.get_by_role("table", name="recoveries").locator("tbody tr")).to_contain_text("signal")
+    expect(page.locator(".facts [data-key=restarts]")).to_contain_text("1 × signal")
+    event = page.locator(".events details", has_text="GenerationBroken")
+    event.locator("summary").click()
+    expect(event.locator("pre")).to_contain_text('"killed by SIGKILL"')
+    expect(event.locator(".meta")).to_contain_text("dep-test:")
+    fits(page)
+    clean(watched)
+
+
+def test_steps_lines_and_events_arrive_without_a_reload(fed: Threaded, context: BrowserContext) -> None:
+    job = f"job-now-{now_ms()}"
+    world = fed.world
+    fed.do(world.log.submit(job, name="live"))
+    fed.do(world.log.start(job))
+    fed.do(world.folded())
+    watched = opened(context, f"{world.dashboard.url}/jobs/{job}")
+    page = watched.page
+    chart = page.locator(".chart").first
+    expect(chart).to_have_attribute("data-points", "0")
+    expect(page.locator(".live.on")).to_be_visible()
+    page.evaluate("window.stillThere = true")
+    for first, last in ((1, 5), (6, 12)):
+        fed.do(world.push(steps=steps(job, first, last), logs=lines(job, [f"at {last}"], offset=last * 1000)))
+        expect(chart).to_have_attribute("data-points", str(last))
+        expect(page.locator(".lines")).to_contain_text(f"at {last}")
+        expect(page.locator(".facts [data-key=loss]")).to_contain_text(f"{loss_at(last):.4f}")
+    fed.do(world.log.lose(job, 1, step=12))
+    expect(page.locator(".job-head .pill")).to_contain_text("recovering")
+    fed.do(world.log.generation(job, 2))
+    fed.do(world.push(steps=steps(job, 9, 10, generation=2)))
+    expect(page.locator(".job-head .pill")).to_contain_text("running")
+    expect(chart).to_have_attribute("data-points", "10")
+    expect(chart).to_have_attribute("data-marks", re.compile("failure@12.*generation@9"))
+    fed.do(world.log.job(job, "Succeeded", s.JobSucceeded(at_ms=now_ms())))
+    expect(page.locator(".job-head .pill")).to_contain_text("succeeded")
+    expect(page.locator(".events details").first).to_contain_text("Succeeded")
+    assert page.evaluate("window.stillThere")
+    page.reload()
+    expect(chart).to_have_attribute("data-points", "10")
+    clean(watched)
+
+
+def test_lines_by_rank_by_text_and_markup_stays_text(fed: Threaded, wide: BrowserContext) -> None:
+    job = f"job-logs-{now_ms()}"
+    world = fed.world
+    fed.do(world.log.submit(job))
+    fed.do(world.log.start(job))
+    evil = "<img src=x onerror=\"document.title='owned'\"> ${1} `2`"
+    fed.do(world.push(logs=lines(job, ["from zero", evil]) + lines(job, ["from one", "NaN seen"], rank=1)))
+    fed.do(world.folded())
+    watched = opened(wide, f"{world.dashboard.url}/jobs/{job}")
+    page = watched.page
+    rows = page.locator(".lines .ln")
+    expect(rows).to_have_count(4)
+    expect(rows.nth(1)).to_contain_text(evil)
+    page.get_by_label("rank", exact=True).select_option("1")
+    expect(rows).to_have_count(2)
+    page.get_by_label("search lines").fill("nan")
+    expect(rows).to_have_count(1)
+    expect(page.locator(".lines mark")).to_have_text("NaN")
+    assert page.title() != "owned"
+    clean(watched)
+
+
+def test_the_colours_are_the_systems_until_chosen_and_the_choice_stays(fed: Threaded, wide: BrowserContext) -> None:
+    watched = opened(wide, fed.world.dashboard.url)
+    page = watched.page
+    button = page.locator("button.theme")
+    expect(button).to_contain_text("auto")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(button).to_contain_text("light")
+    expect(page.locator("body")).not_to_have_class(re.compile("body--dark"))
+    button.click()
+    page.reload()
+    expect(button).to_contain_text("dark")
+    expect(page.locator("body")).to_have_class(re.compile("body--dark"))
+    clean(watched)
+
+
+def test_an_unknown_job_is_said_to_be_unknown(fed: Threaded, wide: BrowserContext) -> None:
+    watched = opened(wide, f"{fed.world.dashboard.url}/jobs/job-nobody")
+    expect(watched.page.locator("h1")).to_have_text("No such job")
+    watched.page.get_by_role("link", name="All jobs").click()
+    expect(watched.page.locator(".tiles")).to_be_visible()
+
+
+def test_everything_on_the_jobs_page_is_reached_by_the_keyboard(fed: Threaded, wide: BrowserContext) -> None:
+    page = opened(wide, fed.world.dashboard.url).page
+    expect(page.locator("tr[data-id=job-live]")).to_be_visible()
+    reached: set[str] = set()
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.className + ' ' + document.activeElement.type"))
+    assert any(text.startswith("brand") for text in reached)
+    assert any(text.startswith("theme") for text in reached)
+    assert any(text.startswith("tile") for text in reached)
+    assert any(text.startswith("name") for text in reached)
+    assert any(text.endswith("search") for text in reached)
+
+
+def status(url: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_without_the_key_a_page_says_how_to_get_in(fed: Threaded) -> None:
+    url = fed.world.dashboard.url
+    for path in ("/", "/jobs/job-live", "/distroml.css", "/_nicegui_ws/socket.io/?EIO=4&transport=polling"):
+        code, text = status(url + path)
+        assert code == 401
+        assert "distroml up" in text
+        assert "job-live" not in text
+
+
+def test_a_wrong_key_is_refused_and_sets_no_cookie(fed: Threaded, browser: Browser) -> None:
+    context = browser.new_context()
+    answer = context.request.get(f"{fed.world.dashboard.url}/login?token=wrong")
+    assert answer.status == 403
+    assert "does not fit" in answer.text()
+    assert context.cookies() == []
+    context.close()
+
+
+def test_the_cookie_is_not_the_token_and_out_of_reach_of_scripts(fed: Threaded, browser: Browser) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(fed.world.dashboard.login_url)
+    assert "token" not in page.url
+    (cookie,) = context.cookies()
+    assert cookie.get("httpOnly")
+    assert cookie.get("sameSite") == "Strict"
+    assert "a-token-for-tests" not in str(cookie)
+    assert page.evaluate("document.cookie") == ""
+    context.close()
+
+
+def test_another_host_name_and_another_origin_are_refused(fed: Threaded, browser: Browser) -> None:
+    code, _ = status(fed.world.dashboard.url, Host="evil.example")
+    assert code == 421
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(fed.world.dashboard.login_url)
+    port = fed.world.dashboard.port
+    page.goto("about:blank")
+    outcome = page.evaluate(
+        "url => new Promise(done => { const s = new WebSocket(url); s.onopen = () => done('open'); "
+        "s.onclose = () => done('closed'); })",
+        f"ws://127.0.0.1:{port}/_nicegui_ws/socket.io/?EIO=4&transport=websocket",
+    )
+    assert outcome == "closed"
+    context.close()
+
+
+def test_a_web_server_that_ended_is_started_again_under_the_same_address(fed: Threaded, wide: BrowserContext) -> None:
+    page = opened(wide, fed.world.dashboard.url).page
+    expect(page.locator("tr[data-id=job-live]")).to_be_visible()
+
+    async def end() -> None:
+        assert fed.world.dashboard.server is not None
+        fed.world.dashboard.server.should_exit = True
+
+    fed.do(end())
+    expect(page.locator(".live.off")).to_be_visible(timeout=15_000)
+    expect(page.locator(".live.on")).to_be_visible(timeout=30_000)
+    name = f"job-after-{now_ms()}"
+    fed.do(fed.world.log.submit(name))
+    expect(page.locator(f"tr[data-id={name}]")).to_be_visible()

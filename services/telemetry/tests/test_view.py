@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from functools import reduce
+
+from distroml.telemetry.domain import facts as f
+from distroml.telemetry.domain.summary import (
+    GenerationSamples,
+    StepPoint,
+    eta_ms,
+    marks,
+    rates,
+    recoveries,
+    stalled,
+)
+from distroml.telemetry.domain.view import MAX_CHECKPOINTS, JobView, evolve
+
+SUBMITTED = f.Submitted(
+    at_ms=1, name="gpt", project="default", command=("a.py",), min_workers=2, max_workers=2, priority=0
+)
+W0, W1 = "j.1.n.0", "j.1.n.1"
+
+
+def formed(number: int, at_ms: int) -> f.GenerationFormed:
+    members = tuple(f.MemberRow(worker=w, node="n", rank=i, local_rank=i) for i, w in enumerate((W0, W1)))
+    return f.GenerationFormed(at_ms=at_ms, number=number, world_size=2, members=members, mesh=(("dp_replicate", 2),))
+
+
+def exited(number: int, at_ms: int, *, expected: bool = False) -> f.WorkerExited:
+    return f.WorkerExited(
+        at_ms=at_ms, worker=W1, generation=number, rank=1, code=0, signal=0 if expected else 9,
+        category="" if expected else "signal", message="", last_step=40, expected=expected,
+    )  # fmt: skip
+
+
+def broken(number: int, at_ms: int, *, category: str = "signal", worker: str = W1) -> f.GenerationBroken:
+    return f.GenerationBroken(
+        at_ms=at_ms, number=number, cause="WorkerExited", worker=worker, rank=1, category=category, message=""
+    )
+
+
+def view_of(*facts: f.JobFact) -> JobView:
+    return reduce(evolve, facts, JobView(job="j"))
+
+
+def span(first: int, at: int) -> GenerationSamples:
+    return GenerationSamples(first_step=first, first_at_ms=at, last_step=first + 10, last_at_ms=at + 1000)
+
+
+def test_a_job_from_submission_to_its_end() -> None:
+    view = view_of(
+        SUBMITTED,
+        f.StateChanged(at_ms=2, state="admitted", attempt=1, workers=2, nodes=("n",)),
+        formed(1, 3),
+        f.StateChanged(at_ms=4, state="running", attempt=1, generation=1),
+        f.StateChanged(at_ms=9, state="succeeded"),
+    )
+    assert (view.state, view.started_ms, view.finished_ms, view.attempt, view.world_size) == ("succeeded", 4, 9, 1, 2)
+    assert view.ended
+    assert {w.state for w in view.workers} == {"done"}
+
+
+def test_a_broken_generation_counts_as_a_restart_and_survivors_wait() -> None:
+    view = view_of(SUBMITTED, formed(1, 3), exited(1, 10), broken(1, 12))
+    assert view.restarts == (("signal", 1),)
+    assert {w.worker: w.state for w in view.workers} == {W0: "waiting", W1: "failed"}
+    assert {w.state for w in evolve(view, formed(2, 20)).workers} == {"running"}
+
+
+def test_a_recovery_lasts_from_the_loss_to_the_first_step_of_the_next_generation() -> None:
+    view = view_of(SUBMITTED, formed(1, 3), exited(1, 10), broken(1, 12), formed(2, 900))
+    (row,) = recoveries(view, {1: span(1, 5), 2: span(31, 2010)})
+    assert (row.lost_at_ms, row.formed_at_ms, row.first_step_at_ms) == (10, 900, 2010)
+    assert (row.generation, row.resumed_from_step, row.category, row.worker) == (2, 30, "signal", W1)
+
+
+def test_a_generation_that_broke_before_its_first_step_does_not_end_the_recovery() -> None:
+    view = view_of(SUBMITTED, formed(1, 3), exited(1, 10), broken(1, 12), formed(2, 20), broken(2, 30), formed(3, 50))
+    (row,) = recoveries(view, {1: span(1, 5), 3: span(31, 99)})
+    assert (row.generation, row.lost_at_ms, row.first_step_at_ms) == (3, 10, 99)
+
+
+def test_a_planned_change_of_size_is_no_recovery_and_no_failure_mark() -> None:
+    view = view_of(
+        SUBMITTED, formed(1, 3), exited(1, 9, expected=True), broken(1, 12, category="", worker=""), formed(2, 20)
+    )
+    assert recoveries(view, {1: span(1, 5), 2: span(31, 99)}) == ()
+    assert [m.kind for m in marks(view, {1: span(1, 5), 2: span(31, 99)})] == ["generation"]
+
+
+def test_marks_stand_at_their_steps() -> None:
+    saved = f.SaveSeen(at_ms=8, save_id="s", step=30, generation=1, state="committed", bytes_total=1)
+    view = view_of(SUBMITTED, formed(1, 3), saved, exited(1, 10), broken(1, 12), formed(2, 20))
+    found = [(m.kind, m.step) for m in marks(view, {2: span(31, 2010)})]
+    assert found == [("checkpoint", 30), ("failure", 40), ("generation", 31)]
+
+
+def test_a_save_is_one_row_from_begun_to_committed_and_marked_later() -> None:
+    begun = f.SaveSeen(at_ms=5, save_id="s", step=30, generation=1, state="saving")
+    done = f.SaveSeen(at_ms=8, save_id="s", step=30, generation=1, state="committed", manifest_hash="ab")
+    view = view_of(SUBMITTED, begun, done, f.CheckpointMarked(at_ms=9, step=30, manifest_hash="ab", state="damaged"))
+    (row,) = view.checkpoints
+    assert row.state == "damaged"
+    assert (view.checkpoints_committed, view.last_checkpoint_step) == (1, 30)
+
+
+def test_lists_of_a_view_are_bounded() -> None:
+    saves = [
+        f.SaveSeen(at_ms=i, save_id=f"s{i}", step=i, generation=1, state="committed")
+        for i in range(MAX_CHECKPOINTS + 50)
+    ]
+    view = view_of(SUBMITTED, *saves, *(formed(i, i) for i in range(1, 300)))
+    assert len(view.checkpoints) == MAX_CHECKPOINTS
+    assert len(view.generations) == 200
+    assert view.checkpoints_committed == MAX_CHECKPOINTS + 50
+
+
+def test_rates_count_the_pauses_between_steps() -> None:
+    points = [StepPoint(step=i, at_ms=i * 1000, step_s=0.5, tokens=100, samples=4) for i in range(1, 11)]
+    now = rates(points)
+    assert (now.steps_per_s, now.tokens_per_s, now.samples_per_s, now.step_s) == (1.0, 100.0, 4.0, 0.5)
+
+
+def test_rates_of_one_step_come_from_its_own_seconds() -> None:
+    assert rates([StepPoint(step=1, at_ms=5, step_s=0.5, tokens=100)]).tokens_per_s == 200
+    assert rates([]).steps_per_s == 0
+
+
+def test_no_estimate_without_a_total_or_a_rate() -> None:
+    assert eta_ms(10, 100, 1000, 2.0) == 1000 + 45_000
+    assert eta_ms(10, 0, 1000, 2.0) == 0
+    assert eta_ms(10, 100, 1000, 0.0) == 0
+
+
+def test_a_job_without_a_step_for_long_is_stalled() -> None:
+    assert not stalled(15_000, 10_000, 0.2)
+    assert stalled(25_000, 10_000, 0.2)
+    assert not stalled(25_000, 10_000, 10.0)
