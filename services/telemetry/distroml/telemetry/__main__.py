@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from distroml.telemetry.metrics import TrainingMetrics
 from distroml.telemetry.reactor import Projector
 from distroml.telemetry.readmodel import ReadModel
 from distroml.telemetry.server import FULL_NAME, TelemetryServicer
-from distroml.telemetry.settings import TelemetrySettings, read_settings
+from distroml.telemetry.settings import TelemetrySettings, keep_storage_in, read_settings
 
 if TYPE_CHECKING:
     from distroml.telemetry.dashboard.server import Dashboard
@@ -59,7 +58,7 @@ def compose(service: Service, settings: TelemetrySettings, model: ReadModel) -> 
         if not pages:
             # NiceGUI takes longer to import than everything else together; calls are served meanwhile. It keeps
             # files of its own in the working folder unless told otherwise.
-            os.environ["NICEGUI_STORAGE_PATH"] = str(settings.data / "dashboard")
+            keep_storage_in(settings.data / "dashboard")
             build = await asyncio.to_thread(_import_dashboard)
             token, deployment = settings.token, settings.deployment
             pages.append(build(model, projector, queue, taken=door, token=token, deployment=deployment))
