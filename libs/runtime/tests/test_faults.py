@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,15 +61,29 @@ def test_a_drain_to_another_world_size_loses_no_sample(agent: Callable, before: 
     assert made == [(n, 1 if n <= drained_at else 2) for n in range(1, 21)], "no step was made twice"
 
 
+def main_thread_sleeps(pid: int) -> bool:
+    """Whether the process's first thread waits in the kernel and has not run for a while."""
+
+    def look() -> tuple[str, str]:
+        status = Path(f"/proc/{pid}/task/{pid}/status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in status)
+        return fields["State"].strip()[0], fields["voluntary_ctxt_switches"].strip()
+
+    before = look()
+    time.sleep(0.2)
+    return before[0] == "S" and look() == before
+
+
 def test_a_stopped_peer_does_not_hold_the_others(agent: Callable) -> None:
     run = agent(3, fault={"rank": 1, "generation": 1, "step": 5, "do": "stop"})
     run.start()
     run.until(lambda: max((line["step"] for line in run.steps()), default=0) == 4, "the fault")
     stopped = next(name for name, worker in run.workers.items() if worker.rank == 1)
+    survivors = [worker for name, worker in run.workers.items() if name != stopped]
+    run.until(lambda: all(main_thread_sleeps(worker.pid) for worker in survivors), "the others to wait for rank 1")
     # The peer is alive, so no connection ends by itself: only the message can free the others.
     for name in set(run.workers) - {stopped}:
         run.tell(name, GenerationBroken(number=1, cause="rank 1 is silent"))
-    survivors = [worker for name, worker in run.workers.items() if name != stopped]
     run.until(lambda: all(worker.awaits == 1 for worker in survivors), "the survivors to leave", timeout_s=5)
     os.kill(run.workers[stopped].pid, signal.SIGKILL)
     run.next_generation({stopped}, "killed")
