@@ -210,14 +210,9 @@ def main() -> None:
             sys.exit("a worker failed")
         result = answer.get()
     print(f"{result['pairs']} pairs of {STEPS}-step blocks, DDP {1e3 * result['ddp_step_s']:.0f} ms per step")
-    for kind in ("wall", "aa_wall", "cpu", "aa_cpu"):
+    labels = {"wall": "Trainer/DDP wall", "aa_wall": "DDP/DDP wall", "cpu": "Trainer/DDP CPU", "aa_cpu": "DDP/DDP CPU"}
+    for kind, label in labels.items():
         row = result[kind]
-        label = {
-            "wall": "Trainer/DDP wall",
-            "aa_wall": "DDP/DDP wall",
-            "cpu": "Trainer/DDP CPU",
-            "aa_cpu": "DDP/DDP CPU",
-        }
         print(
             f"{label:17}  median {row['median']:.4f} +- {row['median_error']:.4f}   "
             f"quartiles {row['q1']:.4f} .. {row['q3']:.4f}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,12 @@ def _held_out(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] % _HELD_OUT_OF == 0
 
 
+def _source_names(root: Path) -> Iterator[str]:
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if name not in _SKIPPED]
+        yield from ((Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(".py"))
+
+
 def read_corpus(root: Path | None = None) -> Corpus:
     """All `.py` files of the standard library in the order of their names.
 
@@ -35,8 +43,7 @@ def read_corpus(root: Path | None = None) -> Corpus:
         FileNotFoundError: this Python has no source files of its standard library.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    paths = (path.relative_to(root) for path in root.rglob("*.py"))
-    names = sorted(path.as_posix() for path in paths if not _SKIPPED & set(path.parts))
+    names = sorted(_source_names(root))
     parts: dict[bool, list[bytes]] = {True: [], False: []}
     digest = hashlib.sha256()
     for name in names:

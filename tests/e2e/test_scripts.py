@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import REPOSITORY, Plane, wait_for
+from distroml.cli.plane.datafolder import DataFolder
+from tests.e2e.conftest import REPOSITORY, Cli, Plane, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -124,3 +125,12 @@ def test_one_enormous_line_hurts_nobody(plane: Plane, tmp_path: Path) -> None:
     script(tmp_path, "import sys\nsys.stdout.write('x' * 100_000_000)\nprint()\nprint('after')\n")
     done = plane.cli("run", "train.py", cwd=tmp_path, timeout=150)
     assert "after" in done.stdout
+
+
+def test_run_without_a_control_plane_starts_one_and_ends_it(tmp_path: Path) -> None:
+    script(tmp_path, "import os\nprint('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])\n")
+    cli = Cli(tmp_path / "data")
+    done = cli("run", "--workers", "3", "train.py", cwd=tmp_path)
+    assert all(f"[{rank}] rank {rank} of 3" in done.stdout for rank in range(3))
+    assert not DataFolder(tmp_path / "data").is_locked()
+    cli("jobs", code=3)

@@ -81,12 +81,12 @@ def test_a_flipped_byte_in_the_newest_checkpoint_falls_back_to_the_one_before(pl
     plane.cli.wait_state(job, "PAUSED")
     newest, before = sorted(committed())[-1], sorted(committed())[-2]
     assert plane.cli("checkpoints", "verify", job).stdout.startswith("sound")
-    objects = plane.folder.path / "objects" / "checkpoints" / job / "data"
-    damaged = max((p for p in objects.rglob("*") if p.is_file()), key=lambda p: p.stat().st_mtime)
+    packs = [p for p in plane.folder.path.glob(f"objects/**/checkpoints/{job}/data/**/*") if p.is_file()]
+    damaged = max(packs, key=lambda p: p.stat().st_mtime)
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 0x10
     damaged.write_bytes(data)
-    assert damaged.name in plane.cli("checkpoints", "verify", job, code=1).stdout
+    assert damaged.name.rstrip("@") in plane.cli("checkpoints", "verify", job, code=1).stdout
     (tmp_path / "gate").touch()
     plane.cli("job", "resume", job)
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", plane.cli.explain(job)

@@ -179,6 +179,20 @@ class Agent:
                         if self.on_message is not None:
                             self.on_message(self, name, message)
 
+    def vanish(self) -> None:
+        """The agent dies: its socket and every connection end."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.path.unlink()
+        for worker in self.workers.values():
+            if worker.connection is not None:
+                worker.connection.shutdown(socket.SHUT_RDWR)
+                worker.connection = None
+
+    def come_back(self) -> None:
+        """A new agent at the same place."""
+        self.serve()
+
     def tell(self, name: str, message: Message) -> None:
         connection = self.workers[name].connection
         if connection is not None:
@@ -205,25 +219,32 @@ class Agent:
                     ),
                 )
             case ShardSaved():
-                self.shard(message)
+                self.shard(name, message)
             case SaveFailed(step=step, message=text):
                 self.tell_all(CheckpointFailed(step=step, message=text))
             case CorruptionFound(manifest_hash=bad):
-                self.committed = [ref for ref in self.committed if ref.manifest_hash != bad]
+                for ref in [ref for ref in self.committed if ref.manifest_hash == bad]:
+                    self.committed.remove(ref)
+                    (self.folder / f"committed-{ref.step}").unlink()
                 self.tell(name, Latest(restore=self.committed[-1] if self.committed else None))
             case _:
                 pass
 
-    def shard(self, message: ShardSaved) -> None:
+    def shard(self, name: str, message: ShardSaved) -> None:
         if message.generation != self.generation:
             return  # fenced
+        for ref in self.committed:
+            if ref.step == message.step:  # said again: answered again
+                self.tell(name, CheckpointCommitted(step=ref.step, manifest_hash=ref.manifest_hash))
+                return
         parts = self.shards.setdefault(message.step, {})
         parts[message.rank] = read_shard(self.objects.get(message.shard_key), message.shard_hash)
-        if len(parts) == message.world_size and all(ref.step != message.step for ref in self.committed):
+        if len(parts) == message.world_size:
             body = encode(merge(list(parts.values())))
             ref = CheckpointRef(step=message.step, manifest_hash=hash_of(body))
             self.objects.put(self.keys.manifest(ref.manifest_hash), body)
             self.committed.append(ref)
+            (self.folder / f"committed-{ref.step}").touch()
             self.tell_all(CheckpointCommitted(step=ref.step, manifest_hash=ref.manifest_hash))
 
     # ---- generations

@@ -38,11 +38,14 @@ def test_whichever_rank_is_killed_the_end_is_bit_equal(
 ) -> None:
     if world_size not in uninterrupted:
         uninterrupted[world_size] = agent(world_size, "straight").run()
-    broken = agent(world_size, "broken", fault={"rank": victim, "generation": 1, "step": 8, "do": "kill"})
+    broken = agent(
+        world_size, "broken", fault={"rank": victim, "generation": 1, "step": 8, "do": "kill", "after": "committed-6"}
+    )
     result = broken.run()
     assert broken.exits == {"1": [-9]}
     assert result["generation"] == 2
     assert len({line["pid"] for line in broken.steps()}) == world_size + 1, "survivors stay in their processes"
+    assert min(line["step"] for line in broken.steps() if line["generation"] == 2) == 7, "the save of step 6 is used"
     straight = uninterrupted[world_size]
     assert result["parameters"] == straight["parameters"]
     assert result["eval"] == straight["eval"]

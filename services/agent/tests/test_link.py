@@ -90,6 +90,8 @@ async def test_a_known_worker_is_heard_and_told(server: LinkServer) -> None:
         hello(pid=1),
         hello(protocol=99),
     ],
+    # The bytes hold this process's id: names of their own, since every test process must find the same ones.
+    ids=("http", "zeros", "length", "msgpack", "noise", "message", "worker", "incarnation", "pid", "protocol"),
 )
 async def test_whatever_is_no_known_worker_is_closed_and_harms_nobody(server: LinkServer, data: bytes) -> None:
     peer = Peer()

@@ -85,6 +85,13 @@ def test_why_a_worker_ended(record: ExitRecord, facts: dict[str, object], catego
     assert verdict.expected == (known["intent"] in (Intent.BROKEN, Intent.STOP, Intent.DRAIN))
 
 
+def test_code_0_is_the_end_of_the_work_unless_the_worker_obeyed_a_stop() -> None:
+    finished = classify(ExitRecord(code=0), intent=Intent.STOP, obeyed=False, said=None, stderr="")
+    stopped = classify(ExitRecord(code=0), intent=Intent.STOP, why="Paused", obeyed=True, said=None, stderr="")
+    assert (finished.succeeded, finished.expected) == (True, False)
+    assert (stopped.expected, stopped.message) == (True, "Paused")
+
+
 def test_a_worker_s_own_words_win_over_what_it_printed_and_texts_are_bounded() -> None:
     said = Failure(category="exception", message="x" * 10_000, traceback="y" * 100_000, last_step=7)
     verdict = classify(ExitRecord(code=1), intent=Intent.NONE, said=said, stderr=TRACEBACK.format("KeyError: 1"))

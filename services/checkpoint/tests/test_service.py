@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from grpc import StatusCode
@@ -161,6 +162,38 @@ async def test_a_save_whose_objects_are_not_all_there_fails(plane: Plane, damage
     assert error.reason == expected[damage]
     assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).HasField("checkpoint")
     assert plane.objects.head("bundles/someones") is not None or damage != "foreign pack"
+
+
+async def test_many_ranks_report_at_once(plane: Plane):
+    workers = Workers(plane.objects, world_size=48)
+    opened = await asyncio.gather(*(plane.stub.BeginSave(workers.begin(10)) for _ in range(48)))
+    reports = [workers.write(rank, 10, opened[0]) for rank in range(48)]
+    answers = await asyncio.gather(*(plane.stub.ReportShard(report) for report in (*reports, *reports)))
+    assert sum(answer.committed for answer in answers) >= 1
+    answers = await asyncio.gather(*(plane.stub.ReportShard(report) for report in reports))
+    assert {answer.manifest_hash for answer in answers if answer.committed} == {answers[0].manifest_hash}
+    assert all(answer.committed for answer in answers)
+
+
+async def test_a_commit_outlasts_the_call_that_began_it(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    workers = Workers(plane.objects)
+    opened = await plane.stub.BeginSave(workers.begin(10))
+    await plane.stub.ReportShard(workers.write(0, 10, opened))
+    last = workers.write(1, 10, opened)
+    objects, release = plane.catalogues._objects, threading.Event()
+    assemble, calls = objects.assemble, []
+
+    def slow(*arguments):
+        calls.append(arguments)
+        assert release.wait(20)
+        return assemble(*arguments)
+
+    monkeypatch.setattr(objects, "assemble", slow)
+    for _ in range(2):
+        assert (await refused(plane.stub.ReportShard(last, timeout=0.2))).is_transient
+    release.set()
+    assert (await plane.stub.ReportShard(last)).committed
+    assert len(calls) == 1
 
 
 async def test_no_room_for_the_manifest_fails_the_save(plane: Plane, monkeypatch: pytest.MonkeyPatch):

@@ -302,3 +302,19 @@ def test_another_host_name_and_another_origin_are_refused(fed: Threaded, browser
     )
     assert outcome == "closed"
     context.close()
+
+
+def test_a_web_server_that_ended_is_started_again_under_the_same_address(fed: Threaded, wide: BrowserContext) -> None:
+    page = opened(wide, fed.world.dashboard.url).page
+    expect(page.locator("tr[data-id=job-live]")).to_be_visible()
+
+    async def end() -> None:
+        assert fed.world.dashboard.server is not None
+        fed.world.dashboard.server.should_exit = True
+
+    fed.do(end())
+    expect(page.locator(".live.off")).to_be_visible(timeout=15_000)
+    expect(page.locator(".live.on")).to_be_visible(timeout=30_000)
+    name = f"job-after-{now_ms()}"
+    fed.do(fed.world.log.submit(name))
+    expect(page.locator(f"tr[data-id={name}]")).to_be_visible()

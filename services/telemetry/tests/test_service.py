@@ -52,6 +52,15 @@ async def test_malformed_records_are_dropped_and_counted_and_the_rest_is_kept(wo
     ) == 3  # fmt: skip
 
 
+async def test_a_batch_that_does_not_fit_is_answered_with_what_was_dropped(tmp_path: Path) -> None:
+    async with World(tmp_path, Limits(pending_records=10)).running() as world:
+        response = await world.push(steps=steps("job-a", 1, 10, world=2), logs=lines("job-a", ["x"]))
+        assert (response.dropped_samples, response.dropped_lines) == (20, 1)
+        await world.push(steps=steps("job-a", 11, 11, world=1))
+        summary = await world.stub.GetJobSummary(t.GetJobSummaryRequest(job="job-a"))
+        assert (summary.step, summary.dropped_samples, summary.dropped_lines) == (11, 20, 1)
+
+
 async def test_what_an_agent_dropped_is_counted_once(world: World) -> None:
     for total in (5, 5, 9, 2):
         await world.push(dropped_lines=total, steps=[])

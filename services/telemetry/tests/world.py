@@ -27,6 +27,7 @@ from distroml.eventstore.memory import open_event_store
 from distroml.rpc import Service, ServiceSettings, connect
 from distroml.statestore.memory import MemoryDatabase
 from distroml.telemetry.adapters.scheduler import Queue
+from distroml.telemetry.dashboard.port import take
 from distroml.telemetry.dashboard.server import Dashboard
 from distroml.telemetry.live import Changes
 from distroml.telemetry.meter import Meter
@@ -211,17 +212,18 @@ class World:
             self.projector = Projector(
                 self.store, self.model, on_fact=meter.take, on_skip=self.metrics.skipped_events.inc
             )
-            self.queue = Queue(None, self.model.changes, looked_at=lambda: False)
+            self.queue = Queue(None, self.model.changes)
             self.queue.away = ""
             servicer = TelemetryServicer(self.model, self.metrics, self.limits, service.draining)
             service.add(add_TelemetryServiceServicer_to_server, servicer, FULL_NAME)
             service.background("projection", self.projector.run)
             service.background("recoveries", meter.run)
             if dashboard:
+                door = take("127.0.0.1:0")
+                service.on_close(door.close)
                 self.dashboard = Dashboard(
-                    self.model, self.projector, self.queue, listen="127.0.0.1:0", token=TOKEN, deployment=DEPLOYMENT
+                    self.model, self.projector, self.queue, taken=door, token=TOKEN, deployment=DEPLOYMENT
                 )
-                self.dashboard.bind()
                 service.background("dashboard", self.dashboard.run)
             await service.start()
             self.service = service

@@ -9,7 +9,7 @@ import typer
 from distroml.api.checkpoint.v1 import checkpoint_pb2
 from distroml.cli import output
 from distroml.cli.client import Plane, call
-from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED
+from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, UsageError
 from distroml.cli.options import Data, JobName, Json
 from distroml.events import fresh_id
 
@@ -67,7 +67,14 @@ def verify(
     """Read every byte of a checkpoint and compare it with its hash."""
 
     async def check(plane: Plane) -> checkpoint_pb2.VerifyCheckpointResponse:
-        request = checkpoint_pb2.VerifyCheckpointRequest(job=await job_id(plane, job), step=step)
+        id_ = await job_id(plane, job)
+        wanted = step
+        if not wanted:
+            newest = await plane.checkpoints.GetLatest(checkpoint_pb2.GetLatestRequest(job=id_))
+            if not newest.HasField("checkpoint"):
+                raise UsageError(f"{job} has no sound checkpoint", hint=f"see `distroml checkpoints list {job}`")
+            wanted = newest.checkpoint.step
+        request = checkpoint_pb2.VerifyCheckpointRequest(job=id_, step=wanted)
         return await plane.checkpoints.VerifyCheckpoint(request, timeout=600)
 
     answer = call(data, check)

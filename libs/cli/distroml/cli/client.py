@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -55,7 +57,7 @@ async def open_plane(data: Path) -> AsyncGenerator[Plane]:
     token = folder.token()
     async with AsyncExitStack() as stack:
         channels = {
-            name: await stack.enter_async_context(connect(endpoints.services[name], token))
+            name: await stack.enter_async_context(connect(endpoints.services[name], token, actor=user()))
             for name in ("scheduler", "rendezvous", "checkpoint", "telemetry")
         }
         yield Plane(
@@ -69,6 +71,14 @@ async def open_plane(data: Path) -> AsyncGenerator[Plane]:
                 for name in STREAM_OWNERS
             },
         )
+
+
+def user() -> str:
+    """Who asks, as events will tell: the login name, or the number of a user without one."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
 
 
 def call(data: Path, action: Callable[[Plane], Awaitable[T]]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import AsyncGenerator
 
 from distroml.api.scheduler.v1 import jobs_pb2
@@ -15,8 +16,9 @@ from distroml.events import fresh_id
 from distroml.rpc.errors import RemoteError
 
 FINAL = frozenset({jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED})
-# How long output may still arrive after the job's end.
-DRAIN_S = 3.0
+# Output travels another way than the state and may arrive after it: it is over once it has been quiet this long
+# after the end, longer where nothing came at all, and at the latest after the limit.
+QUIET_S, NOTHING_S, LIMIT_S = 1.0, 4.0, 20.0
 
 
 class Follower:
@@ -28,6 +30,8 @@ class Follower:
         self._json = json
         self._said = ""
         self._interrupts = 0
+        self._lines = 0
+        self._last_line = 0.0
 
     async def to_the_end(self) -> int:
         """Follow until the job is final; returns the exit code. Ctrl-C cancels the job, a second one leaves it."""
@@ -44,13 +48,20 @@ class Follower:
                 if job.reason == "ExceedsCapacity":
                     self._status(f"{job.message}; cancelling")
                     await self._cancel()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(logs), DRAIN_S)
+            await self._output_ends(logs)
         finally:
             loop.remove_signal_handler(signal.SIGINT)
             logs.cancel()
             await asyncio.gather(logs, return_exceptions=True)
         return EXIT_DONE if self._job.state == jobs_pb2.JOB_STATE_SUCCEEDED else EXIT_JOB_FAILED
+
+    async def _output_ends(self, logs: asyncio.Task[None]) -> None:
+        began = time.monotonic()
+        while not logs.done() and time.monotonic() - began < LIMIT_S:
+            quiet_for = time.monotonic() - max(began, self._last_line)
+            if quiet_for > (QUIET_S if self._lines else NOTHING_S):
+                return
+            await asyncio.sleep(0.1)
 
     def _tell(self, job: jobs_pb2.Job) -> None:
         if self._json:
@@ -71,20 +82,25 @@ class Follower:
     async def _print_logs(self) -> None:
         request = jobs_pb2.StreamLogsRequest(job=self._job.id, follow=True)
         while True:
+            # A stream that begins again begins with the first line: what was printed is passed over.
+            skip = self._lines
             try:
                 async for batch in self._plane.jobs.StreamLogs(request):
                     for line in batch.lines:
-                        self._print_line(line)
-                return
+                        if skip:
+                            skip -= 1
+                        else:
+                            self._print_line(line)
+                await asyncio.sleep(0.5)
             except RemoteError as error:
                 if error.status.name != "UNAVAILABLE":
                     self._status(f"output is not shown: {error.message}")
                     return
-                # Telemetry restarts: what was printed must not come twice, so go on from the end.
-                request.tail = -1
                 await asyncio.sleep(0.5)
 
     def _print_line(self, line: jobs_pb2.LogLine) -> None:
+        self._lines += 1
+        self._last_line = time.monotonic()
         if self._json:
             output.print_json_line({"log": output.as_dict(line)})
         else:

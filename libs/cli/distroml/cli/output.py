@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.table import Table
 
 # Colours and width follow the terminal; a pipe gets plain text.
 out = Console(highlight=False, soft_wrap=True)
@@ -44,17 +45,50 @@ def print_json_line(value: object) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
-    """A table on stdout, or the sentence `empty` where there is no row."""
-    listed = list(rows)
+    """A table on stdout, or the sentence `empty` where there is no row.
+
+    Written by hand since a thousand rows are usual here: rich takes 0.4 s to measure and wrap them.
+    """
+    listed = [[_cell(text) for text in row] for row in rows]
     if not listed:
         out.print(empty)
         return
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, overflow="fold")
+    widths = [max(len(name), *(len(row[place].text) for row in listed)) for place, name in enumerate(columns)]
+    paint = out.is_terminal
+    lines = ["  ".join(name.ljust(width) for name, width in zip(columns, widths, strict=True)).rstrip()]
     for row in listed:
-        grid.add_row(*row)
-    out.print(grid)
+        cells = (cell.padded(width, paint) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    print("\n".join(lines))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    text: str
+    style: str = ""
+
+    def padded(self, width: int, paint: bool) -> str:
+        space = " " * (width - len(self.text))
+        code = _ANSI.get(self.style) if paint else None
+        return f"\x1b[{code}m{self.text}\x1b[0m{space}" if code else self.text + space
+
+
+_STYLED = re.compile(r"\[([a-z ]+)\](.*)\[/\]")
+_ANSI = {
+    "green": "32",
+    "yellow": "33",
+    "magenta": "35",
+    "cyan": "36",
+    "dim": "2",
+    "bold green": "1;32",
+    "bold red": "1;31",
+}
+
+
+def _cell(text: str) -> _Cell:
+    """A cell's text, and the style where it is marked up as `state_text` does."""
+    found = _STYLED.fullmatch(text)
+    return _Cell(found[2], found[1]) if found else _Cell(text)
 
 
 def state_text(name: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
-from distroml.runtime.link import process_link
+from distroml.runtime.link import AgentLink, process_link
 from distroml.runtime.parallel import Plan, check_compression
 from distroml.runtime.training.run import Drained, Run, StopOrdered
 from distroml.runtime.training.settings import MakeOptimizer, MakeScheduler, Settings, total_steps_of
@@ -148,7 +148,9 @@ class Trainer(Generic[Batch]):
         self._link.progress(step=0, phase="setup")
         self._membership = Membership(self._link, os.environ, device=device)
         self._source = ModelSource(model, model_factory, seed)
-        self._storage = open_storage(os.environ, attached=self._link.attached, folder=checkpoint_dir)
+        self._storage = open_storage(
+            os.environ, attached=self._link.attached, wanted=checkpoint_every is not None, folder=checkpoint_dir
+        )
         self._run: Run | None = None
         self._fitting = False
         self._evaluations: list[dict[str, float]] = []
@@ -169,6 +171,12 @@ class Trainer(Generic[Batch]):
         """Whether this process is rank 0 of the current generation, which speaks for all."""
         world = self.world
         return world is not None and world.is_main
+
+    @property
+    def telemetry_s(self) -> float:
+        """Seconds spent on telemetry in this generation: its calls on the training thread, and its own threads' CPU."""
+        threads_s = self._link.cpu_s() if isinstance(self._link, AgentLink) else 0.0
+        return threads_s + (self._run.reporter.spent_s if self._run is not None else 0.0)
 
     def fit(self) -> FitResult:
         """Train to the end; returns on every rank, after the last checkpoint is committed.
@@ -269,6 +277,8 @@ class Trainer(Generic[Batch]):
 
     def _leave(self, error: str) -> None:
         run, self._run = self._run, None
+        if error:
+            self._membership.cut()
         if run is not None:
             run.abandon(failed=bool(error))
         self._membership.leave(error)

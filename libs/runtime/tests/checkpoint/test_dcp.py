@@ -46,6 +46,7 @@ CHILD = textwrap.dedent(
     import traceback
     from pathlib import Path
     import torch
+    import torch._dynamo  # what the first step of an optimizer imports
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
     from torch.distributed.device_mesh import init_device_mesh

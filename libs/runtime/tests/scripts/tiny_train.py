@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,8 +25,10 @@ wanted = {
     "dropout": 0.1,
     "batch_norm": True,
     "without_checkpoint": "restart",
-    # {"rank", "generation", "step", "do": "kill" | "stop" | "raise" | "nan" | "exit"}
+    # {"rank", "generation", "step", "do": "kill" | "stop" | "raise" | "nan", "after": name of a file to wait for}
     "fault": None,
+    # Wait before each save until the one before it is committed, so that none is passed over.
+    "paced": True,
     **json.loads(sys.argv[1]),
 }
 torch.set_num_threads(1)
@@ -68,15 +71,22 @@ def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[to
     return ((model(batch[0]) - batch[1]) ** 2).sum(), len(batch[0])
 
 
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {what}"
+        time.sleep(0.005)
+
+
 def do_fault(what: str) -> None:
+    if "after" in wanted["fault"]:
+        wait_until((out / wanted["fault"]["after"]).exists, wanted["fault"]["after"])
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "raise":
         raise KeyError("the user's own mistake")
-    elif what == "exit":
-        os._exit(7)
 
 
 reached = {"step": 0}
@@ -93,6 +103,8 @@ def note(info: StepInfo) -> None:
     with open(out / f"steps-{os.getpid()}.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     time.sleep(wanted["step_s"])
+    if wanted["paced"] and (info.step + 1) % wanted["checkpoint_every"] == 0:
+        wait_until(lambda: not trainer._run._saves.busy, "the end of the save before")
 
 
 trainer = Trainer(

@@ -172,6 +172,8 @@ class Places:
             record,
             intent=intent,
             why=why,
+            # A plain script cannot say that it obeys: having been asked must do.
+            obeyed=running.facts.stopping if running.facts.managed else intent is not Intent.NONE,
             said=running.said,
             stderr=tail(running.folder / "stderr") if record.code or record.signal else "",
             last_step=running.step,

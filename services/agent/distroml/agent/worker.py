@@ -31,6 +31,8 @@ class Facts(msgspec.Struct, kw_only=True):
     generation: int
     rank: int
     managed: bool = False
+    stopping: bool = False
+    """It said that it obeys `Stop`: code 0 is then no end of the work."""
 
 
 class Listener(Protocol):
@@ -133,6 +135,8 @@ class Running:
                     last_step=message.last_step,
                 )
             case Stopping():
+                self.facts.stopping = True
+                self.save_facts()
                 self._heard(progress=True)
             case _:
                 self._heard(progress=False)

@@ -26,9 +26,10 @@ from distroml.checkpoint.domain.retention import unreachable
 from distroml.checkpoint.domain.state import Catalogue, Checkpoint, Phase
 from distroml.checkpoint.objects import Objects, Verdict
 from distroml.events import Rejection
-from distroml.eventstore import Fenced, Guard
+from distroml.eventstore import Fenced, Guard, WrongExpectedVersion
 from distroml.eventstore.handle import CommandKey, Handled, handle
 from distroml.rpc import caller
+from distroml.rpc.errors import Unavailable
 from distroml.statestore.failpoint import hit
 
 log = observability.logger(__name__)
@@ -51,7 +52,8 @@ class Catalogues:
     ) -> None:
         self._repository, self._fences, self._objects = repository, fences, objects
         self._deployment, self.now_ms = deployment, now_ms
-        self._finishing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._deciding: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._finishing: dict[str, asyncio.Task[Catalogue]] = {}
 
     async def load(self, job: str) -> Catalogue:
         """The committed state."""
@@ -67,11 +69,18 @@ class Catalogues:
         generation: int = 0,
         project: str = "",
     ) -> Handled[Catalogue, Event]:
-        """Decide and commit; raises as `distroml.eventstore.handle.handle`."""
+        """Decide and commit, one command of a job at a time: its ranks report at once and would only lose races.
+
+        Raises as `distroml.eventstore.handle.handle`, but `Unavailable` where other replicas won every race.
+        """
         context = caller().context(
             deployment=self._deployment, time_ms=self.now_ms(), generation=generation, project=project
         )
-        return await handle(self._repository, stream_of(job), command, context=context, guards=guards, key=key)
+        async with self._deciding.setdefault(job, asyncio.Lock()):
+            try:
+                return await handle(self._repository, stream_of(job), command, context=context, guards=guards, key=key)
+            except WrongExpectedVersion as lost:
+                raise Unavailable("Busy", f"{job} changes too fast just now ({lost}); try again") from lost
 
     async def begin(self, command: BeginSave) -> Catalogue:
         """Open a save under the job's fence; the state after, in which it may not be open.
@@ -105,7 +114,7 @@ class Catalogues:
         except Rejection as rejection:
             await self._close(job, state, rejection)
             raise
-        return await self.finish(job)
+        return state if state.open is None or state.open.missing else await self.finish(job)
 
     async def finish(self, job: str, guards: tuple[Guard, ...] = ()) -> Catalogue:
         """Complete the open save where every rank reported; the state after.
@@ -113,37 +122,50 @@ class Catalogues:
         Called by the report that was the last one, by each repeated one, and by the reactor after a crash: whoever
         is first commits, the others find it done.
         """
-        async with self._finishing.setdefault(job, asyncio.Lock()):
-            state = await self.load(job)
-            save = state.open
-            if save is None or save.missing:
+        running = self._finishing.get(job)
+        if running is not None:
+            state = await asyncio.shield(running)
+            if state.open is None or not state.open.missing:
                 return state
-            try:
-                fence = await self._fences.check(job, save.generation)
-                merged = await asyncio.to_thread(self._objects.assemble, job, state.project, save)
-                command = CommitSave(
-                    at_ms=self.now_ms(),
-                    save_id=save.save_id,
-                    manifest_hash=merged.manifest_hash,
-                    bytes_total=merged.bytes_total,
-                    bytes_written=merged.bytes_written,
-                    bytes_reused=merged.bytes_reused,
-                )
-                done = await self._fenced(
-                    job,
-                    save.generation,
-                    lambda: self.handle(
-                        job, command, guards=(fence, *guards), generation=save.generation, project=state.project
-                    ),
-                )
-            except Rejection as rejection:
-                return await self._close(job, state, rejection)
-            hit("checkpoint.committed")
-            for event in done.events:
-                if isinstance(event, Committed):
-                    metrics.committed(event)
-                    log.info("checkpoint committed", job=job, step=event.step, manifest=event.manifest_hash)
-            return done.state or await self.load(job)
+            # It began before the last report.
+        task = self._finishing.get(job)
+        if task is None:
+            task = self._finishing[job] = asyncio.create_task(self._finish(job, guards), name=f"finish {job}")
+            task.add_done_callback(lambda _: self._finishing.pop(job))
+        # The checks of a large save may outlast one caller's deadline; the next one asks for the same work.
+        return await asyncio.shield(task)
+
+    async def _finish(self, job: str, guards: tuple[Guard, ...]) -> Catalogue:
+        state = await self.load(job)
+        save = state.open
+        if save is None or save.missing:
+            return state
+        try:
+            fence = await self._fences.check(job, save.generation)
+            merged = await asyncio.to_thread(self._objects.assemble, job, state.project, save)
+            command = CommitSave(
+                at_ms=self.now_ms(),
+                save_id=save.save_id,
+                manifest_hash=merged.manifest_hash,
+                bytes_total=merged.bytes_total,
+                bytes_written=merged.bytes_written,
+                bytes_reused=merged.bytes_reused,
+            )
+            done = await self._fenced(
+                job,
+                save.generation,
+                lambda: self.handle(
+                    job, command, guards=(fence, *guards), generation=save.generation, project=state.project
+                ),
+            )
+        except Rejection as rejection:
+            return await self._close(job, state, rejection)
+        hit("checkpoint.committed")
+        for event in done.events:
+            if isinstance(event, Committed):
+                metrics.committed(event)
+                log.info("checkpoint committed", job=job, step=event.step, manifest=event.manifest_hash)
+        return done.state or await self.load(job)
 
     async def fail(self, job: str, command: FailSave) -> None:
         """A rank cannot save."""

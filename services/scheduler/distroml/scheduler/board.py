@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from distroml.events import Position, Recorded
+from distroml.eventstore import MAX_COMMIT_OPERATIONS
 from distroml.eventstore.draft import Repository
 from distroml.observability import logger
 from distroml.scheduler.domain.job import Job
@@ -28,7 +29,8 @@ from distroml.scheduler.streams import JOB_PREFIX, NODE_PREFIX, POOL, POOL_PREFI
 log = logger(__name__)
 
 _BATCH: Final = 1000
-_LAST_INDEX: Final = 1 << 30
+_LAST_INDEX: Final = MAX_COMMIT_OPERATIONS
+"""No event has it: a position with it is behind its whole commit."""
 _PREFIXES: Final = (JOB_PREFIX, NODE_PREFIX, POOL_PREFIX)
 
 ListKey = tuple[int, str]
@@ -140,10 +142,10 @@ class Board:
     async def refresh(self) -> None:
         """Take everything into account that is committed now."""
         async with self._lock:
-            news = not self._loaded
             if not self._loaded:
                 await self._load()
                 self._loaded = True
+                self._has_changed()
             head = await self._streams.store.head()
             while batch := await self._streams.store.read(after=self.position, streams=_PREFIXES, limit=_BATCH):
                 # A full batch may end in the middle of a commit: that one is read again, whole.
@@ -151,13 +153,16 @@ class Board:
                 if len(batch) == _BATCH:
                     last = batch[-1].position.revision
                     whole = [one for one in batch if one.position.revision < last] or batch
-                for recorded in whole:
-                    news = self._apply(recorded) or news
-                    self.position = recorded.position
+                # Without a pause from here to the notification: whoever called may be cancelled at any other place.
+                news = [self._apply(recorded) for recorded in whole]
+                self.position = whole[-1].position
+                if any(news):
+                    self._has_changed()
             self.position = max(self.position, head)
-            if news:
-                self._plan = None
-                self.changed.notify()
+
+    def _has_changed(self) -> None:
+        self._plan = None
+        self.changed.notify()
 
     async def _load(self) -> None:
         """Begin with the stored states: a long log is not read from its beginning."""

@@ -22,7 +22,6 @@ from distroml.scheduler.signals import Pulse, heard
 from distroml.scheduler.streams import Streams, job_stream
 
 BATCH: Final = 200
-_LAST_INDEX: Final = 1 << 30
 
 
 def streams_of(job: str) -> tuple[str, ...]:

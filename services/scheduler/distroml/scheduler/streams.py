@@ -12,7 +12,7 @@ from distroml.eventstore.draft import AnyDraft, Draft, Repository
 from distroml.eventstore.handle import CommandKey, Outcome, Unit, transact
 from distroml.rpc import caller
 from distroml.scheduler.adapters import codecs
-from distroml.scheduler.domain import ledger as ledger_module
+from distroml.scheduler.domain import ledger as pool
 from distroml.scheduler.domain import node as node_module
 from distroml.scheduler.domain import spec as spec_module
 from distroml.scheduler.domain.job import JOB, Job
@@ -20,6 +20,7 @@ from distroml.scheduler.domain.job import commands as c
 from distroml.scheduler.domain.job import events as e
 from distroml.scheduler.domain.job import state as job_state_module
 from distroml.scheduler.domain.ledger import LEDGER, Ledger
+from distroml.scheduler.domain.ledger import state as ledger_state_module
 from distroml.scheduler.domain.node import NODE, Node
 from distroml.scheduler.domain.plan import Step
 
@@ -30,7 +31,7 @@ POOL: Final = stream("scheduler", "pool", "default")
 
 JobDraft = Draft[Job, c.Command, e.Event]
 NodeDraft = Draft[Node, node_module.Command, node_module.Event]
-LedgerDraft = Draft[Ledger, ledger_module.Command, ledger_module.Event]
+LedgerDraft = Draft[Ledger, pool.Command, pool.Event]
 
 S = TypeVar("S")
 C = TypeVar("C")
@@ -64,8 +65,8 @@ class Streams:
         self.nodes: Repository[Node, node_module.Command, node_module.Event] = Repository(
             store, NODE, codecs.NODE_EVENTS, codecs.NODE_STATE, (node_module, spec_module)
         )
-        self.ledgers: Repository[Ledger, ledger_module.Command, ledger_module.Event] = Repository(
-            store, LEDGER, codecs.POOL_EVENTS, codecs.LEDGER_STATE, (ledger_module, spec_module)
+        self.ledgers: Repository[Ledger, pool.Command, pool.Event] = Repository(
+            store, LEDGER, codecs.POOL_EVENTS, codecs.LEDGER_STATE, (ledger_state_module, spec_module)
         )
 
     async def job(self, job: str) -> JobDraft:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import grpc.aio as aio
@@ -33,6 +34,15 @@ T = TypeVar("T")
 Context: TypeAlias = "aio.ServicerContext[object, object]"
 
 
+@dataclass(slots=True)
+class _Taken:
+    """A batch on its way: what will be answered, and when (None: now)."""
+
+    response: t.PushResponse
+    batch: Batch
+    stored: asyncio.Future[Stored] | None
+
+
 class TelemetryServicer(TelemetryServiceServicer):
     """Answers from the read model; takes what agents push."""
 
@@ -48,7 +58,7 @@ class TelemetryServicer(TelemetryServiceServicer):
         self, request_iterator: AsyncIterator[t.PushRequest], context: Context
     ) -> AsyncGenerator[t.PushResponse]:
         """Acknowledge each batch when it is in the read model, or dropped and counted; in order."""
-        acks: asyncio.Queue[tuple[t.PushResponse, asyncio.Future[Stored] | None] | None] = asyncio.Queue(ACK_WINDOW)
+        acks: asyncio.Queue[_Taken | None] = asyncio.Queue(ACK_WINDOW)
 
         async def take() -> None:
             try:
@@ -60,15 +70,13 @@ class TelemetryServicer(TelemetryServiceServicer):
         taking = asyncio.create_task(take(), name="telemetry-push")
         try:
             while (item := await acks.get()) is not None:
-                response, stored = item
-                if stored is not None:
-                    await self._settle(response, stored)
-                yield response
+                await self._settle(item)
+                yield item.response
             await taking
         finally:
             taking.cancel()
 
-    def _take(self, request: t.PushRequest) -> tuple[t.PushResponse, asyncio.Future[Stored] | None]:
+    def _take(self, request: t.PushRequest) -> _Taken:
         batch = checked(request, line_bytes=self._limits.line_bytes)
         response = t.PushResponse(
             sequence=request.sequence, dropped_samples=batch.malformed_samples, dropped_lines=batch.malformed_lines
@@ -77,24 +85,29 @@ class TelemetryServicer(TelemetryServiceServicer):
         self._count_agent(request)
         self._publish(batch)
         if not batch.records:
-            return response, None
-        stored = self._model.offer(batch)
-        if stored is None:
-            self._model.note_dropped(batch)
-            samples, lines = len(batch.steps) + len(batch.resources), len(batch.lines)
-            response.dropped_samples += samples
-            response.dropped_lines += lines
-            self._count("queue", samples, lines)
+            return _Taken(response, batch, None)
+        taken = _Taken(response, batch, self._model.offer(batch))
+        if taken.stored is None:
+            self._drop(taken, "queue")
         self._metrics.pending.set(self._model.pending_records)
-        return response, stored
+        return taken
 
-    async def _settle(self, response: t.PushResponse, stored: asyncio.Future[Stored]) -> None:
+    async def _settle(self, taken: _Taken) -> None:
+        if taken.stored is None:
+            return
         try:
-            outcome = await stored
+            outcome = await taken.stored
         except (NotWritten, Rebuilt):
-            self._metrics.dropped.labels("batch", "disk").inc()
+            self._drop(taken, "disk")
             return
         self._count("bound", 0, sum(outcome.dropped_lines.values()))
+
+    def _drop(self, taken: _Taken, where: str) -> None:
+        self._model.note_dropped(taken.batch)
+        samples, lines = len(taken.batch.steps) + len(taken.batch.resources), len(taken.batch.lines)
+        taken.response.dropped_samples += samples
+        taken.response.dropped_lines += lines
+        self._count(where, samples, lines)
 
     def _count(self, where: str, samples: int, lines: int) -> None:
         if samples:

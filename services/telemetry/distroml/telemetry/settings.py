@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 from distroml.rpc import ServiceSettings, SettingsError
@@ -90,3 +91,8 @@ class TelemetrySettings(ServiceSettings):
 def read_settings() -> TelemetrySettings:
     """The settings of this process."""
     return TelemetrySettings.read(os.environ, "telemetry")
+
+
+def keep_storage_in(folder: Path) -> None:
+    """Tell NiceGUI, which reads it when it is imported, where its files go."""
+    os.environ["NICEGUI_STORAGE_PATH"] = str(folder)

@@ -142,7 +142,7 @@ def _resumed_from(facts: Facts, committed: Sequence[Mapping[str, Any]]) -> int:
 def _plan(facts: Facts) -> str:
     """The last plan chosen: its mesh, and the reasons it gives."""
     texts = [str(body.get("plan", "")) for type_, body in facts.events if type_ == "rendezvous.plan.PlanChosen"]
-    plan = json.loads(texts[-1]) if texts and texts[-1] else {}
+    plan: dict[str, Any] = json.loads(texts[-1]) if texts and texts[-1] else {}
     axes = [f"{axis}={plan[axis]}" for axis in ("dp_replicate", "dp_shard", "tp", "pp") if axis in plan]
     return ", ".join(axes)
 

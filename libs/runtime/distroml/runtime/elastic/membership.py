@@ -118,6 +118,12 @@ class Membership:
         if self._broken is not None:
             raise GenerationLeft(self._broken)
 
+    def cut(self) -> None:
+        """Free this generation's other ranks at once, before anything else is put in order here."""
+        group = self._group
+        if group is not None:
+            group.sever()
+
     def leave(self, error: str) -> None:
         """Tear the process group down after a failure or a drain, and tell the agent that this worker is ready."""
         with self._lock:

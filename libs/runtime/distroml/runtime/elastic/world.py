@@ -9,7 +9,11 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distributed has them, but does not export them
+from torch._C._distributed_c10d import (  # torch.distributed has them, but does not export them
+    HashStore,
+    PrefixStore,
+    TCPStore,
+)
 
 from distroml.runtime.elastic.connections import Connections
 from distroml.workerlink import CheckpointRef, Generation, environment
@@ -158,5 +162,9 @@ class ProcessGroup:
         """Tear the group down; after an error the connections go first, so that peers are freed at once."""
         if broken:
             self.sever()
+        if not dist.is_initialized() and self._world.world_size > 1:
+            # A set-up that failed half-way leaves torch's count of groups raised, and with it the names of the next
+            # ones: ranks that were there would wait for keys that newcomers never write. Ending a group resets it.
+            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if dist.is_initialized():
             dist.destroy_process_group()

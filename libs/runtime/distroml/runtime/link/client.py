@@ -87,6 +87,13 @@ class AgentLink:
         """Step samples dropped since the start."""
         return self._outbox.dropped
 
+    def cpu_s(self) -> float:
+        """CPU seconds that the link's thread has used."""
+        ident = self._thread.ident
+        if ident is None or not self._thread.is_alive():
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(ident))
+
     def entered(self, generation: int) -> None:
         """See `Link`."""
         self._generation = generation

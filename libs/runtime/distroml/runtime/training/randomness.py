@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from distroml.runtime.typed import seed_torch
+from distroml.runtime.typed import seed_generators
 
 _MASK = (1 << 63) - 1
 
@@ -22,6 +22,6 @@ def seed_for(seed: int, step: int, rank: int) -> int:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed the generators of torch, numpy and the standard library for one step of one rank."""
     value = seed_for(seed, step, rank)
-    seed_torch(value)
+    seed_generators(value)
     random.seed(value)
     np.random.seed(value & 0xFFFFFFFF)

@@ -88,6 +88,7 @@ class Reporter:
         """Rank 0 records a step as an event; returns its fingerprint (empty on other ranks)."""
         if not self._world.is_main and not (why == "failure" and self._world.rank < _FAILURE_REPORTERS):
             return ""
+        started = time.perf_counter()
         print_ = fingerprint(info.loss, self._module.named_parameters())
         self._link.send(
             StepRecorded(
@@ -102,4 +103,5 @@ class Reporter:
                 at_ms=time.time_ns() // 1_000_000,
             )
         )
+        self.spent_s += time.perf_counter() - started
         return print_

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from distroml.objectstore import ObjectStore
 from distroml.objectstore.filesystem import open_object_store
+from distroml.objectstore.memory import MemoryObjectStore
 from distroml.runtime.training.catalogue import LocalCatalogue
 from distroml.workerlink import environment
 
@@ -24,8 +25,13 @@ class Storage:
     catalogue: LocalCatalogue | None
 
 
-def open_storage(environ: Mapping[str, str], *, attached: bool, folder: str | os.PathLike[str] | None) -> Storage:
-    """The storage of this run; raises `ValueError` for a location that this release cannot use."""
+def open_storage(
+    environ: Mapping[str, str], *, attached: bool, wanted: bool, folder: str | os.PathLike[str] | None
+) -> Storage:
+    """The storage of this run; raises `ValueError` for a location that this release cannot use.
+
+    Without an agent, and with no checkpoint `wanted`, nothing is written to disk.
+    """
     location = environ.get(environment.OBJECTS, "")
     if attached and location:
         parts = urlsplit(location)
@@ -34,6 +40,9 @@ def open_storage(environ: Mapping[str, str], *, attached: bool, folder: str | os
                 f"{environment.OBJECTS}={location!r}: this release reads and writes file:// locations only"
             )
         return Storage(open_object_store(Path(unquote(parts.path))), environ[environment.JOB], None)
+    if not wanted:
+        nowhere = MemoryObjectStore()
+        return Storage(nowhere, "local", LocalCatalogue(nowhere, "local"))
     root = Path(folder) if folder is not None else Path(".distroml") / "runs" / (Path(sys.argv[0]).stem or "run")
     root.mkdir(parents=True, exist_ok=True)
     store = open_object_store(root)

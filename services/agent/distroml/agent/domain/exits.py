@@ -87,11 +87,19 @@ class Verdict:
 
 
 def classify(
-    record: ExitRecord, *, intent: Intent, why: str = "", said: Failure | None, stderr: str, last_step: int = 0
+    record: ExitRecord,
+    *,
+    intent: Intent,
+    why: str = "",
+    obeyed: bool = False,
+    said: Failure | None,
+    stderr: str,
+    last_step: int = 0,
 ) -> Verdict:
     """Judge an end by the holder's record, what the agent wanted, what the worker said and its last lines.
 
-    `why` explains the intent (for a hang: what was not seen for how long). `stderr` is the tail of the worker's
+    `obeyed`: an end with code 0 is the answer to our asking, not the end of the work. `why` explains the intent
+    (for a hang: what was not seen for how long). `stderr` is the tail of the worker's
     standard error and serves where the worker itself said nothing.
     """
     step = max(last_step, said.last_step if said else 0)
@@ -116,7 +124,7 @@ def classify(
     if intent is Intent.HANG:
         return verdict(Category.HANG, why)
     if record.code == 0 and record.signal == 0:
-        return verdict(Category.UNSPECIFIED, "")
+        return verdict(Category.UNSPECIFIED, why if obeyed else "", expected=obeyed)
     if record.ended_by == "orphan":
         return verdict(Category.NODE_LOST, "no agent was there for the whole orphan grace; the holder ended the worker")
     if intent is not Intent.NONE:

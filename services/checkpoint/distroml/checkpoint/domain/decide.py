@@ -34,8 +34,8 @@ from distroml.checkpoint.domain.retention import not_kept
 from distroml.checkpoint.domain.state import MAX_PINS, Catalogue, Checkpoint, OpenSave, Phase, save_id
 from distroml.events import Decider, Rejection
 
-ABANDONED_AFTER_MS = 15 * 60 * 1000
-"""An open save of the same generation this old makes way for a newer step."""
+ABANDONED_AFTER_MS = 2 * 60 * 1000
+"""An open save of the same generation this old makes way for a newer step: ranks that ask for one write no more."""
 
 
 def decide(catalogue: Catalogue, command: Command) -> tuple[Event, ...]:

@@ -30,18 +30,20 @@ class Queue:
     Attributes:
         away: why the scheduler gave no answer last time, or empty.
         reasons: job to (reason, message).
+        looked_at: whether somebody does, set by the dashboard.
     """
 
-    def __init__(self, channel: aio.Channel | None, changes: Changes, *, looked_at: Callable[[], bool]) -> None:
+    def __init__(self, channel: aio.Channel | None, changes: Changes) -> None:
         self._stub = cast("JobServiceAsyncStub", JobServiceStub(channel)) if channel is not None else None
-        self._changes, self._looked_at = changes, looked_at
+        self._changes = changes
+        self.looked_at: Callable[[], bool] = lambda: False
         self.away = "" if channel is not None else "no scheduler is configured"
         self.reasons: Mapping[str, tuple[str, str]] = {}
 
     async def run(self) -> None:
         """Ask for ever."""
         while True:
-            if not self._looked_at():
+            if not self.looked_at():
                 await asyncio.sleep(_LOOK_EVERY_S)
                 continue
             before = (self.away, self.reasons)

@@ -174,7 +174,7 @@ class JobPage:
         self._head.show(job=present.head(detail, reason))
         self._facts.show(items=present.facts(detail, now_ms()))
         self._checkpoints.show(rows=present.checkpoint_rows(detail.view.checkpoints))
-        self._recoveries.show(rows=present.recovery_rows(detail.recoveries))
+        self._recoveries.show(rows=present.recovery_rows(self._job, detail.recoveries))
         dropped: list[str] = []
         if detail.dropped_samples:
             dropped.append(f"{detail.dropped_samples:,} samples dropped")

@@ -269,13 +269,13 @@ def checkpoint_rows(checkpoints: Sequence[CheckpointRow], limit: int = 50) -> li
     ]
 
 
-def recovery_rows(rows: Sequence[RecoveryRow]) -> list[Row]:
+def recovery_rows(job: str, rows: Sequence[RecoveryRow]) -> list[Row]:
     """Recoveries, newest first."""
     return [
         {
             "id": f"{r.lost_at_ms}",
             "generation": f"→ {r.generation}" if r.generation else "forming",
-            "cause": {"text": (r.category or r.cause).replace("_", " "), "sub": r.worker},
+            "cause": {"text": (r.category or r.cause).replace("_", " "), "sub": r.worker.removeprefix(f"{job}.")},
             "at": r.lost_at_ms,
             "took": seconds(recovery_s(r)) if r.first_step_at_ms else "running",
             "from": f"{r.resumed_from_step:,}" if r.first_step_at_ms else "",
@@ -353,6 +353,7 @@ def event_row(event: EventRow) -> Row:
         "actor": event.actor,
         "json": event.json,
         "tone": tone,
+        "minor": name == "Progressed",
     }
 
 

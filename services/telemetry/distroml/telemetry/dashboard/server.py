@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Generator
 from pathlib import Path
@@ -15,8 +16,6 @@ from nicegui.client import Client
 from starlette.responses import FileResponse
 
 from distroml.observability import logger
-from distroml.rpc import PortTaken
-from distroml.rpc.settings import split_address
 from distroml.telemetry.adapters.scheduler import Queue
 from distroml.telemetry.dashboard.access import LOGIN, Access
 from distroml.telemetry.dashboard.gui import on_exception, run_with
@@ -51,20 +50,24 @@ class Dashboard:
         projector: Projector,
         queue: Queue,
         *,
-        listen: str,
+        taken: socket.socket,
         token: str,
         deployment: str,
     ) -> None:
         self.model, self.projector, self.queue, self.deployment = model, projector, queue, deployment
-        self._listen, self._token = listen, token
-        self._server: _Server | None = None
-        self._socket: socket.socket | None = None
-        self.port = 0
+        self._socket, self._token = taken, token
+        self._app: FastAPI | None = None
+        self.server: _Server | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._socket.getsockname()[1]
 
     @property
     def url(self) -> str:
         """Where it is, without the key."""
-        host, _ = split_address(self._listen)
+        host = self._socket.getsockname()[0]
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
@@ -72,28 +75,16 @@ class Dashboard:
         """Where it is, with the key: for the person who started it, never for a log."""
         return f"{self.url}{LOGIN}?token={self._token}"
 
-    def bind(self) -> None:
-        """Take the port; raises `PortTaken`."""
-        host, port = split_address(self._listen)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        taken = socket.socket(family, socket.SOCK_STREAM)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            taken.bind((host, port))
-            taken.listen(128)
-        except OSError as error:
-            taken.close()
-            raise PortTaken(self._listen, error.strerror or str(error)) from None
-        taken.setblocking(False)
-        self._socket, self.port = taken, taken.getsockname()[1]
-
     async def run(self) -> None:
-        """Serve until cancelled."""
-        if self._socket is None:
-            self.bind()
-        assert self._socket is not None
+        """Serve until cancelled; may be run again."""
+        self._app = self._app or self._application()
+        # Pages of a server that ended have lost their tasks; their browsers load them again.
+        for client in list(Client.instances.values()):
+            client.delete()
+        # It tells of every websocket, and of its own start: the line below is enough.
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
-            Access(self._application(), token=self._token, deployment=self.deployment),
+            Access(self._app, token=self._token, deployment=self.deployment),
             log_config=None,
             access_log=False,
             lifespan="on",
@@ -104,17 +95,19 @@ class Dashboard:
             limit_concurrency=512,
             h11_max_incomplete_event_size=64 * 1024,
         )
-        self._server = _Server(config)
+        self.server = server = _Server(config)
+        # The listening socket outlives a crash of the server: whoever knows the address finds it again.
+        own = self._socket.dup()
         log.info("dashboard serves", url=self.url)
-        serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="dashboard-http")
+        serving = asyncio.create_task(server.serve(sockets=[own]), name="dashboard-http")
         try:
             await asyncio.shield(serving)
+            raise RuntimeError("the dashboard's web server ended by itself")
         finally:
-            self._server.should_exit = True
+            server.should_exit = True
             await asyncio.wait([serving], timeout=3)
             serving.cancel()
-            self._socket.close()
-            self._socket = None
+            own.close()
 
     def looked_at(self) -> bool:
         """Whether a browser has a page open."""

@@ -6,9 +6,14 @@ const KEPT = 500;
 export default {
   components: { Moment },
   props: { initial: Array },
-  data: () => ({ events: [] }),
+  data: () => ({ events: [], all: false }),
   created() {
     this.events = (this.initial || []).map(Object.freeze);
+  },
+  computed: {
+    shown() {
+      return this.all ? this.events : this.events.filter((e) => !e.minor);
+    },
   },
   methods: {
     stamp,
@@ -34,14 +39,15 @@ export default {
     },
   },
   template: `
+    <div class="events-box"><button type="button" class="follow every" :aria-pressed="String(all)" @click="all = !all">progress</button>
     <div class="events" tabindex="0" role="log" aria-label="events, newest first">
-      <details v-for="e in events" :key="e.position" :data-position="e.position" @toggle="opened($event, e)">
+      <details v-for="e in shown" :key="e.position" :data-position="e.position" @toggle="opened($event, e)">
         <summary><i :class="'tone-' + e.tone" aria-hidden="true"></i>
           <span class="type">{{ e.name }}</span><span class="what">{{ e.text }}</span>
           <Moment kind="ago" :at="e.at" /></summary>
         <p class="meta mono">{{ stamp(e.at) }} · {{ e.stream }} v{{ e.version }} · {{ e.position }}<template v-if="e.actor"> · by {{ e.actor }}</template></p>
         <pre class="mono"></pre>
       </details>
-      <div v-if="!events.length" class="empty"><b>No events yet</b></div>
-    </div>`,
+      <div v-if="!shown.length" class="empty"><b>No events yet</b></div>
+    </div></div>`,
 };

@@ -3,17 +3,20 @@ const themes = ["auto", "light", "dark"];
 
 export default {
   props: { notice: String, tone: String },
-  data: () => ({ theme: "auto", live: true }),
+  data: () => ({ theme: "auto", live: false }),
   mounted() {
     const kept = localStorage.getItem("distroml-theme");
     this.apply(themes.includes(kept) ? kept : "auto");
-    const socket = window.socket;
-    if (socket) {
-      socket.on("connect", () => (this.live = true));
-      socket.on("disconnect", () => (this.live = false));
-    }
+    this.listen();
   },
   methods: {
+    // The socket is opened after the components are mounted.
+    listen() {
+      if (!window.socket) return void setTimeout(this.listen, 50);
+      this.live = window.socket.connected;
+      window.socket.on("connect", () => (this.live = true));
+      window.socket.on("disconnect", () => (this.live = false));
+    },
     apply(theme) {
       this.theme = theme;
       setDark(theme === "auto" ? null : theme === "dark");
@@ -27,7 +30,7 @@ export default {
   template: `
     <div class="status">
       <span v-if="notice" class="notice" :class="'tone-' + tone" role="status">{{ notice }}</span>
-      <span class="live" :class="live ? 'on' : 'off'" role="status"><i aria-hidden="true"></i>{{ live ? 'live' : 'reconnecting…' }}</span>
+      <span class="live" :class="live ? 'on' : 'off'" role="status"><i aria-hidden="true"></i>{{ live ? 'live' : 'connecting…' }}</span>
       <button type="button" class="theme" @click="next" :aria-label="'colours: ' + theme + '; change'">
         <svg viewBox="0 0 20 20" aria-hidden="true"><circle cx="10" cy="10" r="7"/><path class="half" d="M10 3a7 7 0 0 1 0 14z"/></svg>
         <span>{{ theme }}</span>

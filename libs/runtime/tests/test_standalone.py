@@ -1,0 +1,131 @@
+"""Training without any platform: checkpoints in a folder, found again by the next start."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from distroml.objectstore.filesystem import open_object_store
+from distroml.runtime import DataLoader, FitResult, Trainer
+from distroml.runtime.training.catalogue import KEPT, LocalCatalogue
+from distroml.runtime.training.storage import open_storage
+
+
+class Numbers:
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.linspace(0, index, 4)
+
+
+def loss(model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, int]:
+    return (model(batch) - batch.sum(1, keepdim=True)).square().sum(), len(batch)
+
+
+def train(folder: Path, steps: int, **options) -> FitResult:
+    arguments = {
+        "model_factory": lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1)),
+        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+        "lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.5),
+        "loss": loss, "data": DataLoader(Numbers(), 6), "steps": steps, "checkpoint_every": 4,
+        "checkpoint_dir": folder, "seed": 3, "device": "cpu",
+    }  # fmt: skip
+    return Trainer(**{**arguments, **options}).fit()
+
+
+def test_a_second_start_goes_on_where_the_first_ended(tmp_path: Path) -> None:
+    first = train(tmp_path / "broken", 10)
+    assert first.restored_step is None
+    second = train(tmp_path / "broken", 17)
+    straight = train(tmp_path / "straight", 17)
+    assert (second.restored_step, second.step) == (10, 17)
+    assert second.fingerprint == straight.fingerprint
+    assert second.loss == straight.loss
+
+
+def test_a_finished_training_is_not_made_again(tmp_path: Path) -> None:
+    first = train(tmp_path, 8)
+    again = train(tmp_path, 8)
+    assert (again.restored_step, again.loss) == (8, None)
+    assert again.fingerprint == first.fingerprint
+
+
+def test_old_checkpoints_and_their_data_are_removed(tmp_path: Path) -> None:
+    train(tmp_path, 40)
+    store = open_object_store(tmp_path)
+    steps = [ref.step for ref in LocalCatalogue(store, "local").committed()]
+    assert len(steps) == KEPT
+    assert steps[0] == 40
+    assert len(store.list("checkpoints/local/manifests/")) == KEPT
+    saves = {info.key.split("/")[3] for info in store.list("checkpoints/local/data/")}
+    assert len(saves) <= KEPT + 1
+
+
+def damage(folder: Path, step: int) -> None:
+    for path in (folder / "objects/checkpoints/local/data").glob(f"s{step}-*/*"):
+        body = bytearray(path.read_bytes())
+        body[-1] ^= 1
+        path.write_bytes(body)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path, 12)
+    older = LocalCatalogue(open_object_store(tmp_path), "local").committed()[1].step
+    damage(tmp_path, 12)
+    with caplog.at_level("ERROR"):
+        again = train(tmp_path, 15)
+    assert again.restored_step == older
+    assert "checkpoint of step 12 is damaged" in caplog.text
+    assert again.fingerprint == train(tmp_path / "straight", 15).fingerprint
+
+
+def test_a_save_that_never_became_whole_is_no_checkpoint(tmp_path: Path) -> None:
+    train(tmp_path, 4)
+    store = open_object_store(tmp_path)
+    store.put("checkpoints/local/shards/s99-x/r00000-" + "0" * 64, b"half")
+    assert [ref.step for ref in LocalCatalogue(store, "local").committed()] == [4]
+
+
+def test_a_model_that_does_not_fit_the_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    from distroml.runtime.checkpoint import CheckpointError
+
+    train(tmp_path, 4)
+    with pytest.raises(CheckpointError, match=r"0\.bias"):
+        train(tmp_path, 8, model_factory=lambda: nn.Linear(4, 1))
+
+
+def test_nothing_is_written_where_no_checkpoint_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tmp_path / "unused", 3, checkpoint_every=None, checkpoint_dir=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_location_that_cannot_be_used_is_refused() -> None:
+    with pytest.raises(ValueError, match="file:// locations only"):
+        open_storage({"DISTROML_OBJECTS": "s3://bucket"}, attached=True, wanted=True, folder=None)
+
+
+def test_a_failing_save_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from distroml.objectstore import ObjectStoreFull
+    from distroml.objectstore.filesystem import FilesystemObjectStore
+
+    put: Callable = FilesystemObjectStore.put
+
+    def full(self: FilesystemObjectStore, key: str, data: object, **options: object) -> object:
+        if "/data/s4-" in key:
+            raise ObjectStoreFull("no space left on device")
+        return put(self, key, data, **options)
+
+    monkeypatch.setattr(FilesystemObjectStore, "put", full)
+    with caplog.at_level("WARNING"):
+        assert train(tmp_path, 9).step == 9
+    assert "the checkpoint of step 4 failed" in caplog.text
+    assert "training goes on" in caplog.text
+    steps = [ref.step for ref in LocalCatalogue(open_object_store(tmp_path), "local").committed()]
+    assert 4 not in steps
+    assert 9 in steps
