@@ -140,7 +140,7 @@ async def test_a_stop_order_ends_politely_then_by_force(world: World) -> None:
     by_rank = {e.rank: e for e in plane.rendezvous.exits()}
     assert (by_rank[1].signal, by_rank[0].signal) == (signal.SIGTERM, signal.SIGKILL)
     assert all(e.expected and "Cancelled" in e.message for e in by_rank.values())
-    assert plane.rendezvous.leaves == ["Cancelled"]
+    await until(lambda: plane.rendezvous.leaves == ["Cancelled"])
 
 
 async def test_the_control_plane_may_be_away_for_a_while(world: World) -> None:

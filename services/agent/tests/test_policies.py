@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distroml.agent.domain import effects, gang, inputs
@@ -156,6 +156,7 @@ def test_after_the_judge_s_own_standstill_everybody_has_the_full_time_again() ->
 # ---- lines
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(1, 40), max_size=30))
 def test_lines_are_the_file_s_whatever_pieces_it_comes_in(data: bytes, pieces: list[int]) -> None:
     cutter, at, lines = LineCutter(), 0, []
@@ -432,6 +433,7 @@ def test_a_reconnecting_worker_learns_what_it_missed() -> None:
     assert stopping.state.places[1].process.intent is Intent.STOP
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_whatever_happens_a_place_has_one_process_and_every_end_is_reported_once(seed: int) -> None:
     random_ = random.Random(seed)

@@ -109,8 +109,8 @@ async def test_down_leaves_nothing_running(world: World) -> None:
     (world.data / "node/down").touch()
     await agent.agent.go_down()
     await agent.stop()
-    assert plane.rendezvous.leaves == ["Down"]
-    assert "STOPPED" in plane.scheduler.phases("job-1")
+    await until(lambda: plane.rendezvous.leaves == ["Down"])
+    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
     identities = [read_identity(path.parent) for path in world.data.rglob("identity.json")]
     assert not [i for i in identities if i is not None and i.worker_lives]
 
