@@ -30,6 +30,7 @@ from distroml.cli.client import Plane, open_plane
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import DataFolder
 from distroml.events import fresh_id
+from distroml.rpc.errors import RemoteError
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "gpt"
@@ -91,7 +92,10 @@ async def _events(plane: Plane, job: str) -> list[tuple[str, dict]]:
 
 
 async def _has_saved(plane: Plane, job: str) -> float:
-    summary = await plane.telemetry.GetJobSummary(telemetry_pb2.GetJobSummaryRequest(job=job))
+    try:
+        summary = await plane.telemetry.GetJobSummary(telemetry_pb2.GetJobSummaryRequest(job=job))
+    except RemoteError:
+        return 0.0  # not heard of yet
     return float(summary.checkpoints and summary.step >= WARM_STEPS)
 
 
@@ -185,6 +189,7 @@ def main() -> None:
         folder = DataFolder(Path(scratch) / "data")
         control.start(folder, slots=2)
         try:
+            time.sleep(12)  # the agent's template imports torch
             found = asyncio.run(measure(folder, config, 2 if options.quick else options.pairs))
         finally:
             control.stop(folder)
