@@ -47,6 +47,11 @@ class Scheduler(nodes_pb2_grpc.NodeServiceServicer, jobs_pb2_grpc.JobServiceServ
         for stream in self._streams:
             stream.put_nowait(nodes.ConnectResponse(desired=self.desired))
 
+    async def stopped(self, job: str, rendezvous: Rendezvous) -> None:
+        """The job's attempt stopped here, and every end is known: they come by different streams."""
+        await until(lambda: "STOPPED" in self.phases(job), what="STOPPED")
+        await until(lambda: len(rendezvous.exits()) >= len(rendezvous.starts()), what="an end for each start")
+
     def phases(self, job: str) -> list[str]:
         names = [nodes.AttemptPhase.Name(o.phase) for o in self.observations if o.job == job and not o.step]
         return [name.removeprefix("ATTEMPT_PHASE_") for name in names]

@@ -26,7 +26,7 @@ async def test_a_plain_script_runs_to_its_end(world: World) -> None:
     plane = world.plane
     bundle = world.bundle({"train.py": PLAIN})
     plane.scheduler.want(world.attempt(agent.id, bundle, "train.py", "--x", "1"))
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
     assert plane.scheduler.phases("job-1") == ["RUNNING", "STOPPED"]
     assert plane.rendezvous.closed is not None
     assert plane.rendezvous.closed.outcome == "Succeeded"
@@ -81,7 +81,7 @@ async def test_an_exception_is_reported_with_its_text_and_ends_the_job(world: Wo
         time.sleep(60)
     """
     plane.scheduler.want(world.attempt(agent.id, world.bundle({"t.py": script}), "t.py"))
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
     failed = next(e for e in plane.rendezvous.exits() if not e.expected)
     assert failed.category == common.FAILURE_CATEGORY_EXCEPTION
     assert failed.message == "ValueError: no such column: price"
@@ -118,7 +118,7 @@ async def test_a_script_that_does_not_exist_is_python_s_own_error(world: World) 
     await until(lambda: world.plane.rendezvous.exits())
     assert world.plane.rendezvous.exits()[0].code == 2
     assert "can't open file" in world.plane.rendezvous.exits()[0].message
-    await until(lambda: "STOPPED" in world.plane.scheduler.phases("job-1"))
+    await world.plane.scheduler.stopped("job-1", world.plane.rendezvous)
 
 
 async def test_a_stop_order_ends_politely_then_by_force(world: World) -> None:
@@ -136,7 +136,7 @@ async def test_a_stop_order_ends_politely_then_by_force(world: World) -> None:
     await until(lambda: len(plane.telemetry.lines()) == 2)
     wanted.stop.CopyFrom(nodes.StopOrder(reason="Cancelled", grace_s=1))
     plane.scheduler.want(wanted)
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
     by_rank = {e.rank: e for e in plane.rendezvous.exits()}
     assert (by_rank[1].signal, by_rank[0].signal) == (signal.SIGTERM, signal.SIGKILL)
     assert all(e.expected and "Cancelled" in e.message for e in by_rank.values())
@@ -155,7 +155,7 @@ async def test_the_control_plane_may_be_away_for_a_while(world: World) -> None:
     await asyncio.sleep(0.2)
     assert not plane.rendezvous.exits()
     await plane.start()
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
     assert plane.rendezvous.closed is not None
     assert plane.rendezvous.closed.outcome == "Succeeded"
     await until(lambda: len(plane.telemetry.lines()) == 2)

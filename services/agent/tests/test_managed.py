@@ -125,7 +125,7 @@ async def test_a_survivor_stays_in_its_process_and_learns_what_to_restore(world:
     assert plane.rendezvous.formed.store_endpoint == plane.rendezvous.joins[-1].store_endpoint
     assert len({join.store_endpoint for join in plane.rendezvous.joins}) == 2
     command(world, "end")
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
     assert plane.rendezvous.closed.outcome == "Succeeded"
     await until(lambda: plane.telemetry.steps() == [9, 9])
 
@@ -135,7 +135,7 @@ async def test_what_a_worker_said_of_its_end_is_its_verdict(world: World) -> Non
     await connected(agent)
     world.plane.rendezvous.failures_left = 0
     command(world, "raise1")
-    await until(lambda: "STOPPED" in world.plane.scheduler.phases("job-1"))
+    await world.plane.scheduler.stopped("job-1", world.plane.rendezvous)
     exited = next(e for e in world.plane.rendezvous.exits() if e.rank == 1)
     assert exited.category == common.FAILURE_CATEGORY_EXCEPTION
     assert (exited.message, exited.traceback) == ("ValueError: bad batch", "Traceback: bad batch")
@@ -178,7 +178,7 @@ async def test_stop_over_the_link(world: World) -> None:
     await connected(agent)
     wanted.stop.CopyFrom(nodes.StopOrder(reason="Paused", grace_s=20, checkpoint=True))
     world.plane.scheduler.want(wanted)
-    await until(lambda: "STOPPED" in world.plane.scheduler.phases("job-1"))
+    await world.plane.scheduler.stopped("job-1", world.plane.rendezvous)
     assert [(e.code, e.signal) for e in world.plane.rendezvous.exits()] == [(0, 0)] * 2
     await until(lambda: said(world.plane, "Stop") == 2)
 

@@ -35,7 +35,7 @@ async def test_workers_outlive_an_agent_and_are_found_again(world: World) -> Non
     assert plane.rendezvous.joins[-1].running_generation == 1
     assert len(plane.rendezvous.starts()) == 2
     (code(world) / "go").touch()
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
     assert [(e.code, e.expected) for e in plane.rendezvous.exits()] == [(0, False)] * 2
     await until(lambda: plane.telemetry.lines() == ["done", "done"])
 
@@ -50,7 +50,7 @@ async def test_ends_that_nobody_saw_are_reported_by_the_next_agent(world: World)
     folder = code(world).parent
     await until(lambda: all(read_exit(folder / name) for name in ("0.1", "1.1")))
     await world.agent()
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
     assert sorted((e.rank, e.code) for e in plane.rendezvous.exits()) == [(0, 0), (1, 0)]
     assert len(plane.rendezvous.starts()) == 2
 
@@ -70,7 +70,7 @@ async def test_a_managed_worker_reconnects_and_recovers_with_the_next_agent(worl
     runner = second.agent._runners["job-1.1"]
     await until(lambda: all(p.process and p.process.connected for p in runner.state.places))
     command(world, "end")
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
 
 
 async def test_the_plane_away_the_new_agent_goes_on_from_its_disk(world: World) -> None:
@@ -85,7 +85,7 @@ async def test_the_plane_away_the_new_agent_goes_on_from_its_disk(world: World) 
     (code(world) / "go").touch()
     await until(lambda: len(list(second.agent.node.spool.pending(kind="worker_report"))) == 2)
     await plane.start()
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
     assert len(plane.rendezvous.exits()) == 2
 
 
@@ -97,7 +97,7 @@ async def test_what_is_no_longer_desired_is_ended(world: World) -> None:
     await first.stop()
     plane.scheduler.want()
     await world.agent()
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
     await until(lambda: plane.scheduler.desired.revision in plane.scheduler.applied)
 
 
@@ -126,7 +126,7 @@ async def test_a_dead_store_host_is_replaced_and_announced(world: World) -> None
     await until(lambda: plane.rendezvous.joins[-1].store_endpoint != endpoint)
     assert not plane.rendezvous.exits()
     (code(world) / "go").touch()
-    await until(lambda: "STOPPED" in plane.scheduler.phases("job-1"))
+    await plane.scheduler.stopped("job-1", plane.rendezvous)
 
 
 async def test_a_dead_holder_takes_its_worker_along_and_is_reported_as_lost(world: World) -> None:
@@ -141,7 +141,7 @@ async def test_a_dead_holder_takes_its_worker_along_and_is_reported_as_lost(worl
     await until(lambda: plane.rendezvous.exits())
     assert (plane.rendezvous.exits()[0].signal, plane.rendezvous.exits()[0].expected) == (9, False)
     assert "holder" in plane.rendezvous.exits()[0].message
-    assert not identity.worker_lives
+    await until(lambda: not identity.worker_lives)
 
 
 def spawn(world: World) -> subprocess.Popen[bytes]:

@@ -36,9 +36,26 @@ async def test_a_full_buffer_drops_the_oldest_and_says_how_many(plane: Plane) ->
     for number in range(MAX_LINES + 10):
         push.add_line(line(str(number)))
     assert push.dropped_lines == 10
+    assert not push.room_for_lines
     running = asyncio.create_task(push.run())
     await until(lambda: len(plane.telemetry.lines()) == MAX_LINES)
     assert plane.telemetry.lines()[0] == "10"
     assert plane.telemetry.batches[0].dropped_lines == 10
     running.cancel()
     await channel.close(None)
+
+
+async def test_streams_end_when_they_are_told_to_whatever_grpc_makes_of_it(plane: Plane) -> None:
+    for _ in range(20):
+        channel = connect(plane.endpoint, "token")
+        push = TelemetryPush(channel, "node-1")
+        running = asyncio.create_task(push.run())
+        push.add_line(line("x"))
+        await until(lambda: plane.telemetry.lines())
+        plane.telemetry.batches.clear()
+        await plane.stop()
+        running.cancel()
+        await asyncio.wait([running], timeout=5)
+        assert running.done()
+        await channel.close(None)
+        await plane.start()

@@ -163,9 +163,9 @@ class Agent:
         """Let go of everything; unless the node goes down, workers go on."""
         for runner in self._runners.values():
             await runner.close()
+        await self.node.launcher.close()
         if self.down:
             await end_leftovers(self.node.workers, keep=set())
-        await self.node.launcher.close()
         await self.node.link.close()
         self.node.spool.close()
         self._lock.close()

@@ -57,6 +57,7 @@ class ProcessLauncher:
     def __init__(self, templates: Templates | None) -> None:
         self._templates = templates
         self._children: set[int] = set()
+        self._starting: set[asyncio.Future[Identity]] = set()
 
     async def start(self, order: LaunchOrder) -> Launched:
         """See `Launcher.start`."""
@@ -64,12 +65,18 @@ class ProcessLauncher:
         self._reap()
         identity, reason = await self._warm(order)
         if identity is None:
-            identity = await asyncio.to_thread(self._cold, order)
+            starting = asyncio.ensure_future(asyncio.to_thread(self._cold, order))
+            self._starting.add(starting)
+            starting.add_done_callback(self._starting.discard)
+            # Whoever waits may be cancelled; the start may not, it is half done in a thread.
+            identity = await asyncio.shield(starting)
         held = Held(Path(order["folder"]), identity)
         return Launched(held, "cold" if reason else "warm", reason, time.monotonic() - began)
 
     async def close(self) -> None:
         """See `Launcher.close`."""
+        if self._starting:
+            await asyncio.wait(self._starting)
         if self._templates is not None:
             await self._templates.close()
 

@@ -80,9 +80,9 @@ class Spool:
         if self._size > _COMPACT_BYTES and self._size > 2 * self._pending_bytes:
             self._compact()
 
-    def ack_group(self, group: str) -> None:
-        """Forget everything about `group`: nobody will ask for it any more."""
-        for entry in list(self.pending(group=group)):
+    def forget(self, *, kind: str, group: str) -> None:
+        """Drop what is pending of this kind and group: nobody will ask for it any more."""
+        for entry in self.pending(kind=kind, group=group):
             self.ack(entry.id)
 
     def pending(self, *, kind: str = "", group: str = "") -> Iterator[Entry]:

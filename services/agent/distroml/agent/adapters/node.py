@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from grpc.aio import AioRpcError, Channel
 
+from distroml.agent.adapters.streams import heed_cancellation
 from distroml.agent.spool import Entry, Spool
 from distroml.api.scheduler.v1 import nodes_pb2 as pb
 from distroml.api.scheduler.v1.nodes_pb2_grpc import NodeServiceStub
@@ -81,6 +82,7 @@ class NodeStream:
                         for id in response.ack.observation_ids:
                             self._spool.ack(f"{OBSERVATION}/{id}")
             except AioRpcError as error:
+                heed_cancellation()
                 if not told:
                     log.info("the scheduler is away; what runs goes on", error=str(error))
                     told = True
@@ -92,11 +94,12 @@ class NodeStream:
 
     async def _requests(self, queue: asyncio.Queue[pb.ConnectRequest | None]) -> AsyncIterator[pb.ConnectRequest]:
         yield pb.ConnectRequest(hello=self._hello())
-        for entry in self._spool.pending(kind=OBSERVATION):
-            yield pb.ConnectRequest(attempt=pb.AttemptObservation.FromString(entry.body))
         if self._call is not queue:
             return
+        # From here on what is observed waits in the queue: nothing may fall between the spool's list and the queue.
         self._send = queue
+        for entry in list(self._spool.pending(kind=OBSERVATION)):
+            yield pb.ConnectRequest(attempt=pb.AttemptObservation.FromString(entry.body))
         loop = asyncio.get_running_loop()
         next_beat = loop.time()
         while True:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from grpc.aio import AioRpcError, Channel
 
+from distroml.agent.adapters.streams import heed_cancellation
 from distroml.agent.adapters.wire import category_from_wire, formed_from_wire
 from distroml.agent.domain import inputs
 from distroml.agent.domain.exits import Category
@@ -125,7 +126,7 @@ class RendezvousStream:
     def forget(self) -> None:
         """The attempt is over: nobody asks for its reports any more."""
         self._unacknowledged.clear()
-        self._spool.ack_group(self._group)
+        self._spool.forget(kind=REPORT, group=self._group)
 
     def _key(self, report: pb.WorkerReport) -> str:
         return f"{self._group}/{report.report_id}"
@@ -152,6 +153,7 @@ class RendezvousStream:
                         told = False
                     self._heard(response)
             except AioRpcError as error:
+                heed_cancellation()
                 if self._refused(error):
                     return
                 if not told:
@@ -181,11 +183,12 @@ class RendezvousStream:
         self, queue: asyncio.Queue[pb.JoinRequest | None], made: Make, join: pb.JoinNode
     ) -> AsyncIterator[pb.JoinRequest]:
         yield pb.JoinRequest(join=join)
-        for report in list(self._unacknowledged.values()):
-            yield pb.JoinRequest(report=report)
         if self._call is not queue:
             return
+        # From here on what is said waits in the queue: nothing may fall between this list and the queue.
         self._send = queue
+        for report in list(self._unacknowledged.values()):
+            yield pb.JoinRequest(report=report)
         if self._make is not None and self._make is not made:
             # What the node brings changed while the stream was being dialled.
             self.join(self._make)

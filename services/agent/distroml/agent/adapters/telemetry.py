@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from grpc.aio import AioRpcError, Channel
 
+from distroml.agent.adapters.streams import heed_cancellation
 from distroml.api.telemetry.v1 import telemetry_pb2 as pb
 from distroml.api.telemetry.v1.telemetry_pb2_grpc import TelemetryServiceStub
 from distroml.observability import logger
@@ -97,6 +98,7 @@ class TelemetryPush:
                         self._unacknowledged.popleft()
                     self._room.set()
             except AioRpcError as error:
+                heed_cancellation()
                 if not told:
                     log.info("telemetry is away; samples and lines wait, then are dropped", error=error.details())
                     told = True
