@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,9 +127,13 @@ def torchrun(config: Path, rank: int) -> float:
             text=True,
             start_new_session=True,
         )
+        # A torchrun that hangs must not hold up the measurement: its output then ends, and that is told.
+        limit = threading.Timer(LIMIT_S, process.terminate)
+        limit.start()
         try:
             return _watch_torchrun(process, rank)
         finally:
+            limit.cancel()
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
