@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from distroml.cli.client import Plane, open_plane
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import DataFolder
 from distroml.events import fresh_id
+from distroml.rpc.errors import RemoteError
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "gpt"
@@ -91,7 +93,10 @@ async def _events(plane: Plane, job: str) -> list[tuple[str, dict]]:
 
 
 async def _has_saved(plane: Plane, job: str) -> float:
-    summary = await plane.telemetry.GetJobSummary(telemetry_pb2.GetJobSummaryRequest(job=job))
+    try:
+        summary = await plane.telemetry.GetJobSummary(telemetry_pb2.GetJobSummaryRequest(job=job))
+    except RemoteError:
+        return 0.0  # not heard of yet
     return float(summary.checkpoints and summary.step >= WARM_STEPS)
 
 
@@ -122,9 +127,13 @@ def torchrun(config: Path, rank: int) -> float:
             text=True,
             start_new_session=True,
         )
+        # A torchrun that hangs must not hold up the measurement: its output then ends, and that is told.
+        limit = threading.Timer(LIMIT_S, process.terminate)
+        limit.start()
         try:
             return _watch_torchrun(process, rank)
         finally:
+            limit.cancel()
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
@@ -185,6 +194,7 @@ def main() -> None:
         folder = DataFolder(Path(scratch) / "data")
         control.start(folder, slots=2)
         try:
+            time.sleep(12)  # the agent's template imports torch
             found = asyncio.run(measure(folder, config, 2 if options.quick else options.pairs))
         finally:
             control.stop(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -164,7 +164,9 @@ class FilesystemObjectStore:
         if folder in self._durable_folders and folder.is_dir():
             return
         self._make_folders(folder.parent)
-        folder.mkdir(exist_ok=True)
+        # Not `exist_ok`: that looks again, and raises where a delete removed the folder in between.
+        with suppress(FileExistsError):
+            folder.mkdir()
         # Also where another process made it: that one may not have come to its sync yet.
         sync_folder(folder.parent)
         if len(self._durable_folders) >= _FOLDERS_REMEMBERED:
