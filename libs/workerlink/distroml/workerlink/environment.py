@@ -13,7 +13,8 @@ GROUP_RANK = "GROUP_RANK"
 GROUP_WORLD_SIZE = "GROUP_WORLD_SIZE"
 MASTER_ADDR = "MASTER_ADDR"
 MASTER_PORT = "MASTER_PORT"
-# torch reads these two: the store is the agent's, and the count keeps generations apart in it.
+# torch reads these two: the store is the agent's, who opens a fresh one for each generation, since torch 2.15 puts
+# no prefix by the restart count before its keys.
 TORCHELASTIC_USE_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 TORCHELASTIC_RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
 TORCHELASTIC_MAX_RESTARTS = "TORCHELASTIC_MAX_RESTARTS"
