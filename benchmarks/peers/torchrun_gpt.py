@@ -21,12 +21,17 @@ from corpus import Windows, read_corpus
 from model import GPT, loss
 
 
+def say(line: str) -> None:
+    """One write for the whole line: torchrun's unbuffered output would let two ranks' lines mix."""
+    os.write(1, f"{line}\n".encode())
+
+
 def main() -> None:
     config, file, every = read_config(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    print(f"PID {rank} {os.getpid()}", flush=True)
+    say(f"PID {rank} {os.getpid()}")
     torch.manual_seed(config.seed)
     corpus = read_corpus()
     windows = Windows(corpus.train, config.model.context)
@@ -48,7 +53,7 @@ def main() -> None:
         optimizer.step()
         step += 1
         if rank == 0:
-            print(f"STEP {step} {time.time()}", flush=True)
+            say(f"STEP {step} {time.time()}")
             if step % every == 0:
                 scratch = file.with_suffix(".new")
                 with scratch.open("wb") as out:
@@ -58,7 +63,7 @@ def main() -> None:
                     out.flush()
                     os.fsync(out.fileno())
                 scratch.replace(file)
-                print(f"SAVED {step}", flush=True)
+                say(f"SAVED {step}")
 
 
 main()
