@@ -36,7 +36,7 @@ def test_what_is_not_there_is_refused_and_what_is_there_named(axis: str) -> None
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("dp=2", "NAME one of dp_replicate"),
+        ("dp=2", "NAME one of pp, dp_replicate"),
         ("dp_replicate", "expected 'auto'"),
         ("dp_replicate=zwei", "positive number"),
         ("dp_replicate=-1", "positive number"),

@@ -2,54 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
-AXES = ("dp_replicate", "dp_shard", "tp", "pp")
+from distroml.planner import AXES, Plan, PlanRefused
+
+__all__ = ["AVAILABLE_AXES", "Plan", "PlanRefused", "plan"]
+
 AVAILABLE_AXES = ("dp_replicate",)
 _DEFAULT_BUCKET_MB = 8.0
-
-
-class PlanRefused(ValueError):
-    """The wanted plan cannot be made; the message says what is available."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Mesh axes, microbatch and bucket layout of one generation. Equal inputs give equal plans on every rank.
-
-    `grad_accum_steps` is the largest number of microbatches any rank accumulates in a step.
-    """
-
-    dp_replicate: int = 1
-    dp_shard: int = 1
-    tp: int = 1
-    pp: int = 1
-    microbatch: int | None = None
-    grad_accum_steps: int = 1
-    bucket_mb: float = _DEFAULT_BUCKET_MB
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def mesh(self) -> dict[str, int]:
-        """Axis name to size, in the mesh's order."""
-        return {axis: getattr(self, axis) for axis in AXES}
-
-    @property
-    def world_size(self) -> int:
-        """Workers that the mesh needs."""
-        size = 1
-        for extent in self.mesh.values():
-            size *= extent
-        return size
-
-    def to_json(self) -> str:
-        """The plan as one JSON text, with `reasons`."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    def __str__(self) -> str:
-        axes = [f"{axis}={size}" for axis, size in self.mesh.items() if size > 1] or ["dp_replicate=1"]
-        return ",".join([*axes, f"accum={self.grad_accum_steps}", f"bucket_mb={self.bucket_mb:g}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +64,7 @@ def plan(
             fit the world size.
     """
     if isinstance(request, Plan):
-        wish = _Wish(dict(request.mesh), request.bucket_mb)
+        wish = _Wish({axis: size for axis, size in request.mesh.items()}, request.bucket_mb)
         microbatch = microbatch or request.microbatch
     else:
         wish = _Wish({}) if request == "auto" else _parse(request)
@@ -133,8 +93,9 @@ def plan(
         reasons.append(f"grad_accum_steps={accumulate}: at most {largest} of {global_batch} samples on a worker")
     if parameter_bytes is not None:
         reasons.append(f"gradients of {parameter_bytes / 1e6:.1f} MB per worker")
-    return replace(
-        Plan(dp_replicate=world_size, microbatch=microbatch),
+    return Plan(
+        dp_replicate=world_size,
+        microbatch=microbatch,
         grad_accum_steps=accumulate,
         bucket_mb=bucket_mb,
         reasons=tuple(reasons),

@@ -1,0 +1,115 @@
+"""What the planner knows of a model: its units in the order of execution, and what each costs.
+
+A profile says nothing of machines. It comes from a real module on fake tensors (`distroml.runtime.profile`) or from a
+description in numbers (`distroml.planner.transformer`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["before", "block", "after"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One pass over one sample, undivided: floating-point operations of matrix products, bytes of memory traffic."""
+
+    flops: float = 0.0
+    moved_bytes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Bytes per sample that a forward pass leaves for the backward pass.
+
+    Attributes:
+        whole_bytes: held by every tp rank, as copies; sequence parallelism divides it too.
+        split_bytes: divided by tp.
+    """
+
+    whole_bytes: float = 0.0
+    split_bytes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A block of the chain, or everything with parameters that runs before or after it.
+
+    Attributes:
+        name: module path of a block; "before", "after".
+        kind: where it stands.
+        shape: units of one shape cost the same; measured times are kept by it.
+        parameters: trainable elements; of them
+        split_parameters: those that tp divides.
+        frozen_parameters: elements without gradient or optimizer state.
+        forward: cost of the forward pass of one sample.
+        backward: cost of the backward pass of one sample, without recomputation.
+        split: the share of both that tp divides, 0 to 1.
+        saved: what is kept for the backward pass, by kind of recomputation. With "full" it is the unit's inputs.
+        transient_bytes: most temporary bytes per sample beside what is saved, while it runs.
+        output_bytes: bytes per sample that cross to the next stage where the chain is cut behind this unit.
+        tp_reduced_bytes: bytes per sample that its all-reduces along tp carry in one forward pass; the backward pass
+            carries the same.
+        tp_collectives: how many all-reduces that is.
+    """
+
+    name: str
+    kind: Kind
+    shape: str
+    parameters: int
+    split_parameters: int = 0
+    frozen_parameters: int = 0
+    forward: Work
+    backward: Work
+    split: float = 0.0
+    saved: dict[str, Saved]
+    transient_bytes: float = 0.0
+    output_bytes: float = 0.0
+    tp_reduced_bytes: float = 0.0
+    tp_collectives: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelProfile:
+    """A model as the planner sees it.
+
+    Attributes:
+        name: for people.
+        units: "before" (at most one), the blocks, "after" (at most one), in the order of execution.
+        tied: groups of unit indexes that share parameters; a unit's `parameters` counts its shared ones too, and
+            where they lie in different stages both hold them and sum their gradients.
+        tied_parameters: elements shared by each group of `tied`.
+        parameter_itemsize: bytes of one element of parameters as they are stored.
+        tp_limits: numbers that tp must divide, each by what it counts ("heads": 32, "kv_heads": 8, …).
+        no_tp: why tp cannot be above 1, "" where it can.
+        no_pp: why pp cannot be above 1, "" where it can.
+        tokens: tokens (or other terms of the loss) in one sample.
+    """
+
+    name: str
+    units: tuple[Unit, ...]
+    tied: tuple[tuple[int, ...], ...] = ()
+    tied_parameters: tuple[int, ...] = ()
+    parameter_itemsize: int = 4
+    tp_limits: dict[str, int]
+    no_tp: str = ""
+    no_pp: str = ""
+    tokens: int = 1
+
+    @property
+    def blocks(self) -> tuple[Unit, ...]:
+        """The chain's blocks."""
+        return tuple(unit for unit in self.units if unit.kind == "block")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredUnit:
+    """One shape's real seconds on one rank while all ranks ran it at once."""
+
+    shape: str
+    microbatch: int
+    tp: int
+    forward_s: float
+    backward_s: float
