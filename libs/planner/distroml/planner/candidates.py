@@ -93,12 +93,11 @@ def schedules(shape: Shape, blocks: int, count: int, wish: Wish) -> list[tuple[S
     most = blocks // shape.pp
     many = [v for v in range(2, most + 1) if v <= _MOST_CHUNKS or v == most]
     found: list[tuple[Schedule, int]] = [("1f1b", 1), ("gpipe", 1), ("zero_bubble", 1)]
-    for v in many:
-        found += [(name, v) for name in _SEVERAL]
+    found.extend((name, v) for v in many for name in _SEVERAL)
     chunks = wish.chunks if wish.stages is None else len(wish.stages) // shape.pp
     if chunks is not None and chunks > 1:
         # A wished number of chunks may be an unusual one.
-        found += [(name, chunks) for name in _SEVERAL if (name, chunks) not in found]
+        found.extend((name, chunks) for name in _SEVERAL if chunks not in many)
     return [
         (name, v)
         for name, v in found

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from distroml.planner.prediction import BYTES, SECONDS, Corrections, Prediction
 
 _LEAST, _MOST = 0.2, 5.0
-# A run's weight against all that was known before it.
+# A run's weight against all that was known before it; the first one counts whole.
 _WEIGHT = 0.5
 # A prediction within this of the measurement stands.
 AGREEMENT = 0.05
@@ -75,7 +75,7 @@ def _joined(
         factors |= {part: left / rest for part, value in predicted.items() if value and part not in factors}
     joined = dict(known)
     for part, factor in factors.items():
-        before = known.get(part, 1.0)
         # The prediction held the factor known before; the new one stands on top of it. Joined as ratios.
-        joined[part] = min(max(before * factor**_WEIGHT, _LEAST), _MOST)
+        weight = _WEIGHT if part in known else 1.0
+        joined[part] = min(max(known.get(part, 1.0) * factor**weight, _LEAST), _MOST)
     return joined
