@@ -83,7 +83,7 @@ def search(
 
 
 def complete(pricer: Pricer, wish: Wish) -> Prediction | Refused:
-    """The price of the best plan that is exactly what `wish` says, axes that it does not name being 1."""
+    """The price of one given plan; what it leaves open is as `Wish.whole` says, and otherwise at its best."""
     only = Search(pricer, wish.whole(), alternatives=False)
     try:
         return only.run().prediction
