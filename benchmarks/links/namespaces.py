@@ -75,7 +75,9 @@ def hosts(count: int) -> Iterator[list[Host]]:
             _run("ip", "netns", "add", host.name)
             made.append(host)
             cable = f"{tag}c{number}"
-            _run("ip", "link", "add", cable, "netns", bridge, "type", "veth", "peer", "name", "eth0", "netns", host.name)
+            _run(
+                "ip", "link", "add", cable, "netns", bridge, "type", "veth", "peer", "name", "eth0", "netns", host.name
+            )
             _run("ip", "-n", bridge, "link", "set", cable, "master", "br0", "up")
             _run("ip", "-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
             _run("ip", "-n", host.name, "link", "set", "eth0", "up")
