@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -84,6 +84,20 @@ def plan_text(plan: object) -> str:
         return str(msgspec.convert(plan, Plan))
     except (msgspec.ValidationError, PlanRefused):
         return ""
+
+
+def binding_text(value: object) -> str:
+    """What binds, in words: a text, or an object or list of texts."""
+    match value:
+        case str():
+            return value
+        case dict():
+            texts = cast("dict[object, object]", value).values()
+            return ": ".join(text for text in texts if isinstance(text, str))
+        case list():
+            return "; ".join(binding_text(item) for item in cast("list[object]", value))
+        case _:
+            return ""
 
 
 def _read(text: str, kind: type[T]) -> T | None:

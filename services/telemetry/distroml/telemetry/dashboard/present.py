@@ -322,6 +322,7 @@ _EVENT_WORDS: Mapping[str, str] = {
     "category": "{}",
     "worker": "{}",
     "node": "{}",
+    "verdict": "{}",
     "actor": "by {}",
 }
 

@@ -5,9 +5,8 @@ possible. Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
-from distroml.telemetry.adapters.plans import Alternative, Chosen, plan_text
+from distroml.telemetry.adapters.plans import Alternative, Chosen, binding_text, plan_text
 from distroml.telemetry.adapters.summaries import JobDetail, WorkerUse
 from distroml.telemetry.dashboard.present import Row, seconds, size
 from distroml.telemetry.domain.rows import PlanRow
@@ -37,26 +36,12 @@ def plan(detail: JobDetail, chosen: Chosen | None, use: Mapping[int, WorkerUse])
         "verdict": verdict or ("not measured yet" if newest.predicted_s and not newest.steps else ""),
         "tone": _TONES.get(newest.verdict, "mute"),
         "message": newest.message,
-        "binding": binding(told.prediction.binding),
+        "binding": binding_text(told.prediction.binding),
         "costs": [_step(newest, detail), _memory(newest, use)],
         "reasons": list(told.reasons),
         "best": [_alternative(one, newest.predicted_s) for one in told.best],
         "earlier": [_earlier(row) for row in reversed(rows[:-1])],
     }
-
-
-def binding(value: object) -> str:
-    """What binds, in words: a text, or an object that says `what` and why."""
-    match value:
-        case str():
-            return value
-        case dict():
-            texts = cast("dict[object, object]", value).values()
-            return ": ".join(text for text in texts if isinstance(text, str))
-        case list():
-            return "; ".join(binding(item) for item in cast("list[object]", value))
-        case _:
-            return ""
 
 
 def difference(predicted: float, measured: float) -> str:
