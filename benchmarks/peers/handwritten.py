@@ -1,7 +1,7 @@
 """What a careful user writes by hand for each plan of the example GPT, in plain PyTorch: the engine's peers.
 
-Every peer's `step(batch)` takes this data-parallel rank's samples, makes one optimizer step and returns the mean loss of
-the ranks that know it. All of them clip, use AdamW and read the loss, as the engine does.
+Every peer's `step(batch)` takes this data-parallel rank's samples, makes one optimizer step and returns the mean loss
+where it is known. All of them clip, use AdamW and read the loss, as the engine does.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from distroml.planner.plan import Axis
 from distroml.runtime.elastic import Pending, communication
 from distroml.runtime.parallel.buckets import BucketSpec, lay_out
 from distroml.runtime.parallel.mesh import Mesh
+from distroml.runtime.typed import norm_of
 
 _SUMMED: tuple[Axis, ...] = ("tp", "dp_shard", "pp")
 
@@ -167,13 +168,12 @@ class DividedGradients:
     def norm(self) -> torch.Tensor:
         """See `Gradients`."""
         device = self._mesh.world.device
-        squares = [
-            cast("torch.Tensor", cast("Any", torch.linalg).vector_norm(own)).double().square()
+        owns = [
+            local_of(parameter.grad)
             for name, parameter in self.parameters
-            if parameter.grad is not None
-            and self._counts(name, parameter)
-            and (own := local_of(parameter.grad)).numel()
+            if parameter.grad is not None and self._counts(name, parameter)
         ]
+        squares = [norm_of(own).double().square() for own in owns if own.numel()]
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
         for axis in _SUMMED:
             group = self._mesh.group(axis)

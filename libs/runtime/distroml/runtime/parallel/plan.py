@@ -54,7 +54,8 @@ def even_stages(blocks: int, pp: int) -> tuple[int, ...]:
     """`blocks` dealt out to `pp` stages, as evenly as can be; the first stages, which hold the embedding, get less."""
     if blocks < pp:
         raise PlanRefused(
-            f"pp={pp} needs at least {pp} blocks, but the model's chain has {blocks}; the nearest that works: pp={blocks}"
+            f"pp={pp} needs at least {pp} blocks, but the model's chain has {blocks}; the nearest that works: "
+            f"pp={blocks}"
         )
     return tuple(blocks * (stage + 1) // pp - blocks * stage // pp for stage in range(pp))
 
@@ -149,14 +150,11 @@ def accumulation(made: Plan, global_batch: int) -> int:
         if global_batch % piece:
             lower = global_batch - global_batch % piece
             near = [str(size) for size in (lower, lower + piece) if size]
+            smaller = _divisor(global_batch // made.dp, microbatch) if not global_batch % made.dp else None
             raise PlanRefused(
                 f"global_batch={global_batch} does not divide into microbatches of {microbatch} on {made.dp} "
                 f"data-parallel rank(s), as the plan needs; the nearest that work: global_batch={' or '.join(near)}"
-                + (
-                    f", or microbatch={_divisor(global_batch // made.dp, microbatch)}"
-                    if not global_batch % made.dp
-                    else ""
-                )
+                + (f", or microbatch={smaller}" if smaller else "")
             )
     return -(-largest // microbatch)
 

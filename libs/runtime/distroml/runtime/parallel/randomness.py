@@ -1,4 +1,4 @@
-"""Random numbers that depend on the seed, the step and the place only, so that no generator's state needs to be saved."""
+"""Random numbers that depend on seed, step and place only, so that no generator's state needs to be saved."""
 
 from __future__ import annotations
 

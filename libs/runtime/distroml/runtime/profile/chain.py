@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -64,7 +65,7 @@ def find_chain(model: nn.Module, run: Callable[[nn.Module], Any]) -> Chain:
         else:
             chains.append(paths)
     chains.sort(key=lambda paths: order[paths[0]][0])
-    for before, after in zip(chains, chains[1:], strict=False):
+    for before, after in itertools.pairwise(chains):
         if order[before[-1]][0] > order[after[0]][0]:
             why = f"blocks {before[0]}... and {after[0]}... run in turns"
             chains = []

@@ -33,10 +33,9 @@ def install(
         layer.forward = make(layer, exchange, regions)
     for name, values in overrides.items():
         owner = module.get_submodule(name) if name else module
-        for attribute, value in values.items():
-            if attribute.startswith("config."):
-                # The configuration is shared with the rest of the model, which is not divided.
-                owner.config = copy.copy(cast("Any", owner.config))
+        if any(attribute.startswith("config.") for attribute in values):
+            # The configuration is shared with the rest of the model, which is not divided.
+            owner.config = copy.copy(cast("Any", owner.config))
         for attribute, value in values.items():
             target: Any = owner.config if attribute.startswith("config.") else owner
             setattr(target, attribute.removeprefix("config."), value)

@@ -43,7 +43,7 @@ class TensorPlan:
     reasons: tuple[str, ...] = ()
 
     def split_of(self, parameter: str) -> tuple[Split, int] | None:
-        """The split of a parameter by its name in the whole model, with its divided dimension; None where it's whole."""
+        """The split of a parameter of the whole model, and its divided dimension; None where it stays whole."""
         path, _, kind = parameter.rpartition(".")
         split = self.splits.get(path)
         if split is None:
