@@ -16,7 +16,7 @@ from distroml.runtime.elastic import Collectives, World, communication
 from distroml.runtime.elastic.world import choose_device
 from distroml.runtime.parallel.divide import Loss, Part, chain_of, divide
 from distroml.runtime.parallel.gathering import whole_of
-from distroml.runtime.parallel.gradients import DividedGradients, Gradients
+from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
 from distroml.runtime.parallel.loss import check_loss
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.plan import plan as make_plan
@@ -108,6 +108,10 @@ class ParallelModel:
         """This rank's trainable parameters, for an optimizer."""
         return [parameter for _, parameter in self.part.held if parameter.requires_grad]
 
+    def local_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        """This rank's part of each parameter, by name."""
+        return [(name, local_of(parameter.detach())) for name, parameter in self.part.held]
+
     def begin(self) -> None:
         """A new step."""
         self.gradients.begin()
@@ -137,7 +141,6 @@ class ParallelModel:
             seed_pass(self._seed, step, dp_rank, microbatch, stage)
 
         if self.part.pipeline is not None:
-            self.gradients.last = True
             loss_sum, count = self.part.pipeline.forward_backward(batches, seed)
         else:
             if self._loss is None:
@@ -177,6 +180,27 @@ class ParallelModel:
             scale = scale * torch.clamp(grad_clip / (norm + 1e-6), max=1.0)
         self.gradients.scale(scale)
         return votes[0] / votes[1], norm
+
+    def measure(
+        self, batch: Any, loss: Loss | None = None, name: str = "loss"
+    ) -> tuple[torch.Tensor | int, torch.Tensor | int]:
+        """Sum and count of a loss over one batch, without gradients; zeros on ranks that don't tell. Collective.
+
+        Args:
+            batch: on the device.
+            loss: another than the model's own.
+            name: of it, one for each.
+        """
+        loss = loss or self._loss
+        if loss is None:
+            raise ValueError("measure needs a loss function: pass loss= here or to parallelize")
+        with torch.no_grad():
+            if self.part.pipeline is not None:
+                found = self.part.pipeline.evaluate([batch], loss, name)
+            else:
+                with self.precision():
+                    found = check_loss(loss(self.module, batch))
+        return found if self.mesh.tells_loss else (0, 0)
 
     def synchronise(self) -> None:
         """Give every rank rank 0's parameters and buffers: the start of a run that only replicates."""
@@ -266,20 +290,29 @@ def parallelize(
     if not isinstance(model, nn.Module):
         seed_torch(seed)
         model = model()
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    blocks: int | None = None
-    whole = model
+    chosen = choose_plan(model, plan, world, loss=loss, sample=sample, global_batch=global_batch, microbatch=microbatch)
+    return spread(model, chosen, world, loss=loss, sample=sample, seed=seed, precision=precision, compiled=compiled)
+
+
+def choose_plan(
+    model: nn.Module,
+    plan: str | Plan,
+    world: World,
+    *,
+    loss: Loss | None,
+    sample: Any,
+    global_batch: int | None,
+    microbatch: int | None,
+) -> Plan:
+    """The whole plan, from what is known of it; see `parallelize`."""
 
     def count_blocks() -> int:
-        nonlocal blocks
-        if blocks is None:
-            try:
-                blocks = len(chain_of(whole, loss, sample).blocks)
-            except NoChain as error:
-                raise PlanRefused(f"pp needs a chain of blocks, but {error}") from None
-        return blocks
+        try:
+            return len(chain_of(model, loss, sample).blocks)
+        except NoChain as error:
+            raise PlanRefused(f"pp needs a chain of blocks, but {error}") from None
 
-    chosen = make_plan(
+    return make_plan(
         plan,
         world_size=world.world_size,
         global_batch=global_batch,
@@ -287,17 +320,33 @@ def parallelize(
         parameter_bytes=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
         blocks=count_blocks,
     )
-    mesh = Mesh(chosen, world)
+
+
+def spread(
+    model: nn.Module,
+    plan: Plan,
+    world: World,
+    *,
+    loss: Loss | None,
+    sample: Any,
+    seed: int,
+    precision: Precision,
+    compiled: bool,
+) -> ParallelModel:
+    """`model` spread by a whole plan; see `parallelize`."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    whole = dict.fromkeys((name for name, _ in model.named_parameters()), True)
+    mesh = Mesh(plan, world)
     model.to(world.device)
-    if chosen.world_size == chosen.dp_replicate:
-        if chosen.recompute != "none" or compiled:
+    if plan.world_size == plan.dp_replicate:
+        if plan.recompute != "none" or compiled:
             chain = chain_of(model, loss, sample).modules(model)
-            recompute(chain, chosen.recompute)
+            recompute(chain, plan.recompute)
             for block in chain if compiled else ():
                 block.compile()
-        part = Part(
-            model, [model], list(model.named_parameters()), {name: True for name, _ in model.named_parameters()}
-        )
+        part = Part(model, [model], list(model.named_parameters()), whole)
     else:
-        part = divide(model, chosen, mesh, loss, sample, compiled=compiled)
-    return ParallelModel(part, chosen, mesh, loss=loss, names=names, seed=seed, precision=precision)
+        tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+        Collectives(world).broadcast(tensors)
+        part = divide(model, plan, mesh, loss, sample, compiled=compiled)
+    return ParallelModel(part, plan, mesh, loss=loss, names=names, seed=seed, precision=precision)

@@ -146,13 +146,13 @@ def accumulation(made: Plan, global_batch: int) -> int:
     largest = -(-global_batch // made.dp)
     microbatch = made.microbatch or largest
     if made.world_size > made.dp_replicate:
-        piece = made.dp * microbatch
+        piece = made.dp * (made.microbatch or 1)
         if global_batch % piece:
             lower = global_batch - global_batch % piece
             near = [str(size) for size in (lower, lower + piece) if size]
             smaller = _divisor(global_batch // made.dp, microbatch) if not global_batch % made.dp else None
             raise PlanRefused(
-                f"global_batch={global_batch} does not divide into microbatches of {microbatch} on {made.dp} "
+                f"global_batch={global_batch} does not divide into microbatches of {made.microbatch or 'equal size'} on {made.dp} "
                 f"data-parallel rank(s), as the plan needs; the nearest that work: global_batch={' or '.join(near)}"
                 + (f", or microbatch={smaller}" if smaller else "")
             )

@@ -135,16 +135,24 @@ class Pipeline:
                 )
         return self._steps(keys[0], batches, backward=True, before=before_forward)
 
-    def evaluate(self, batches: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `forward_backward`, without gradients; here batches may differ in shape."""
+    def evaluate(
+        self, batches: Sequence[Any], loss: Loss | None = None, name: str = "loss"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `forward_backward`, without gradients; here batches may differ in shape.
+
+        Args:
+            batches: on the device.
+            loss: another sum and count than the loss, from the same model.
+            name: of it, one for each.
+        """
         total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         start = 0
-        keys = [self._key("loss", batch) for batch in batches]
+        keys = [self._key(name, batch) for batch in batches]
         while start < len(batches):
             stop = start
             while stop < len(batches) and keys[stop] == keys[start]:
                 stop += 1
-            part = self._steps(keys[start], batches[start:stop], backward=False, before=None)
+            part = self._steps(keys[start], batches[start:stop], backward=False, before=None, loss=loss)
             total = part[0] + total[0].to(part[0].device), part[1] + total[1].to(part[1].device)
             start = stop
         return total
@@ -177,21 +185,29 @@ class Pipeline:
         return self._runner
 
     def _steps(
-        self, key: tuple[Any, ...], batches: Sequence[Any], *, backward: bool, before: BeforeForward | None
+        self,
+        key: tuple[Any, ...],
+        batches: Sequence[Any],
+        *,
+        backward: bool,
+        before: BeforeForward | None,
+        loss: Loss | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = loss or self._loss
         totals: list[torch.Tensor] = []
         counts: list[Any] = []
 
         def run_of(batch: Any) -> Run:
             def run(model: nn.Module) -> torch.Tensor:
-                total, count = self._loss(model, batch)
+                total, count = loss(model, batch)
                 totals.append(total.detach().double())
                 counts.append(count)
                 return total.reshape(1).clone()
 
             return run
 
-        flow = self._flow(key, lambda: self._loss_run(_on_cpu(batches[0])))
+        first = _on_cpu(batches[0])
+        flow = self._flow(key, lambda: lambda model: loss(model, first)[0])
         self._running().run(key, flow, [run_of(batch) for batch in batches], backward=backward, before=before)
         zero = torch.zeros((), dtype=torch.float64)
         if not totals:
