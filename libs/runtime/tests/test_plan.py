@@ -59,15 +59,15 @@ def test_a_batch_that_cannot_be_shared_out_names_what_can(text: str, global_batc
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("dp=2", "NAME one of pp, dp_replicate"),
+        ("dp=2", "NAME one of dp_replicate"),
         ("dp_replicate", "expected 'auto'"),
-        ("dp_replicate=zwei", "positive number"),
-        ("dp_replicate=-1", "positive number"),
+        ("dp_replicate=zwei", "positive whole number"),
+        ("dp_replicate=-1", "positive whole number"),
         ("dp_replicate=3", "this generation has 2 worker"),
         ("tp=4", "4 workers would work"),
-        ("tp=two", "positive number"),
+        ("tp=two", "positive whole number"),
         ("recompute=all", "recompute must be one of none"),
-        ("reshard_after_forward=maybe", "must be true or false"),
+        ("reshard_after_forward=maybe", "must be yes or no"),
     ],
 )
 def test_a_plan_that_cannot_be_read_or_does_not_fit_is_refused(text: str, said: str) -> None:

@@ -4,60 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
 
-from distroml.planner import AXES, Plan, PlanRefused
+from distroml.planner import Plan, PlanRefused, Wish, parse_wish, wish_of
+from distroml.planner.plan import DEFAULT_BUCKET_MB, Axis
 
 __all__ = ["Plan", "PlanRefused", "even_stages", "plan"]
 
-_DEFAULT_BUCKET_MB = 8.0
-_NUMBERS = (*AXES, "microbatch")
-_WORDS = ("schedule", "recompute")
-_FLAGS = ("reshard_after_forward", "sequence_parallel")
-_NAMES = (*_NUMBERS, "bucket_mb", *_WORDS, "stages", "order", *_FLAGS)
 
-
-def _parse(text: str) -> dict[str, Any]:
-    wish: dict[str, Any] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if name not in _NAMES or not equals:
-            raise PlanRefused(
-                f"plan {text!r} has {part!r}: expected 'auto' or NAME=VALUE parts separated by commas, "
-                f"with NAME one of {', '.join(_NAMES)}"
-            )
-        wish[name] = _value(text, part, name, value)
-    return wish
-
-
-def _value(text: str, part: str, name: str, value: str) -> Any:
-    if name in _WORDS:
-        return value
-    if name == "order":
-        return tuple(value.split("/"))
-    if name in _FLAGS:
-        if value not in ("true", "false"):
-            raise PlanRefused(f"plan {text!r} has {part!r}: {name} must be true or false")
-        return value == "true"
-    try:
-        if name == "stages":
-            return tuple(int(one) for one in value.split("/"))
-        number = float(value) if name == "bucket_mb" else int(value)
-    except ValueError:
-        number = 0
-    if number <= 0:
-        raise PlanRefused(f"plan {text!r} has {part!r}: {name} must be a positive number")
-    return number
-
-
-def even_stages(blocks: int, pp: int) -> tuple[int, ...]:
-    """`blocks` dealt out to `pp` stages, as evenly as can be; the first stages, which hold the embedding, get less."""
-    if blocks < pp:
+def even_stages(blocks: int, stages: int) -> tuple[int, ...]:
+    """`blocks` dealt out to `stages`, as evenly as can be; the first stages, which hold the embedding, get less."""
+    if blocks < stages:
         raise PlanRefused(
-            f"pp={pp} needs at least {pp} blocks, but the model's chain has {blocks}; the nearest that works: "
-            f"pp={blocks}"
+            f"{stages} stages need at least {stages} blocks, but the model's chain has {blocks}; the nearest that "
+            f"works: pp={blocks}"
         )
-    return tuple(blocks * (stage + 1) // pp - blocks * stage // pp for stage in range(pp))
+    return tuple(blocks * (stage + 1) // stages - blocks * stage // stages for stage in range(stages))
 
 
 def plan(
@@ -83,22 +44,34 @@ def plan(
     Raises:
         PlanRefused: the request cannot be read, or does not fit the world size, the batch or the chain.
     """
-    if isinstance(request, Plan):
-        known = {name: getattr(request, name) for name in _NAMES if name != "bucket_mb"} | {
-            "bucket_mb": request.bucket_mb
-        }
-        known["microbatch"] = microbatch or request.microbatch
-    else:
-        known = {} if request == "auto" else _parse(request)
-        known["microbatch"] = known.get("microbatch", microbatch)
-    _fill_mesh(known, world_size)
-    made = Plan(**{**known, "stages": ()} if known.get("pp", 1) > 1 and not known.get("stages") else known)
-    if made.pp > 1 and not made.stages:
+    wish = wish_of(request) if isinstance(request, Plan) else parse_wish(request)
+    mesh = _mesh(wish, world_size)
+    stages = wish.stages or ()
+    if mesh["pp"] > 1 and not stages:
         if blocks is None:
-            raise PlanRefused(f"pp={made.pp} needs a model whose blocks can be counted, or stages=N/N/…")
-        made = replace(made, stages=even_stages(blocks(), made.pp))
+            raise PlanRefused(f"pp={mesh['pp']} needs a model whose blocks can be counted, or stages=N/N/…")
+        stages = even_stages(blocks(), mesh["pp"] * (wish.chunks or _chunks(wish)))
+    unset = Plan()
+    made = Plan(
+        dp_replicate=mesh["dp_replicate"],
+        dp_shard=mesh["dp_shard"],
+        tp=mesh["tp"],
+        pp=mesh["pp"],
+        order=wish.order or unset.order,
+        microbatch=microbatch or wish.microbatch,
+        schedule=wish.schedule or unset.schedule,
+        stages=stages,
+        recompute=wish.recompute or unset.recompute,
+        reshard_after_forward=unset.reshard_after_forward
+        if wish.reshard_after_forward is None
+        else (wish.reshard_after_forward),
+        sequence_parallel=bool(wish.sequence_parallel),
+        bucket_mb=wish.bucket_mb or DEFAULT_BUCKET_MB,
+    )
+    if made.sequence_parallel:
+        raise PlanRefused("sequence_parallel=yes is not possible yet: leave it out; tp works without it")
     reasons = [f"{axis}={size}: {_WHY[axis]}" for axis, size in made.mesh.items() if size > 1 or axis == "dp_replicate"]
-    if "bucket_mb" not in known:
+    if wish.bucket_mb is None:
         reasons.append(f"bucket_mb={made.bucket_mb:g}: the first sums overlap with the rest of the backward pass")
     accumulate = 1
     if global_batch is not None:
@@ -110,6 +83,10 @@ def plan(
     return replace(made, grad_accum_steps=accumulate, reasons=tuple(reasons))
 
 
+def _chunks(wish: Wish) -> int:
+    return 2 if wish.schedule in ("interleaved", "zero_bubble") else 1
+
+
 _WHY = {
     "dp_replicate": "whole copies of what a worker holds",
     "dp_shard": "parameters, gradients and optimizer state shared out",
@@ -118,15 +95,14 @@ _WHY = {
 }
 
 
-def _fill_mesh(known: dict[str, Any], world_size: int) -> None:
-    others = 1
-    for axis in ("dp_shard", "tp", "pp"):
-        others *= cast("int", known.get(axis, 1))
-    wanted = known.get("dp_replicate")
+def _mesh(wish: Wish, world_size: int) -> dict[Axis, int]:
+    sizes: dict[Axis, int] = {axis: size or 1 for axis, size in wish.mesh.items()}
+    others = sizes["dp_shard"] * sizes["tp"] * sizes["pp"]
+    wanted = wish.dp_replicate
     if wanted is not None and wanted * others != world_size:
         raise PlanRefused(
-            f"the plan asks for {'dp_replicate=' + str(wanted) if others == 1 else f'{wanted * others} workers'}, but "
-            f"this generation has {world_size} worker(s); leave dp_replicate out to let it follow the world size"
+            f"the plan asks for {f'dp_replicate={wanted}' if others == 1 else f'{wanted * others} workers'}, but this "
+            f"generation has {world_size} worker(s); leave dp_replicate out to let it follow the world size"
         )
     if world_size % others:
         near = [size for size in (others * (world_size // others), others * (world_size // others + 1)) if size]
@@ -134,7 +110,7 @@ def _fill_mesh(known: dict[str, Any], world_size: int) -> None:
             f"the plan divides the model over {others} workers, which does not divide this generation's {world_size}; "
             f"{' or '.join(map(str, near))} workers would work, or another plan"
         )
-    known["dp_replicate"] = world_size // others
+    return {**sizes, "dp_replicate": world_size // others}
 
 
 def accumulation(made: Plan, global_batch: int) -> int:
@@ -152,7 +128,8 @@ def accumulation(made: Plan, global_batch: int) -> int:
             near = [str(size) for size in (lower, lower + piece) if size]
             smaller = _divisor(global_batch // made.dp, microbatch) if not global_batch % made.dp else None
             raise PlanRefused(
-                f"global_batch={global_batch} does not divide into microbatches of {made.microbatch or 'equal size'} on {made.dp} "
+                f"global_batch={global_batch} does not divide into microbatches of "
+                f"{made.microbatch or 'equal size'} on {made.dp} "
                 f"data-parallel rank(s), as the plan needs; the nearest that work: global_batch={' or '.join(near)}"
                 + (f", or microbatch={smaller}" if smaller else "")
             )
