@@ -127,14 +127,23 @@ def run_without_weights(
         run: calls it.
         again: called before a second try.
     """
+    failure: Exception | None = None
     with torch.random.fork_rng(), torch.enable_grad():
-        try:
-            functional_call(_Runner(model, run), _hollow_state(model), ())
-        except Exception:
-            if sum(parameter.numel() for parameter in model.parameters()) > _REAL_UP_TO:
-                raise
-            again()
-            functional_call(_Runner(model, run), _random_state(model), ())
+        for make in states(model):
+            try:
+                functional_call(_Runner(model, run), make(model), ())
+                return
+            except Exception as error:
+                failure = failure or error
+                again()
+    assert failure is not None
+    raise failure
+
+
+def states(model: nn.Module) -> list[Callable[[nn.Module], dict[str, torch.Tensor]]]:
+    """Makers of weights to try a model with, by `functional_call` on a module that holds it as `model`."""
+    small = sum(parameter.numel() for parameter in model.parameters()) <= _REAL_UP_TO
+    return [_hollow_state, _random_state] if small else [_hollow_state]
 
 
 def _hollow_state(model: nn.Module) -> dict[str, torch.Tensor]:
