@@ -7,11 +7,16 @@ import models
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from distroml.planner import Plan
-from distroml.runtime.parallel.pipeline import Pipeline
+from distroml.runtime.parallel.pipeline import Pipeline, StageModule
 
 STEPS = 10
+MESHES: list[dist.DeviceMesh] = []
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, foreach=False),
@@ -59,6 +64,8 @@ def cut(recipe: models.Model, case: dict[str, Any], group: dist.ProcessGroup) ->
     pipeline = Pipeline(
         fresh(recipe), recipe.loss, sample, blocks=recipe.blocks, plan=plan, coordinate=dist.get_rank(group)
     )
+    if "wrap" in case:
+        WRAP[case["wrap"]](pipeline, recipe)
     pipeline.bind(group, torch.device("cpu"))
     return pipeline
 
@@ -69,8 +76,66 @@ def everywhere(total: torch.Tensor, count: torch.Tensor, group: dist.ProcessGrou
     return float(both[0]), float(both[1])
 
 
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    parameter = parameter.detach()
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / (theirs.norm() + 1e-30))
+
+
+def mesh() -> dist.DeviceMesh:
+    """Four ranks: pipelines of two, side by side. Made once."""
+    if not MESHES:
+        MESHES.append(dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("side", "pp")))
+    return MESHES[0]
+
+
+def shard(pipeline: Pipeline, recipe: models.Model) -> None:
+    """`fully_shard` as the engine applies it: own blocks, then the rest of the stage; sums instead of means."""
+    for module in pipeline.modules:
+        for path in own_blocks(module, recipe):
+            fully_shard(module.model.get_submodule(path), mesh=mesh()["side"])
+        fully_shard(module, mesh=mesh()["side"])
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+
+
+def split(pipeline: Pipeline, recipe: models.Model) -> None:
+    """Tensor parallelism inside of Llama's blocks."""
+    plan = {
+        **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"},
+        **{f"mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")},
+        "self_attn.o_proj": RowwiseParallel(),
+        "mlp.down_proj": RowwiseParallel(),
+    }
+    for module in pipeline.modules:
+        for path in own_blocks(module, recipe):
+            parallelize_module(module.model.get_submodule(path), mesh()["side"], plan)
+
+
+def checkpoint(pipeline: Pipeline, recipe: models.Model) -> None:
+    for module in pipeline.modules:
+        for path in own_blocks(module, recipe):
+            parent, _, name = path.rpartition(".")
+            block = module.model.get_submodule(path)
+            setattr(module.model.get_submodule(parent), name, checkpoint_wrapper(block))
+
+
+def compiled(pipeline: Pipeline, recipe: models.Model) -> None:
+    for module in pipeline.modules:
+        for path in own_blocks(module, recipe):
+            module.model.get_submodule(path).compile(backend="aot_eager")
+
+
+def own_blocks(module: StageModule, recipe: models.Model) -> list[str]:
+    return [path for path in recipe.blocks if list(module.model.get_submodule(path).parameters())]
+
+
+WRAP = {"shard": shard, "split": split, "checkpoint": checkpoint, "compile": compiled}
 
 
 def train(case: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
@@ -78,24 +143,27 @@ def train(case: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
     started = time.perf_counter()
     recipe, number, steps = models.model(case["model"]), case.get("microbatches", 4), case.get("steps", STEPS)
     pipeline = cut(recipe, case, group)
+    sides = 2 if case.get("wrap") == "shard" else 1  # data-parallel ranks
+    side = dist.get_rank() // 2 if sides == 2 else 0
     held = [p for module in pipeline.modules for p in module.parameters()]
     optimizer = OPTIMIZERS[case["optimizer"]](held)
     losses = []
     for step in range(steps):
         optimizer.zero_grad()
-        result = pipeline.forward_backward(batches(recipe, step, number))
+        mine = batches(recipe, step, number * sides)[side * number : (side + 1) * number]
+        result = pipeline.forward_backward(mine)
         pipeline.sum_tied()
-        total, count = everywhere(*result, group)
+        total, count = everywhere(*result, group if sides == 1 else None)
         for parameter in held:
             if parameter.grad is not None:
                 parameter.grad /= count
         optimizer.step()
         losses.append(total / count)
     done = time.perf_counter()
-    model, expected = reference(recipe, case["optimizer"], steps, number)
+    model, expected = reference(recipe, case["optimizer"], steps, number * sides)
     theirs = dict(model.named_parameters())
     apart = {
-        name: difference(parameter.detach(), theirs[name].detach())
+        name: difference(whole(parameter), theirs[name].detach())
         for module in pipeline.modules
         for (here, parameter) in module.named_parameters()
         for name in [module.names[here]]

@@ -72,13 +72,15 @@ COMMON = {"vocab_size": VOCAB, "max_position_embeddings": 32, "pad_token_id": 0,
 ENCODER = {**COMMON, **WIDE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 DECODER = {**COMMON, **WIDE, "num_key_value_heads": 2, "attention_dropout": 0.0}
 
+TIED = {**DECODER, "tie_word_embeddings": True, "use_cache": False}  # recomputation would fill a cache twice
 SLIDING = {**DECODER, "sliding_window": 4}
+EXPERTS = {**DECODER, "num_local_experts": 4, "experts_implementation": "eager"}
 LAYERS = ["model.layers"]
 
 # Name: class, configuration, where the blocks are, batches.
 HF: dict[str, tuple[str, str, dict[str, Any], list[str], Any]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER, LAYERS, tokens),
-    "llama_tied": ("LlamaForCausalLM", "LlamaConfig", {**DECODER, "tie_word_embeddings": True}, LAYERS, tokens),
+    "llama_tied": ("LlamaForCausalLM", "LlamaConfig", TIED, LAYERS, tokens),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**DECODER, "use_sliding_window": False}, LAYERS, tokens),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**DECODER, "head_dim": 4}, LAYERS, tokens),
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {**SLIDING, "head_dim": 4}, LAYERS, tokens),
@@ -86,7 +88,7 @@ HF: dict[str, tuple[str, str, dict[str, Any], list[str], Any]] = {
     "mistral": ("MistralForCausalLM", "MistralConfig", SLIDING, LAYERS, tokens),
     "phi": ("PhiForCausalLM", "PhiConfig", {**DECODER, "resid_pdrop": 0.0, "embd_pdrop": 0.0}, LAYERS, tokens),
     "phi3": ("Phi3ForCausalLM", "Phi3Config", {**DECODER, "resid_pdrop": 0.0, "embd_pdrop": 0.0}, LAYERS, tokens),
-    "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**DECODER, "num_local_experts": 4}, LAYERS, tokens),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", EXPERTS, LAYERS, tokens),
     "stablelm": ("StableLmForCausalLM", "StableLmConfig", DECODER, LAYERS, tokens),
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", DECODER, LAYERS, tokens),
     "cohere": ("CohereForCausalLM", "CohereConfig", DECODER, LAYERS, tokens),
@@ -135,7 +137,7 @@ HF: dict[str, tuple[str, str, dict[str, Any], list[str], Any]] = {
     "t5": (
         "T5ForConditionalGeneration", "T5Config",
         {"vocab_size": VOCAB, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 3, "num_decoder_layers": 3,
-         "num_heads": 4, "dropout_rate": 0.0, "pad_token_id": 0, "decoder_start_token_id": 0},
+         "num_heads": 4, "dropout_rate": 0.0, "use_cache": False, "pad_token_id": 0, "decoder_start_token_id": 0},
         ["encoder.block", "decoder.block"], pairs,
     ),
     "bart": (

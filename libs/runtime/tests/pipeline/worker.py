@@ -19,10 +19,10 @@ import transformers  # noqa: E402, F401
 
 
 def serve(rank: int, size: int, store: str, connection: socket.socket) -> None:
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=timedelta(seconds=30)
-    )
-    groups = {2: [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2], 4: dist.new_group([0, 1, 2, 3])}
+    timeout = timedelta(seconds=20)
+    dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=timeout)
+    pairs = [dist.new_group(ranks, timeout=timeout) for ranks in ([0, 1], [2, 3])]
+    groups = {2: pairs[rank // 2], 4: dist.new_group([0, 1, 2, 3], timeout=timeout)}
     stream = connection.makefile("rw")
     print(json.dumps({"ready": rank}), file=stream, flush=True)
     for line in stream:

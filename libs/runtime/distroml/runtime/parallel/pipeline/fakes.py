@@ -7,6 +7,7 @@ values, on which a model may decide; an operation that meets a fake tensor gives
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -60,3 +61,8 @@ def now() -> int:
     """The number that autograd's next node will get, or one below."""
     with torch.enable_grad():
         return creation_number((torch.ones((), requires_grad=True) * 1).grad_fn)
+
+
+def same_randomness() -> AbstractContextManager[None]:
+    """Within it random numbers are drawn; after it the CPU's generator is where it was."""
+    return cast("AbstractContextManager[None]", cast("Any", torch.random).fork_rng(devices=[]))

@@ -17,7 +17,8 @@ from torch.func import functional_call
 
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.pipeline.errors import NoCut
-from distroml.runtime.parallel.pipeline.fakes import creation_number, fake_state, now
+from distroml.runtime.parallel.pipeline.fakes import creation_number, fake_state, now, same_randomness
+from distroml.runtime.parallel.pipeline.standins import standing_in
 
 Run = Callable[[nn.Module], Any]
 _Edge = tuple[Any, int]  # an autograd node and which of its outputs
@@ -83,7 +84,6 @@ class Flow:
 
     stages: tuple[StageFlow, ...]
     results: tuple[Result, ...]
-    output: Any  # what the run returned: fake tensors where it depends on parameters
 
 
 def _edge_of(tensor: torch.Tensor) -> _Edge | None:
@@ -296,20 +296,40 @@ def follow(
         NoCut: a block runs twice or in another order, or a tensor crosses a cut where it cannot be followed.
     """
     state = fake_state(hollow, dtype)
-    names = {id(tensor): name for name, tensor in state.items()}
-    trained = frozenset(name for name, parameter in hollow.named_parameters() if parameter.requires_grad)
-    recorder = _Recorder(hollow, blocks)
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
-            whole = {f"model.{name}": tensor for name, tensor in state.items()}
-            output = functional_call(_Runner(hollow, run), whole, ())
-    finally:
-        recorder.close()
+        recorder, output = _record(hollow, run, blocks, state)
+    except NoCut:
+        raise
+    except Exception as plain:
+        try:
+            with standing_in(hollow, blocks):
+                recorder, output = _record(hollow, run, blocks, state)
+        except NoCut:
+            raise
+        except Exception as error:
+            raise NoCut(
+                f"one pass over the sample fails without weights: {type(plain).__name__}: {plain}; and also with its "
+                f"blocks stood in for: {type(error).__name__}: {error}"
+            ) from error
     if len(recorder.results) < len(blocks):
         raise NoCut(f"block {blocks[len(recorder.results)]} does not run in this forward pass")
+    names = {id(tensor): name for name, tensor in state.items()}
+    trained = frozenset(name for name, parameter in hollow.named_parameters() if parameter.requires_grad)
     graph = _Graph(recorder, names, trained)
     ends = [edge for leaf in trees.leaves_of(output) if isinstance(leaf, torch.Tensor) and (edge := _edge_of(leaf))]
-    return Flow(_stages(graph, ends, bounds), tuple(recorder.results), output)
+    return Flow(_stages(graph, ends, bounds), tuple(recorder.results))
+
+
+def _record(
+    hollow: nn.Module, run: Run, blocks: Sequence[str], state: dict[str, torch.Tensor]
+) -> tuple[_Recorder, Any]:
+    recorder = _Recorder(hollow, blocks)
+    try:
+        with same_randomness(), torch.enable_grad():
+            whole = {f"model.{name}": tensor for name, tensor in state.items()}
+            return recorder, functional_call(_Runner(hollow, run), whole, ())
+    finally:
+        recorder.close()
 
 
 def _stages(graph: _Graph, ends: list[_Edge], bounds: Sequence[int]) -> tuple[StageFlow, ...]:

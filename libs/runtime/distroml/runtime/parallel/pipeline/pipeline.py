@@ -22,8 +22,6 @@ from distroml.runtime.parallel.pipeline.tied import sum_tied
 
 Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
 _KEPT = 32  # flows, one for each signature
-# A proof in float64 holds the values twice, and gradients: about 2 GB here.
-PROVED_UP_TO = 64_000_000
 
 
 class Pipeline:
@@ -40,7 +38,7 @@ class Pipeline:
         names: names in the user's model of the parameters held here, with duplicates where two stages here share one.
         tied: names of the parameters that several stages use, with those stages; equal on all ranks.
         owner: for each parameter and buffer of the model, the one stage whose copy counts (norms, checkpoints).
-        proved: whether the cut was proved by values; larger models are followed only.
+        proved: whether the cut was proved by values; large models are only followed.
     """
 
     def __init__(
@@ -84,12 +82,9 @@ class Pipeline:
             self._hollow = hollow_copy(model)
         except Exception as error:
             raise NoCut(f"the model cannot be copied: {type(error).__name__}: {error}") from error
-        run = self._loss_run(_on_cpu(sample))
-        flow = follow(self._hollow, run, self._blocks, self._bounds, dtype)
+        flow = follow(self._hollow, self._loss_run(_on_cpu(sample)), self._blocks, self._bounds, dtype)
         self._held = self._holdings(flow)
-        self.proved = sum(parameter.numel() for parameter in model.parameters()) <= PROVED_UP_TO
-        if self.proved:
-            prove(self._hollow, run, flow, self._blocks, self._bounds, self._held)
+        self.proved = prove(self._hollow, self._loss_run, _on_cpu(sample), self._blocks, self._bounds, self._held)
         self._flows[self._key("loss", sample)] = flow
         self.tied = {
             name: stages

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import (
     PipelineStage,
+    PipelineStageInfo,
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
@@ -136,7 +137,7 @@ class Runner:
         )
 
         @contextmanager
-        def forward(info: Any) -> Generator[None]:
+        def forward(info: PipelineStageInfo) -> Generator[None]:
             if self._flow is not None:
                 module.load(Task(self._runs[info.microbatch_index], self._flow))
             if self._before is not None:
