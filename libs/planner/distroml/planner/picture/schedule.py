@@ -43,6 +43,7 @@ def schedule_panel(svg: Svg, drawing: Drawing, y: float) -> float:
     by_rank: list[list[Interval]] = [[] for _ in range(plan.pp)]
     for interval in drawing.intervals:
         by_rank[interval.rank].append(interval)
+    merged = False
     for rank, intervals in enumerate(by_rank):
         at = top + rank * row
         gap = 3.0 if row > 12 else 0.6
@@ -50,6 +51,7 @@ def schedule_panel(svg: Svg, drawing: Drawing, y: float) -> float:
         if rank % every == 0:
             svg.label(left - 10, at + row / 2 + 3, f"pp {rank}" if plan.pp > 1 else "rank", cls="muted", anchor="end")
         for bar in _bars(intervals, scale, narrow):
+            merged = merged or bar.cls == "several"
             w = (bar.end_s - bar.start_s) * scale
             x = left + bar.start_s * scale
             svg.rect(x, at, w - (0.8 if w > 4 else 0), row - gap, cls=bar.cls, title=bar.title)
@@ -62,7 +64,7 @@ def schedule_panel(svg: Svg, drawing: Drawing, y: float) -> float:
         if w > 14 + 6.4 * len(bar.text):
             svg.label(x + w / 2, top + plan.pp * row / 2 + 3, bar.text, cls="on", size=11, anchor="middle")
     _axis(svg, left, bottom + 4, end_s, scale)
-    _legend(svg, drawing, after, y + height - 20)
+    _legend(svg, drawing, after, y + height - 20, merged=merged)
     return y + height
 
 
@@ -142,10 +144,12 @@ def _exponent(value: float) -> int:
     return exponent
 
 
-def _legend(svg: Svg, drawing: Drawing, after: Sequence[_Bar], y: float) -> None:
+def _legend(svg: Svg, drawing: Drawing, after: Sequence[_Bar], y: float, *, merged: bool) -> None:
     kinds = list(dict.fromkeys(interval.work.kind for interval in drawing.intervals))
     words = {"forward": "forward", "backward": "backward", "weight": "gradients of weights"}
     entries = [(kind, words[kind]) for kind in kinds]
+    if merged:
+        entries.append(("several", "many in turn"))
     if drawing.plan.pp > 1:
         entries.append(("idle", f"bubble {drawing.bubble:.1%}"))
     entries += [(bar.cls, bar.title) for bar in after]
