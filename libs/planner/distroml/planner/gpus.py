@@ -13,7 +13,7 @@ from distroml.planner.plan import PlanRefused
 from distroml.planner.topology import Device
 
 _GIB = float(1 << 30)
-_LINKS = {"node": 0.8, "cluster": 0.85}
+_LINKS = {"node": 0.7, "cluster": 0.8}
 
 
 def _gpu(name: str, *, half: float, fp32: float, fp64: float, gib: float, gb_per_s: float, base: Device) -> Device:
@@ -21,7 +21,7 @@ def _gpu(name: str, *, half: float, fp32: float, fp64: float, gib: float, gb_per
     return replace(base, name=name, flops=flops, memory_bytes=gib * _GIB, memory_bytes_per_s=gb_per_s * 1e9)
 
 
-def _architecture(matmul: float, memory: float, *, flash: bool) -> Device:
+def _architecture(matmul: float, memory: float, attention: float, *, flash: bool) -> Device:
     return Device(
         name="",
         flops={"fp32": 1.0},
@@ -29,20 +29,23 @@ def _architecture(matmul: float, memory: float, *, flash: bool) -> Device:
         memory_bytes_per_s=1.0,
         matmul_efficiency=matmul,
         memory_efficiency=memory,
+        attention_efficiency=attention,
         kernel_s=4e-6,
         link_efficiency=_LINKS,
+        # Kernels of an exchange take processors and memory traffic from what they hide behind.
+        overlap=0.6,
         # The context, the communicators' buffers and the library workspaces of one process.
         reserved_bytes=1.5 * _GIB,
         flash=flash,
     )
 
 
-_VOLTA = _architecture(0.7, 0.8, flash=False)
-_AMPERE = _architecture(0.8, 0.8, flash=False)
-_ADA = _architecture(0.75, 0.8, flash=True)
+_VOLTA = _architecture(0.8, 0.7, 0.4, flash=False)
+_AMPERE = _architecture(0.89, 0.69, 0.55, flash=False)
+_ADA = _architecture(0.8, 0.7, 0.5, flash=True)
 # Hopper and later lower their clocks under a full load of matrix products.
-_HOPPER = _architecture(0.68, 0.8, flash=True)
-_BLACKWELL = _architecture(0.68, 0.8, flash=True)
+_HOPPER = _architecture(0.7, 0.65, 0.35, flash=True)
+_BLACKWELL = _architecture(0.7, 0.65, 0.35, flash=True)
 
 _GPUS = {
     device.name: device

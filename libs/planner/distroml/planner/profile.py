@@ -18,11 +18,13 @@ class Work:
 
     Attributes:
         flops: of matrix products; two for each multiply and add.
+        attention_flops: those of `flops` that attention by tiles makes, a causal mask's upper half counted as well.
         moved_bytes: read and written by all operations, as far as it grows with the number of samples: parameters
             are not among it.
     """
 
     flops: float = 0.0
+    attention_flops: float = 0.0
     moved_bytes: float = 0.0
 
 

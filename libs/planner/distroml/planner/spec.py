@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from distroml.planner.gpus import custom_gpu, gpu
@@ -127,6 +127,9 @@ def read_spec(spec: object, *, live: bool = False) -> Spec:
     batch.close()
     transformer, entry, sample = _model(parts["model"], problems)
     topology = None if parts["cluster"] is None else _cluster(parts["cluster"], problems)
+    if transformer and topology and transformer.attention is None and topology.device.flash:
+        # What trains on such devices uses tiles, whatever the model's age.
+        transformer = replace(transformer, attention="flash")
     how = _Reader(parts["training"] or {}, "training", problems)
     optimizer = cast("Optimizer", how.choice("optimizer", OPTIMIZERS) or "adamw")
     precision = cast("Precision | None", how.choice("precision", PRECISIONS))

@@ -24,6 +24,7 @@ class Device:
         memory_bytes: memory of the device.
         memory_bytes_per_s: peak rate of memory traffic.
         matmul_efficiency: share of the peak that an endlessly large matrix product reaches.
+        attention_efficiency: share of the peak that attention by tiles reaches, counted as if it skipped nothing.
         memory_efficiency: share of the memory rate that a large element-wise operation reaches.
         kernel_s: least time of one operation, that of launching it.
         link_efficiency: share of a link's described rate that collectives reach, by level name; levels that were
@@ -42,6 +43,7 @@ class Device:
     memory_bytes: float
     memory_bytes_per_s: float
     matmul_efficiency: float = 0.8
+    attention_efficiency: float = 0.5
     memory_efficiency: float = 0.8
     kernel_s: float = 0.0
     link_efficiency: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -60,6 +62,7 @@ class Device:
             "memory_bytes": self.memory_bytes,
             "memory_bytes_per_s": self.memory_bytes_per_s,
             "matmul_efficiency": self.matmul_efficiency,
+            "attention_efficiency": self.attention_efficiency,
             "memory_efficiency": self.memory_efficiency,
         }
         for name, value in above_zero.items():

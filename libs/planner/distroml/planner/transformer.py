@@ -117,9 +117,8 @@ def _block(model: Transformer, c: int) -> Unit:
     products = 2 * s * matrices
     scores = 0 if model.is_flash else a * s * s
     attention_flops = 4 * s * s * h
-    # Attention by tiles skips the upper half of a causal mask and runs at about half the rate of large products: the
-    # formula's count stands for its time.
     forward = products + attention_flops
+    tiled = attention_flops if model.is_flash else 0
 
     # Element-wise traffic and both sides of each matrix product, in elements per token.
     moved_whole = s * (14 * h * c + (2 * h if dropout else 0))
@@ -142,8 +141,8 @@ def _block(model: Transformer, c: int) -> Unit:
         shape="layer",
         parameters=matrices + split_biases + whole,
         split_parameters=matrices + split_biases,
-        forward=Work(flops=forward, moved_bytes=moved),
-        backward=Work(flops=2 * forward, moved_bytes=backward_moved),
+        forward=Work(flops=forward, attention_flops=tiled, moved_bytes=moved),
+        backward=Work(flops=2 * forward, attention_flops=2 * tiled, moved_bytes=backward_moved),
         split=1.0,
         moved_split=1 - moved_whole / moved,
         recomputed=Work() if model.is_flash else Work(flops=attention_flops, moved_bytes=moved_scores),

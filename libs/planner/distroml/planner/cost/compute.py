@@ -39,7 +39,9 @@ class Roofline:
     """Times from operations and bytes, for one kind of device and training."""
 
     def __init__(self, device: Device, training: Training, parameter_itemsize: int) -> None:
-        self._s_per_flop = 1 / (device.peak(training.precision) * device.matmul_efficiency)
+        peak = device.peak(training.precision)
+        self._s_per_flop = 1 / (peak * device.matmul_efficiency)
+        self._s_per_attention_flop = 1 / (peak * device.attention_efficiency)
         self._s_per_byte = 1 / (device.memory_bytes_per_s * device.memory_efficiency)
         self._kernel_s = device.kernel_s
         self._weight_bytes = training.compute_itemsize
@@ -49,10 +51,11 @@ class Roofline:
     def _seconds(self, unit: Unit, work: Work, extra_bytes: float, samples: float, tp: int, sequence: bool) -> float:
         moved_split = unit.split if unit.moved_split is None else unit.moved_split
         moved = (1 - moved_split) / (tp if sequence else 1) + moved_split / tp
-        return (
-            work.flops * samples * _part(unit.split, tp) * self._s_per_flop
-            + (work.moved_bytes * samples * moved + extra_bytes) * self._s_per_byte
-        )
+        products_s = (work.flops - work.attention_flops) * self._s_per_flop
+        tiles_s = work.attention_flops * self._s_per_attention_flop
+        return (products_s + tiles_s) * samples * _part(unit.split, tp) + (
+            work.moved_bytes * samples * moved + extra_bytes
+        ) * self._s_per_byte
 
     def time(self, unit: Unit, samples: float, tp: int, *, sequence: bool, recompute: Recompute) -> UnitTime:
         """One unit, `samples` in a microbatch, on one of `tp` ranks."""
