@@ -18,7 +18,7 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The order in which a parameter holds the rows of the whole one: tensor parallelism deals out fused projections so.
+    """The order in which a parameter holds the rows of the whole one: tp deals out fused projections so.
 
     Attributes:
         dim: the dimension that is reordered.
