@@ -8,7 +8,6 @@ from torch import nn
 
 from distroml.planner import Plan
 from distroml.runtime.parallel.pipeline import NoCut, Pipeline, check_microbatches
-from distroml.runtime.parallel.pipeline.deferred import Deferred
 
 WIDTH = 4
 
@@ -213,27 +212,3 @@ def test_microbatches_of_interleaved_schedules(pp: int, microbatches: int, fits:
         return
     with pytest.raises(ValueError, match=rf"cannot order {microbatches} microbatches .*; {microbatches - 1} or"):
         check_microbatches("zero_bubble", pp, microbatches)
-
-
-def test_the_weight_s_gradient_comes_when_it_is_paid() -> None:
-    layer, plain = nn.Linear(3, 5).double(), nn.Linear(3, 5).double()
-    plain.load_state_dict(layer.state_dict())
-    deferred = Deferred()
-    deferred.attach(nn.Sequential(layer))
-    seen: list[torch.Tensor] = []
-    layer.weight.register_post_accumulate_grad_hook(seen.append)
-    inputs = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
-    layer(inputs).square().sum().backward()
-    assert layer.weight.grad is None
-    assert layer.bias.grad is not None
-    pay = deferred.take()
-    deferred.take()()
-    assert layer.weight.grad is None
-    pay()
-    assert len(seen) == 1
-    ours = inputs.grad
-    inputs.grad = None
-    plain(inputs).square().sum().backward()
-    torch.testing.assert_close(ours, inputs.grad)
-    torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
-    torch.testing.assert_close(layer.bias.grad, plain.bias.grad)

@@ -21,11 +21,11 @@ class Deferred:
     """The weight gradients that one stage still owes."""
 
     def __init__(self) -> None:
-        self._owed: list[tuple[nn.Linear, torch.Tensor, torch.Tensor]] = []
+        self._owed: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
-    def owe(self, layer: nn.Linear, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Remember one layer's part of a backward pass."""
-        self._owed.append((layer, inputs, gradient))
+    def owe(self, weight: torch.Tensor, inputs: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Remember one weight's part of a backward pass."""
+        self._owed.append((weight, inputs, gradient))
 
     def take(self) -> Callable[[], None]:
         """What is owed since the last call, as a function that pays it."""
@@ -33,11 +33,10 @@ class Deferred:
 
         def pay() -> None:
             while owed:
-                layer, inputs, gradient = owed.pop()
+                weight, inputs, gradient = owed.pop()
                 rows = gradient.reshape(-1, gradient.shape[-1])
-                # By the leaf's own accumulator, so that whoever watches gradients sees this one too.
-                weight_gradient = rows.t() @ inputs.reshape(-1, inputs.shape[-1])
-                torch.autograd.backward([layer.weight], [weight_gradient])
+                # By autograd: whoever watches gradients sees this one too, and a part of a DTensor finds the whole.
+                torch.autograd.backward([weight], [rows.t() @ inputs.reshape(-1, inputs.shape[-1])])
 
         return pay
 
@@ -54,29 +53,37 @@ class Deferred:
             plain = plain and not torch.is_autocast_enabled(input.device.type)
             if not (plain and input.requires_grad and weight.requires_grad and torch.is_grad_enabled()):
                 return F.linear(input, weight, layer.bias)
-            return cast("torch.Tensor", cast("Any", _Linear).apply(input, layer.bias, layer, self))
+            return cast("torch.Tensor", cast("Any", _Linear).apply(input, layer.bias, _Weight(weight), self))
 
         return forward
+
+
+class _Weight:
+    """Keeps a weight out of autograd's sight."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
 
 
 class _Linear(torch.autograd.Function):
     """A linear layer whose backward pass leaves the weight's gradient for later.
 
-    The weight is no argument: autograd would tell its watchers of a gradient that is not there yet.
+    The weight is no argument of its own: autograd would tell its watchers of a gradient that is not there yet. It is
+    the one that the forward pass saw: sharding and tensor parallelism show a layer other tensors outside of it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, bias: torch.Tensor | None, layer: nn.Linear, owed: Deferred
+        ctx: Any, inputs: torch.Tensor, bias: torch.Tensor | None, held: _Weight, owed: Deferred
     ) -> torch.Tensor:
         ctx.save_for_backward(inputs)
-        ctx.layer, ctx.owed = layer, owed
-        return F.linear(inputs, layer.weight, bias)
+        ctx.held, ctx.owed = held, owed
+        return F.linear(inputs, held.weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (gradient,) = gradients
         (inputs,) = ctx.saved_tensors
-        ctx.owed.owe(ctx.layer, inputs, gradient)
+        ctx.owed.owe(ctx.held.weight, inputs, gradient)
         to_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
-        return gradient @ ctx.layer.weight, to_bias, None, None
+        return gradient @ ctx.held.weight, to_bias, None, None
