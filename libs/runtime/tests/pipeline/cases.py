@@ -67,7 +67,7 @@ def cut(recipe: models.Model, case: dict[str, Any], group: dist.ProcessGroup) ->
     )
     if "wrap" in case:
         WRAP[case["wrap"]](pipeline, recipe)
-    pipeline.bind(group)
+    pipeline.bind(group, torch.device("cpu"))
     return pipeline
 
 
@@ -273,7 +273,7 @@ def meta(case: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             tensor.detach().copy_(state[module.names.get(name, name.removeprefix("model."))])
         elements += sum(parameter.numel() for parameter in module.parameters())
-    pipeline.bind(group)
+    pipeline.bind(group, torch.device("cpu"))
     total, _ = everywhere(*pipeline.forward_backward(given), group)
     expected = sum(float(recipe.loss(whole_model, batch)[0]) for batch in given)
     return {

@@ -52,7 +52,6 @@ class Pipeline:
         plan: Plan,
         coordinate: int,
         dtype: torch.dtype | None = None,
-        device: torch.device = _CPU,
     ) -> None:
         """Cut `model`, which becomes this rank's first stage.
 
@@ -64,7 +63,6 @@ class Pipeline:
             plan: `pp`, `stages` and `schedule` count here.
             coordinate: this rank's place on the `pp` axis.
             dtype: in which floating parameters compute, where that is not their own (mixed precision).
-            device: where steps will run.
 
         Raises:
             NoCut: the model cannot be cut so; the message names module and cause.
@@ -77,7 +75,7 @@ class Pipeline:
         self._bounds = [sum(plan.stages[:stage]) for stage in range(len(plan.stages) + 1)]
         self._plan = plan
         self._loss = loss
-        self._dtype, self._device = dtype, device
+        self._dtype, self._device = dtype, _CPU
         self._flows: dict[Hashable, Flow] = {}
         self._runner: Runner | None = None
         self._group: dist.ProcessGroup | None = None
@@ -85,7 +83,7 @@ class Pipeline:
             self._hollow = hollow_copy(model)
         except Exception as error:
             raise NoCut(f"the model cannot be copied: {type(error).__name__}: {error}") from error
-        flow = self._follow(self._loss_run(_on(device, sample)))
+        flow = self._follow(self._loss_run(_on(_CPU, sample)))
         self._held = self._holdings(flow)
         self.proved = prove(self._hollow, self._loss_run, _on(_CPU, sample), self._blocks, self._bounds, self._held)
         self._flows[self._key("loss", sample)] = flow
@@ -100,18 +98,21 @@ class Pipeline:
         self.modules = self._stage_modules(model, mine)
         self.names = [name for module in self.modules for name in module.names.values()]
 
-    def bind(self, group: dist.ProcessGroup) -> None:
+    def bind(self, group: dist.ProcessGroup, device: torch.device) -> None:
         """Make the modules ready for steps along `group`, after they are parallelised and materialised.
 
         Raises:
             ValueError: the schedule cannot run compiled modules.
         """
         check_schedule(self._plan.schedule, self.modules)
-        self._group = group
+        if device != self._device:
+            # What was followed believed to be elsewhere, where autocast may choose other types.
+            self._flows.clear()
+        self._group, self._device = group, device
         for module in self.modules:
-            module.place(self._device)
+            module.place(device)
             module.install()
-        self._runner = Runner(self.modules, self._plan.schedule, len(self._plan.stages), group, self._device)
+        self._runner = Runner(self.modules, self._plan.schedule, len(self._plan.stages), group, device)
 
     def forward_backward(
         self, batches: Sequence[Any], before_forward: BeforeForward | None = None
@@ -138,16 +139,24 @@ class Pipeline:
                 )
         return self._steps(keys[0], batches, backward=True, before=before_forward)
 
-    def evaluate(self, batches: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `forward_backward`, without gradients; here batches may differ in shape."""
+    def evaluate(
+        self, batches: Sequence[Any], loss: Loss | None = None, name: str = "loss"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `forward_backward`, without gradients; here batches may differ in shape.
+
+        Args:
+            batches: on the device.
+            loss: another sum and count than the loss, from the same model.
+            name: of it, one for each.
+        """
         total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         start = 0
-        keys = [self._key("loss", batch) for batch in batches]
+        keys = [self._key(name, batch) for batch in batches]
         while start < len(batches):
             stop = start
             while stop < len(batches) and keys[stop] == keys[start]:
                 stop += 1
-            part = self._steps(keys[start], batches[start:stop], backward=False, before=None)
+            part = self._steps(keys[start], batches[start:stop], backward=False, before=None, loss=loss)
             total = part[0] + total[0].to(part[0].device), part[1] + total[1].to(part[1].device)
             start = stop
         return total
@@ -180,21 +189,29 @@ class Pipeline:
         return self._runner
 
     def _steps(
-        self, key: tuple[Any, ...], batches: Sequence[Any], *, backward: bool, before: BeforeForward | None
+        self,
+        key: tuple[Any, ...],
+        batches: Sequence[Any],
+        *,
+        backward: bool,
+        before: BeforeForward | None,
+        loss: Loss | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = loss or self._loss
         totals: list[torch.Tensor] = []
         counts: list[Any] = []
 
         def run_of(batch: Any) -> Run:
             def run(model: nn.Module) -> torch.Tensor:
-                total, count = self._loss(model, batch)
+                total, count = loss(model, batch)
                 totals.append(total.detach().double())
                 counts.append(count)
                 return total.reshape(1).clone()
 
             return run
 
-        flow = self._flow(key, lambda: self._loss_run(_on(self._device, batches[0])))
+        first = _on(self._device, batches[0])
+        flow = self._flow(key, lambda: lambda model: loss(model, first)[0])
         self._running().run(key, flow, [run_of(batch) for batch in batches], backward=backward, before=before)
         zero = torch.zeros((), dtype=torch.float64)
         if not totals:
