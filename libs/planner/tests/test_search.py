@@ -1,6 +1,7 @@
 """Searches: the best of everything there is, within memory, within the wish, the same each time."""
 
 import itertools
+import json
 import resource
 import subprocess
 import sys
@@ -290,6 +291,20 @@ def test_sensitivity_to_batch_and_links():
     assert half.kept.step_seconds > twice.kept.step_seconds
     assert half.best.step_seconds <= half.kept.step_seconds
     assert str(half).startswith("links at half the rate: ")
+
+
+def test_a_choice_and_a_refusal_are_json():
+    choice = search(MODEL, machines(), TRAINING, 64)
+    told = json.loads(json.dumps(choice.as_dict()))
+    assert parse_wish(told["plan"]["text"]).whole().allows(choice.plan)
+    seconds, size = (told["prediction"]["parts"][kind].values() for kind in ("seconds", "bytes"))
+    assert sum(seconds) == pytest.approx(told["prediction"]["step_seconds"])
+    assert sum(size) == pytest.approx(told["prediction"]["peak_bytes_per_rank"], abs=10)
+    assert {"prediction", "reason"} < set(told["alternatives"][0])
+    pricer = Pricer(MODEL, machines(memory_gib=0.1), TRAINING, 64)
+    refused = json.loads(json.dumps(complete(pricer, parse_wish("tp=8")).as_dict()))
+    assert refused["missing_bytes"] > 0
+    assert refused["prediction"]["step_seconds"] > 0
 
 
 def test_a_choice_tells_its_reasons():

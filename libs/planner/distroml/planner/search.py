@@ -62,6 +62,19 @@ class Choice:
         """What the step's time is mostly spent on."""
         return self.prediction.binding
 
+    def as_dict(self) -> dict[str, object]:
+        """The choice as a JSON object: `plan`, `prediction`, `alternatives`, `binding`, `rejected`."""
+        return {
+            "plan": self.plan.as_dict(),
+            "prediction": self.prediction.as_dict(),
+            "binding": self.binding,
+            "alternatives": [
+                {"plan": one.plan.as_dict(), "prediction": one.prediction.as_dict(), "reason": one.reason}
+                for one in self.alternatives
+            ],
+            "rejected": dict(self.rejected),
+        }
+
 
 def search(
     profile: ModelProfile,
