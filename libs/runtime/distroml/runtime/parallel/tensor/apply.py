@@ -8,8 +8,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from distroml.runtime.parallel.tensor.plan import Split, TensorPlan
-from distroml.runtime.parallel.tensor.regions import GroupRanks, Ranks, Region
+from distroml.runtime.parallel.tensor.regions import Region
 from distroml.runtime.parallel.tensor.split import split_module
+from distroml.runtime.parallel.tensor.sums import GroupRanks, Ranks
 
 
 def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> None:

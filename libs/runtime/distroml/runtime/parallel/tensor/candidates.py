@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from distroml.runtime.parallel.tensor.layout import Layout
+from distroml.runtime.parallel.tensor.parts import Mend
 from distroml.runtime.parallel.tensor.plan import Split
 from distroml.runtime.parallel.tensor.trace import Linear, output_dim
 
 # A block's code reads few of its integers; more than this is not tried.
 MOST_ATTRIBUTES = 8
+MOST_DIVIDED = 3
+MENDS: tuple[Mend, ...] = get_args(Mend)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,24 +101,35 @@ def _connected(
 def read_attributes(block: nn.Module, call: Callable[[nn.Module], Any]) -> list[tuple[str, str, int]]:
     """(module path, name, value) of the integers above 1 that the block's code reads while it runs.
 
-    Found by taking each away: the code that reads it fails. Linears are left out, their own sizes follow their layout.
+    Found by taking each away: the code that reads it fails. Those of a module's configuration are named `config.name`.
+    Linears are left out, their own sizes follow their layout.
     """
+
+    def is_read(holder: Any, name: str) -> bool:
+        value = vars(holder).pop(name)
+        try:
+            call(block)
+        except Exception:
+            # `hasattr` and the like lead the code elsewhere: any failure says that it was read.
+            return True
+        finally:
+            vars(holder)[name] = value
+        return False
+
     found: list[tuple[str, str, int]] = []
     for path, module in block.named_modules():
         if output_dim(module) is not None:
             continue
-        for name, value in list(vars(module).items()):
-            if type(value) is not int or value < 2:
-                continue
-            delattr(module, name)
-            try:
-                call(block)
-            except Exception:
-                # `hasattr` and the like lead the code elsewhere: any failure says that it was read.
-                found.append((path, name, value))
-            finally:
-                setattr(module, name, value)
-    return found
+        found += [(path, name, value) for name, value in _counts(module) if is_read(module, name)]
+        config = vars(module).get("config")
+        if config is not None and is_read(module, "config"):
+            module.config = config = copy.copy(config)
+            found += [(path, f"config.{name}", value) for name, value in _counts(config) if is_read(config, name)]
+    return sorted(found, key=lambda read: not re.search(r"heads?$|split|inner", read[1]))
+
+
+def _counts(holder: Any) -> list[tuple[str, int]]:
+    return [(name, value) for name, value in vars(holder).items() if type(value) is int and value > 1]
 
 
 def candidates(
@@ -122,11 +138,18 @@ def candidates(
     """Ways to split `group`, the most likely first; none where a width is not divisible."""
     layouts = _expert_layouts(block, group, degree) if group.experts else _linear_layouts(group, degree)
     divisible = [read for read in attributes if read[2] % degree == 0][:MOST_ATTRIBUTES]
-    for splits in layouts:
-        for extra in (None, *_other_parameters(block, group, degree)):
-            for size in range(len(divisible) + 1):
-                for chosen in itertools.combinations(divisible, size):
-                    yield _with(splits, extra, chosen, degree)
+    subsets = [
+        chosen for size in range(MOST_DIVIDED + 1) for chosen in itertools.combinations(divisible, size)
+    ]
+    for mend, splits in itertools.product(MENDS, list(layouts)):
+        if group.experts and mend:
+            return
+        mended = {
+            path: replace(split, mend=mend) if split.style == "column" else split for path, split in splits.items()
+        }
+        for extra in (None, *(() if mend else _other_parameters(block, group, degree))):
+            for chosen in subsets:
+                yield _with(mended, extra, chosen, degree)
 
 
 def _with(

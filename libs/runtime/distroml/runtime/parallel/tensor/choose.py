@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -159,16 +160,23 @@ def _split_kind(kind: _Kind, degree: int) -> tuple[list[tuple[Group, dict[str, S
 
 def _first_proved(kind: _Kind, group: Group, degree: int) -> tuple[dict[str, Split] | None, str]:
     reason = f"a width of {group} is not divisible by {degree}"
+    import os
     for splits in candidates(kind.prover.block, group, kind.attributes, degree):
         try:
             kind.prover.try_shapes(splits, degree)
             return kind.prover.prove(splits, degree), ""
         except NotEqual as error:
-            reason = f"split over {degree} ranks, {group}: {error}"
+            if os.environ.get("DBG"): print(group, {k:(v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k,v in splits.items()}, type(error), _brief(error))
+            reason = f"split over {degree} ranks, {group}: {_brief(error)}"
         except Exception as error:
+            if os.environ.get("DBG"): print(group, {k:(v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k,v in splits.items()}, type(error), _brief(error))
             # A block may fail in any way when its parts do not fit together.
-            reason = f"split over {degree} ranks, {group} fails: {str(error).splitlines()[0][:120]}"
+            reason = f"split over {degree} ranks, {group} fails: {_brief(error)}"
     return None, reason
+
+
+def _brief(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def _join(path: str, inner: str) -> str:
@@ -176,8 +184,6 @@ def _join(path: str, inner: str) -> str:
 
 
 def _absolute(split: Split, prefix: str) -> Split:
-    from dataclasses import replace
-
     return replace(split, region=prefix + split.region) if split.region else split
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distroml.runtime.parallel.tensor.layout import Layout
+from distroml.runtime.parallel.tensor.parts import Mend
 
 Style = Literal["column", "row", "experts", "inside"]
 
@@ -27,6 +28,7 @@ class Split:
         attributes: integers that count what a rank no longer has in full (heads, widths), with their local values.
         region: the path of the row that closes what this module opens ("" where it neither opens nor closes):
             between the two, random numbers differ from rank to rank.
+        mend: activations behind this column mend code that counts on whole ones (`parts`), "" where none does.
         source: where the style comes from: the model's own plan, or its structure.
     """
 
@@ -35,6 +37,7 @@ class Split:
     summed: tuple[str, ...] = ()
     attributes: dict[str, int] = field(default_factory=dict[str, int])
     region: str = ""
+    mend: Mend = ""
     source: Literal["model", "structure"] = "structure"
 
 

@@ -13,12 +13,12 @@ from torch import nn
 from distroml.runtime.parallel.tensor.apply import hook_modules
 from distroml.runtime.parallel.tensor.capture import Sample
 from distroml.runtime.parallel.tensor.plan import Split
-from distroml.runtime.parallel.tensor.regions import Ranks
+from distroml.runtime.parallel.tensor.sums import Ranks
 from distroml.runtime.parallel.tensor.simulate import LoneRank, run_ranks
 
 # Models compute norms and softmax in float32 whatever their type: there one rounding may differ. A wrong split differs
 # in the first digit.
-TOLERANCE = 1e-7
+TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4}
 
 
 class NotEqual(ValueError):
@@ -35,16 +35,31 @@ class Outcome:
 
 
 class Prover:
-    """Compares splits of one kind of block with the whole block. Nothing random, no process group."""
+    """Compares splits of one kind of block with the whole block. Nothing random, no process group.
+
+    In float64; in float32 where the block has operations that know no float64.
+    """
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
-        self.block = _with_values(sample.block)
-        self.whole = self._run(self.block)
+        self.dtype = torch.float64
+        try:
+            self.block = _with_values(sample.block, self.dtype)
+            self.whole = self._run(self.block)
+        except RuntimeError:
+            self.dtype = torch.float32
+            self.block = _with_values(sample.block, self.dtype)
+            self.whole = self._run(self.block)
+        self.tolerance = TOLERANCES[self.dtype]
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A copy of the sample's arguments, in the type of the proof."""
+        return _fresh(self.sample.args, self.dtype), _fresh(self.sample.kwargs, self.dtype)
 
     def call(self, block: nn.Module) -> Any:
         """The block's output on copies of the sample's arguments."""
-        return block(*_fresh(self.sample.args), **_fresh(self.sample.kwargs))
+        args, kwargs = self.arguments()
+        return block(*args, **kwargs)
 
     def try_shapes(self, splits: Mapping[str, Split], degree: int) -> None:
         """Run rank 0 alone.
@@ -71,8 +86,8 @@ class Prover:
         """
         outcomes = run_ranks(degree, lambda ranks: self._run(self._local(splits, ranks)))
         for outcome in outcomes:
-            _expect("an output", outcome.outputs, self.whole.outputs)
-            _expect("the gradient of an input", outcome.inputs, self.whole.inputs)
+            self._expect("an output", outcome.outputs, self.whole.outputs)
+            self._expect("the gradient of an input", outcome.inputs, self.whole.inputs)
         summed: dict[str, Split] = {}
         scale = max((float(g.norm()) for g in self.whole.parameters.values() if g is not None), default=0.0)
         for name, expected in self.whole.parameters.items():
@@ -81,12 +96,12 @@ class Prover:
             layout = split.parameters.get(own) if split else None
             gradients = [outcome.parameters[name] for outcome in outcomes]
             if all(
-                _equal(gradient, expected if layout is None else _part(layout, expected, rank, degree), scale)
+                self._equal(gradient, expected if layout is None else _part(layout, expected, rank, degree), scale)
                 for rank, gradient in enumerate(gradients)
             ):
                 continue
             there = [gradient for gradient in gradients if gradient is not None]
-            if layout is None and there and _equal(torch.stack(there).sum(0), expected, scale):
+            if layout is None and there and self._equal(torch.stack(there).sum(0), expected, scale):
                 split = summed.get(path) or split or Split(style="inside")
                 summed[path] = replace(split, summed=(*split.summed, own))
                 continue
@@ -108,7 +123,7 @@ class Prover:
         return block
 
     def _run(self, block: nn.Module) -> Outcome:
-        args, kwargs = _fresh(self.sample.args), _fresh(self.sample.kwargs)
+        args, kwargs = self.arguments()
         with torch.enable_grad():
             outputs = tuple(_floats(block(*args, **kwargs)))
             # Of every output something else, so that no two of its elements can stand for one another.
@@ -126,9 +141,26 @@ class Prover:
             parameters={name: parameter.grad for name, parameter in block.named_parameters()},
         )
 
+    def _expect(self, what: str, got: tuple[torch.Tensor | None, ...], expected: tuple[torch.Tensor | None, ...]) -> None:
+        if len(got) != len(expected):
+            raise NotEqual(f"{what} is missing")
+        scale = max((float(value.norm()) for value in expected if value is not None), default=0.0)
+        for value, reference in zip(got, expected, strict=True):
+            if not self._equal(value, reference, scale):
+                raise NotEqual(f"{what} differs")
 
-def _with_values(block: nn.Module) -> nn.Module:
-    """A float64 copy on the CPU, whose parameters have values of a size that training could give them.
+    def _equal(self, value: torch.Tensor | None, reference: torch.Tensor | None, scale: float) -> bool:
+        """Equal by norm. What is zero but for rounding is compared with a hundredth of `scale`, the largest norm around."""
+        if value is None or reference is None:
+            return (value is None or not value.any()) and (reference is None or not reference.any())
+        if value.shape != reference.shape:
+            return False
+        bound = self.tolerance * max(float(reference.norm()), 0.01 * scale)
+        return float((value.double() - reference.double()).norm()) <= bound
+
+
+def _with_values(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy on the CPU, in the type of the proof, whose parameters have values of a size that training could give them.
 
     Own values are not taken: biases that are still zero would hide that they are added twice.
     """
@@ -148,32 +180,13 @@ def _with_values(block: nn.Module) -> nn.Module:
             memo[id(buffer)] = torch.ones(buffer.shape, dtype=buffer.dtype)
         else:
             memo[id(buffer)] = buffer.detach().cpu().clone()
-    copied = copy.deepcopy(block, memo).double()
+    copied = copy.deepcopy(block, memo).to(dtype)
     copied.eval()
     return copied
 
 
 def _part(layout: Any, expected: torch.Tensor | None, rank: int, degree: int) -> torch.Tensor | None:
     return None if expected is None else layout.take(expected, rank, degree)
-
-
-def _expect(what: str, got: tuple[torch.Tensor | None, ...], expected: tuple[torch.Tensor | None, ...]) -> None:
-    if len(got) != len(expected):
-        raise NotEqual(f"{what} is missing")
-    scale = max((float(value.norm()) for value in expected if value is not None), default=0.0)
-    for value, reference in zip(got, expected, strict=True):
-        if not _equal(value, reference, scale):
-            raise NotEqual(f"{what} differs")
-
-
-def _equal(value: torch.Tensor | None, reference: torch.Tensor | None, scale: float) -> bool:
-    """Equal by norm. What is zero but for rounding is compared with a hundredth of `scale`, the largest norm around."""
-    if value is None or reference is None:
-        return (value is None or not value.any()) and (reference is None or not reference.any())
-    if value.shape != reference.shape:
-        return False
-    bound = TOLERANCE * max(float(reference.norm()), 0.01 * scale)
-    return float((value.double() - reference.double()).norm()) <= bound
 
 
 def _floats(value: Any) -> Iterator[torch.Tensor]:
@@ -188,13 +201,14 @@ def _floats(value: Any) -> Iterator[torch.Tensor]:
             yield from _floats(part)
 
 
-def _fresh(value: Any) -> Any:
+def _fresh(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
+        copied = value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
+        return copied.requires_grad_(value.requires_grad)
     if isinstance(value, tuple):
-        return tuple(_fresh(part) for part in value)  # pyright: ignore[reportUnknownVariableType]
+        return tuple(_fresh(part, dtype) for part in value)  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, list):
-        return [_fresh(part) for part in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_fresh(part, dtype) for part in value]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, dict):
-        return {key: _fresh(part) for key, part in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {key: _fresh(part, dtype) for key, part in value.items()}  # pyright: ignore[reportUnknownVariableType]
     return copy.deepcopy(value)

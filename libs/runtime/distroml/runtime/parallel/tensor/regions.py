@@ -1,83 +1,13 @@
-"""Where a split region begins and ends: sums over the tp ranks, and random numbers that are a rank's own.
-
-The pair of operators is Megatron's f and g (Shoeybi et al., arXiv 1909.08053, section 3): what enters is copied forward
-and its gradient summed backward; what leaves is summed forward and its gradient copied backward. Both sums give the same
-bits on every rank, hence so do all activations and all gradients outside of regions, without a further exchange.
-"""
+"""Where a split region begins and ends on one rank: what enters, and random numbers that are the rank's own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 
-
-class Ranks(Protocol):
-    """The ranks of a tp axis as one of them sees them."""
-
-    @property
-    def rank(self) -> int:
-        """This rank's place on the axis."""
-        ...
-
-    @property
-    def degree(self) -> int:
-        """How many there are."""
-        ...
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks, of equal bits on all of them; `tensor` keeps its values."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class GroupRanks:
-    """The ranks of a process group."""
-
-    group: dist.ProcessGroup
-    rank: int
-    degree: int
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """An all-reduce of a copy."""
-        total = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=self.group)
-        return total
-
-
-class _Enter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-        ctx.ranks = ranks
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return ctx.ranks.sum(gradients[0]), None
-
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-        return ranks.sum(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return gradients[0], None
-
-
-def enter(tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """`tensor` itself; its gradient is the sum of the ranks' gradients."""
-    if not (tensor.requires_grad and torch.is_grad_enabled()):
-        return tensor
-    return _Enter.apply(tensor, ranks)  # pyright: ignore[reportReturnType]  # torch leaves `apply` untyped
-
-
-def leave(tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """The sum of the ranks' tensors; each gets the whole gradient."""
-    return _Leave.apply(tensor, ranks)  # pyright: ignore[reportReturnType]
+from distroml.runtime.parallel.tensor.parts import Mend, part_type
+from distroml.runtime.parallel.tensor.sums import Ranks, enter
 
 
 @dataclass(slots=True)
@@ -90,10 +20,14 @@ class Region:
     Attributes:
         ranks: the tp axis.
         random: give the rank its own random numbers inside.
+        batch: samples in what entered last.
+        part: the type of activations inside, where they mend the code around them.
     """
 
     ranks: Ranks
     random: bool
+    batch: int = 1
+    part: type[torch.Tensor] | None = None
     _entered: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list[tuple[torch.Tensor, torch.Tensor]])
     _common: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
 
@@ -103,8 +37,16 @@ class Region:
             if outside is tensor and inside.requires_grad == (tensor.requires_grad and torch.is_grad_enabled()):
                 return inside
         inside = enter(tensor, self.ranks)
+        self.batch = tensor.shape[0] if tensor.ndim > 2 else 1
         self._entered.append((tensor, inside))
         return inside
+
+    def mark(self, output: torch.Tensor, mend: Mend) -> torch.Tensor:
+        """A column's output as what mends, if it shall: one type in a region, which its columns share."""
+        if not mend:
+            return output
+        self.part = self.part or part_type(self.ranks, mend, lambda: self.batch)
+        return output.as_subclass(self.part)
 
     def opened(self, training: bool) -> None:
         """A column's output is there: from now on random numbers are this rank's own.

@@ -7,6 +7,7 @@ DTensor's), so that any module can be split, whatever it does with its parameter
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from distroml.runtime.parallel.tensor.plan import Split
-from distroml.runtime.parallel.tensor.regions import Ranks, Region, enter, leave
+from distroml.runtime.parallel.tensor.regions import Region
+from distroml.runtime.parallel.tensor.sums import Ranks, enter, leave
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -30,7 +32,7 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
         region: the passage that the module opens or closes; shared by the modules of one region.
     """
     for name, value in split.attributes.items():
-        setattr(module, name, value)
+        set_count(module, name, value)
     own = [name for name in (*split.parameters, *split.summed) if module._parameters.get(name) is not None]
     # What is added after the sum must not be added by each rank before it.
     bias = "bias" if split.style == "row" and module._parameters.get("bias") is not None else None
@@ -43,6 +45,7 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
             _show(module, bias, None if isinstance(module, nn.Linear) else torch.zeros_like(_is_there(whole)))
         if split.style == "row":
             region.closed()
+            return _each_float(args, _plain), _each_float(kwargs, _plain)
         elif split.style in ("column", "experts"):
             return _each_float(args, region.enter), _each_float(kwargs, region.enter)
         return args, kwargs
@@ -54,6 +57,7 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
             object.__delattr__(module, bias)
         if split.style == "column":
             region.opened(module.training)
+            return region.mark(output, split.mend)
         elif split.style == "row":
             output = leave(output, ranks)
             return output + _is_there(module._parameters[bias]) if bias else output
@@ -69,6 +73,17 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
     module.register_forward_hook(after)
 
 
+def set_count(module: nn.Module, name: str, value: int) -> None:
+    """Give `module` another value of an integer; `config.name` is one of its configuration, which becomes its own."""
+    first, _, rest = name.partition(".")
+    if not rest:
+        setattr(module, name, value)
+        return
+    own = copy.copy(getattr(module, first))
+    setattr(own, rest, value)
+    setattr(module, first, own)
+
+
 def _show(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
     # An instance attribute hides the entry of `_parameters`, and goes by none of `nn.Module`'s own rules.
     object.__setattr__(module, name, value)
@@ -78,6 +93,10 @@ def _local(module: nn.Module, name: str, summed_over: Ranks | None) -> torch.Ten
     parameter = _is_there(module._parameters[name])
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return local if summed_over is None else enter(local, summed_over)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if type(tensor) is torch.Tensor else tensor.as_subclass(torch.Tensor)
 
 
 def _is_there(parameter: torch.Tensor | None) -> torch.Tensor:

@@ -98,7 +98,8 @@ class _Mark(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, path: str) -> torch.Tensor:
         ctx.path = path
-        return tensor.view_as(tensor)
+        # A copy: what is a view may not be changed in place, as some blocks do with a linear's output.
+        return tensor.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
