@@ -45,6 +45,15 @@ MANAGED = """
         if os.path.exists("save") and not step:
             step = 5
             link.sendall(encode(SaveBegun(generation=generation, step=step, world_size=int(env["WORLD_SIZE"]))))
+        if os.path.exists("plan" + env["RANK"]) and not step:
+            step = 20
+            for said in (LinksProbed(generation=generation, topology='{"levels": []}', seconds=0.5),
+                         PlanChosen(generation=generation, plan='{"tp": 2}', prediction="{}", best="[]",
+                                    alternatives_hash="ab" * 32),
+                         PlanMeasured(generation=generation, steps=10, step_seconds=0.3),
+                         PlanMeasured(generation=generation, steps=20, step_seconds=0.25, peak_bytes_per_rank=1 << 33,
+                                      predicted_step_seconds=0.2, verdict="Slower", message="kept")):
+                link.sendall(encode(said))
         if os.path.exists("end"):
             link.sendall(encode(Samples(steps=[StepSample(generation=generation, step=9, total_steps=10, at_ms=1,
                                                           step_s=0.1, loss=1.5)])))
@@ -171,6 +180,23 @@ async def test_a_refused_save_reaches_the_worker(world: World) -> None:
     world.plane.checkpoints.refuse = "the job is fenced"
     command(world, "save")
     await until(lambda: said(world.plane, "SaveRefused") == 2)
+
+
+async def test_a_plan_its_measurements_and_the_probed_links_reach_rendezvous(world: World) -> None:
+    agent, _ = await start(world)
+    await connected(agent)
+    command(world, "plan0")
+    reports = world.plane.rendezvous.reports
+    kinds = ("links", "plan", "measured")
+    await until(lambda: sum(report.WhichOneof("what") in kinds for report in reports) == 4)
+    links, plan, first, second = (report for report in reports if report.WhichOneof("what") in kinds)
+    assert (links.links.topology, links.links.seconds) == ('{"levels": []}', 0.5)
+    assert (plan.plan.plan, plan.plan.best, plan.plan.alternatives_hash) == ('{"tp": 2}', "[]", "ab" * 32)
+    assert (first.measured.steps, first.measured.verdict) == (10, "NotPredicted")
+    assert (second.measured.steps, second.measured.step_seconds, second.measured.verdict) == (20, 0.25, "Slower")
+    assert second.measured.peak_bytes_per_rank == 1 << 33
+    assert len({report.report_id for report in (links, plan, first, second)}) == 4
+    assert all(report.generation == 1 for report in (links, plan, first, second))
 
 
 async def test_stop_over_the_link(world: World) -> None:

@@ -314,13 +314,43 @@ def test_steps_plans_and_the_like_are_recorded_once():
     start = d.ReportStart(
         at_ms=0, sender=by("a"), worker=worker("a"), generation=1, pid=1, start="warm", seconds=0.1, why_cold=""
     )
-    for report in (step, plan, nan, start):
+    measured = d.ReportMeasured(
+        at_ms=0,
+        sender=by("a"),
+        generation=1,
+        steps=20,
+        step_seconds=0.3,
+        peak_bytes_per_rank=1 << 28,
+        predicted_step_seconds=0.25,
+        predicted_peak_bytes_per_rank=1 << 28,
+        parts="{}",
+        verdict="Slower",
+        message="",
+    )
+    links = d.ReportLinks(at_ms=0, sender=by("a"), generation=1, topology="{}", seconds=0.5, reused=False)
+    for report in (step, plan, measured, links, nan, start):
         assert len(after(*formed_pair()).when(report).outcome) == 1
         after(*formed_pair(), report).when(report).then()
     after(*formed_pair(), step).when(replace(step, sender=by("b"))).then()
     assert kinds(after(*formed_pair(), step).when(replace(step, why="start")).outcome) == ["StepRecorded"]
     after(*formed_pair(), step).when(replace(step, step=9)).then()
-    after(*formed_pair()).when(replace(plan, plan="x" * 20_000)).then_rejected("TooLarge")
+    assert kinds(after(*formed_pair(), measured).when(replace(measured, steps=40)).outcome) == ["PlanMeasured"]
+    after(*formed_pair(), measured).when(replace(measured, steps=10)).then()
+    for large in (
+        replace(plan, plan="x" * 40_000, best="x" * 25_000),
+        replace(measured, parts="x" * 70_000),
+        replace(links, topology="x" * 70_000),
+    ):
+        after(*formed_pair()).when(large).then_rejected("TooLarge")
+
+
+def test_reports_of_a_plan_keep_to_their_generation_over_attempts():
+    plan = d.ReportPlan(at_ms=0, sender=by("a"), generation=1, plan="{}", inputs="", prediction="")
+    links = d.ReportLinks(at_ms=0, sender=by("a"), generation=1, topology="{}", seconds=0.5, reused=False)
+    second = join("a", attempt=2)
+    late = {"sender": second.sender}
+    for report in (plan, links):
+        after(*formed_pair(), report, second).when(replace(report, **late)).then()
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "ü" * 100_000])

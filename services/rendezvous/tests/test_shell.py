@@ -96,7 +96,22 @@ def test_public_events_survive_the_way_into_the_log_and_back():
         ev.WorkerStarted: ev.WorkerStarted(**common, pid=1, start="warm", node="a", seconds=0.25, why_cold=""),
         ev.HangDetected: ev.HangDetected(**common, silent_s=1.5, last_step=3),
         ev.NonFiniteDetected: ev.NonFiniteDetected(**common, step=3, what="loss"),
-        ev.PlanChosen: ev.PlanChosen(at_ms=1, generation=1, plan="{}", inputs="{}", prediction=""),
+        ev.PlanChosen: ev.PlanChosen(
+            at_ms=1, generation=1, plan="{}", inputs="{}", prediction="", best="[]", alternatives_hash="a" * 64
+        ),
+        ev.PlanMeasured: ev.PlanMeasured(
+            at_ms=1,
+            generation=1,
+            steps=20,
+            step_seconds=0.5,
+            peak_bytes_per_rank=1 << 40,
+            predicted_step_seconds=0.25,
+            predicted_peak_bytes_per_rank=1 << 40,
+            parts="{}",
+            verdict="Slower",
+            message="",
+        ),
+        ev.LinksProbed: ev.LinksProbed(at_ms=1, generation=1, topology="{}", seconds=0.5, reused=True),
         ev.StepRecorded: ev.StepRecorded(
             at_ms=1,
             generation=1,

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 from world import Threaded, a_running_job, lines, loss_at, now_ms, steps
 
+from distroml.api.rendezvous.v1 import rendezvous_pb2 as r
 from distroml.api.scheduler.v1 import events_pb2 as s
 
 ARGS = [
@@ -185,6 +186,59 @@ def test_steps_lines_and_events_arrive_without_a_reload(fed: Threaded, context: 
     assert page.evaluate("window.stillThere")
     page.reload()
     expect(chart).to_have_attribute("data-points", "10")
+    clean(watched)
+
+
+def test_the_plan_its_picture_and_its_measurement_are_shown_and_followed(
+    fed: Threaded, context: BrowserContext
+) -> None:
+    job = f"job-plan-{now_ms()}"
+    world = fed.world
+    fed.do(world.log.submit(job, name="planned"))
+    fed.do(world.log.start(job))
+    fed.do(world.folded())
+    watched = opened(context, f"{world.dashboard.url}/jobs/{job}")
+    page = watched.page
+    expect(page.locator(".live.on")).to_be_visible()
+    expect(page.locator(".plan")).to_be_hidden()
+    page.evaluate("window.stillThere = true")
+    fed.do(world.log.plan(job))
+    panel = page.locator(".plan-text")
+    expect(panel).to_contain_text("generation 1")
+    expect(panel).to_contain_text("pp=2,microbatch=4,accum=8,schedule=1f1b,stages=3/3")
+    expect(panel).to_contain_text("two stages fit, one does not")
+    expect(panel).to_contain_text("the bubble: 18%")
+    expect(panel.locator(".best")).to_contain_text("needs 1.4 GB of the 1 GB there is")
+    expect(panel.locator("h2 .pill")).to_have_text("not measured yet")
+    expect(panel.locator("tr[data-key=step]")).to_contain_text("240 ms")
+    expect(page.locator(".plan-picture rect.forward:has(title)")).to_have_count(16)
+    fed.do(world.push(steps=steps(job, 1, 4, step_s=0.36)))
+    expect(panel.locator("tr[data-key=step] td").last).to_contain_text(re.compile(r"3\d\d ms"))
+    fed.do(world.log.measured(job, step_s=0.36, verdict="Slower"))
+    expect(panel.locator("h2 .pill")).to_have_text("slower than predicted")
+    expect(panel.locator("tr[data-key=step]")).to_contain_text("+50 %")
+    expect(panel.locator("tr[data-key=memory]")).to_contain_text("+2 %")
+    expect(panel).to_contain_text("the next plan is made with it")
+    fed.do(world.log.plan(job, generation=2, step_s=0.35))
+    expect(panel).to_contain_text("generation 2")
+    panel.locator("summary").click()
+    expect(panel.locator(".earlier")).to_contain_text("predicted 240 ms, measured 360 ms, slower than predicted")
+    assert page.evaluate("window.stillThere")
+    fits(page)
+    clean(watched)
+
+
+def test_a_plan_that_cannot_be_read_is_said_to_be_so(fed: Threaded, wide: BrowserContext) -> None:
+    job = f"job-odd-{now_ms()}"
+    world = fed.world
+    fed.do(world.log.submit(job))
+    fed.do(world.log.start(job))
+    odd = r.PlanChosen(at_ms=now_ms(), generation=1, plan='{"pp": -1}', prediction="[", best='{"a": 1}')
+    fed.do(world.log.tell(f"rendezvous/job/{job}", ("rendezvous.plan.PlanChosen", odd)))
+    fed.do(world.folded())
+    watched = opened(wide, f"{world.dashboard.url}/jobs/{job}")
+    expect(watched.page.locator(".plan-text")).to_contain_text("a plan that this release cannot read")
+    expect(watched.page.locator(".plan-box")).to_be_hidden()
     clean(watched)
 
 

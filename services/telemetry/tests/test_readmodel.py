@@ -11,6 +11,7 @@ from world import lines, now_ms, steps
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.telemetry.adapters.jobs import read_live
 from distroml.telemetry.adapters.logs import read_lines
+from distroml.telemetry.adapters.plans import read_plan
 from distroml.telemetry.adapters.series import STEPS, read_history
 from distroml.telemetry.adapters.summaries import read_detail, read_use
 from distroml.telemetry.intake import checked
@@ -188,6 +189,18 @@ async def test_a_damaged_file_is_set_aside_and_the_model_begins_anew(tmp_path: P
         await store(model, steps=one_rank(1, 5))
         assert (await model.read(read_live, "job-a")).step == 5
     assert len(list(tmp_path.glob("telemetry.sqlite.damaged-*"))) == 1
+
+
+async def test_a_file_of_an_older_release_gets_the_table_of_plans(tmp_path: Path) -> None:
+    async with model_in(tmp_path) as model:
+        await store(model, steps=one_rank(1, 5))
+    connection = sqlite3.connect(tmp_path / "telemetry.sqlite")
+    connection.execute("DROP TABLE plans")
+    connection.close()
+    async with model_in(tmp_path) as model:
+        assert not model.begun_anew
+        assert await model.read(read_plan, "job-a") is None
+        assert (await model.read(read_live, "job-a")).step == 5
 
 
 async def test_damage_while_running_is_survived(tmp_path: Path) -> None:

@@ -145,6 +145,24 @@ async def test_the_summary_joins_events_and_samples(world: World) -> None:
     assert recovery.lost_at_ms < recovery.formed_at_ms < recovery.first_step_at_ms
 
 
+async def test_the_summary_tells_each_plan_and_of_the_newest_why(world: World) -> None:
+    await a_running_job(world)
+    summary = await world.stub.GetJobSummary(t.GetJobSummaryRequest(job="job-live"))
+    first, second = summary.plans
+    assert (first.generation, first.verdict, first.steps, first.step_seconds) == (1, "AsPredicted", 20, 0.25)
+    assert not first.reasons
+    assert not first.others
+    assert (second.generation, second.verdict, second.steps) == (2, "", 0)
+    assert second.plan == "pp=2,microbatch=4,accum=8,schedule=1f1b,stages=3/3"
+    assert second.predicted_step_seconds == 0.24
+    assert second.predicted_peak_bytes_per_rank == 500_000_000
+    assert list(second.reasons) == ["two stages fit, one does not"]
+    assert second.binding == "the bubble: 18%"
+    (other,) = second.others
+    assert (other.plan, other.step_seconds) == ("dp_replicate=2,microbatch=4", 0.48)
+    assert other.reason.startswith("needs 1.4 GB")
+
+
 async def test_recoveries_and_checkpoints_are_metrics(world: World) -> None:
     await a_running_job(world)
 

@@ -12,7 +12,7 @@ from distroml.telemetry.domain.summary import (
     recoveries,
     stalled,
 )
-from distroml.telemetry.domain.view import MAX_CHECKPOINTS, JobView, evolve
+from distroml.telemetry.domain.view import MAX_CHECKPOINTS, MAX_PLANS, JobView, evolve
 
 SUBMITTED = f.Submitted(
     at_ms=1, name="gpt", project="default", command=("a.py",), min_workers=2, max_workers=2, priority=0
@@ -135,3 +135,25 @@ def test_a_job_without_a_step_for_long_is_stalled() -> None:
     assert not stalled(15_000, 10_000, 0.2)
     assert stalled(25_000, 10_000, 0.2)
     assert not stalled(25_000, 10_000, 10.0)
+
+
+def seen(generation: int, step_s: float = 0.2) -> f.PlanSeen:
+    return f.PlanSeen(at_ms=generation, generation=generation, plan="tp=2", step_seconds=step_s, peak_bytes=100)
+
+
+def measured(generation: int, steps: int, step_s: float) -> f.PlanMeasured:
+    return f.PlanMeasured(
+        at_ms=9, generation=generation, steps=steps, step_seconds=step_s, peak_bytes=90, verdict="Slower", message="m"
+    )
+
+
+def test_a_plan_keeps_its_newest_measurement_whichever_came_first() -> None:
+    for facts in ((seen(1), measured(1, 10, 0.3), measured(1, 20, 0.4)), (measured(1, 20, 0.4), seen(1))):
+        (plan,) = view_of(SUBMITTED, *facts).plans
+        assert (plan.plan, plan.predicted_s, plan.predicted_bytes) == ("tp=2", 0.2, 100)
+        assert (plan.steps, plan.measured_s, plan.measured_bytes, plan.verdict) == (20, 0.4, 90, "Slower")
+
+
+def test_plans_are_kept_by_generation_and_bounded() -> None:
+    view = view_of(SUBMITTED, *(seen(number) for number in range(MAX_PLANS + 5, 0, -1)))
+    assert [plan.generation for plan in view.plans] == list(range(6, MAX_PLANS + 6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import threading
 import time
@@ -24,6 +25,8 @@ from distroml.api.telemetry.v1.telemetry_pb2_grpc import TelemetryServiceStub, a
 from distroml.events import Context, NewEvent, fresh_id
 from distroml.eventstore import Append, Commit, EventStore
 from distroml.eventstore.memory import open_event_store
+from distroml.planner import Plan
+from distroml.planner.picture import Drawing, Level
 from distroml.rpc import Service, ServiceSettings, connect
 from distroml.statestore.memory import MemoryDatabase
 from distroml.telemetry.adapters.scheduler import Queue
@@ -136,6 +139,61 @@ class EventLog:
             ("rendezvous.generation.GenerationBroken", broken),
             at_ms=at,
         )
+
+    async def plan(self, job: str, *, generation: int = 1, step_s: float = 0.24, at_ms: int = 0) -> None:
+        at = at_ms or now_ms()
+        plan = Plan(pp=2, microbatch=4, grad_accum_steps=8, stages=(3, 3), reasons=("two stages fit, one does not",))
+        drawing = Drawing(
+            plan=plan,
+            name="gpt-stdlib",
+            blocks=plan.stages,
+            levels=(Level(name="node", ranks=2),),
+            microbatches=8,
+            forward_s=(step_s / 32,) * 2,
+            backward_s=(step_s / 16,) * 2,
+            after_s={"optimizer": step_s / 20},
+            memory_bytes=({"parameters": 3e8, "activations": 2e8}, {"parameters": 3e8, "activations": 1e8}),
+            capacity_bytes=1e9,
+            step_seconds=step_s,
+        )
+        prediction = {
+            "step_seconds": step_s,
+            "peak_bytes_per_rank": 5e8,
+            "parts": {},
+            "mfu": 0.31,
+            "binding": "the bubble: 18%",
+            "drawing": json.loads(drawing.to_json()),
+        }
+        best = [
+            {
+                "plan": "dp_replicate=2,microbatch=4",
+                "reason": "needs 1.4 GB of the 1 GB there is",
+                "prediction": {"step_seconds": 2 * step_s, "peak_bytes_per_rank": 1.4e9},
+            }
+        ]
+        chosen = r.PlanChosen(
+            at_ms=at,
+            generation=generation,
+            plan=plan.to_json(),
+            prediction=json.dumps(prediction),
+            best=json.dumps(best),
+            inputs="{}",
+        )
+        await self.tell(f"rendezvous/job/{job}", ("rendezvous.plan.PlanChosen", chosen), at_ms=at)
+
+    async def measured(self, job: str, *, generation: int = 1, step_s: float, verdict: str, steps: int = 20) -> None:
+        measured = r.PlanMeasured(
+            at_ms=now_ms(),
+            generation=generation,
+            steps=steps,
+            step_seconds=step_s,
+            peak_bytes_per_rank=510_000_000,
+            predicted_step_seconds=0.24,
+            predicted_peak_bytes_per_rank=500_000_000,
+            verdict=verdict,
+            message="the next plan is made with it",
+        )
+        await self.tell(f"rendezvous/job/{job}", ("rendezvous.plan.PlanMeasured", measured))
 
     async def checkpoint(self, job: str, step: int, *, generation: int = 1, at_ms: int = 0) -> None:
         at = at_ms or now_ms()
@@ -295,11 +353,14 @@ async def a_running_job(world: World, job: str = "job-live", *, upto: int = 380)
     began = now - 60_000 - (upto - 200) * 250 - 3_000
     await world.log.submit(job, name="gpt-stdlib", at_ms=began - 2000)
     await world.log.start(job, at_ms=began)
+    await world.log.plan(job, at_ms=began + 10)
+    await world.log.measured(job, step_s=0.25, verdict="AsPredicted")
     await world.push(steps=steps(job, 1, 240, end_ms=began + 60_000))
     for step in (100, 200):
         await world.log.checkpoint(job, step, at_ms=began + step * 250)
     await world.log.lose(job, 1, step=240, at_ms=began + 60_200)
     await world.log.generation(job, 2, at_ms=began + 61_100)
+    await world.log.plan(job, generation=2, at_ms=began + 61_200)
     await world.push(steps=steps(job, 201, upto, generation=2, end_ms=now))
     await world.log.checkpoint(job, 300, generation=2, at_ms=now - 20_000)
     await world.push(

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from distroml.api.scheduler.v1 import jobs_pb2
-from distroml.cli import output
+from distroml.api.telemetry.v1 import telemetry_pb2
+from distroml.cli import job_plan, output
 from distroml.cli.client import Plane, call
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED
 from distroml.cli.following import FINAL, watch
@@ -156,14 +157,21 @@ def watch_job(job: JobName, data: Data, json: Json = False) -> None:
 @app.command()
 def explain(job: JobName, data: Data, json: Json = False) -> None:
     """Why the job is where it is, and what to do about it."""
-    answer = call(data, lambda plane: plane.jobs.ExplainJob(jobs_pb2.ExplainJobRequest(job=job)))
+
+    async def ask(plane: Plane) -> tuple[jobs_pb2.ExplainJobResponse, list[telemetry_pb2.JobPlan]]:
+        answer = await plane.jobs.ExplainJob(jobs_pb2.ExplainJobRequest(job=job))
+        return answer, await job_plan.plans(plane, answer.job.id)
+
+    answer, plans = call(data, ask)
     if json:
-        output.print_json(output.as_dict(answer))
+        output.print_json({**output.as_dict(answer), "plans": [output.as_dict(plan) for plan in plans]})
         return
     output.out.print(f"{output.state_text(jobs_pb2.JobState.Name(answer.job.state))} {answer.reason}: {answer.message}")
     output.out.print(f"slots: {answer.free_slots} free of {answer.total_slots}")
     for step in answer.next_steps:
         output.out.print(f"  → {step}")
+    for line in job_plan.lines(plans[-1]) if plans else ():
+        output.out.print(line, markup=False)
     if answer.history:
         output.out.print("how it got here:")
         for line in answer.history:

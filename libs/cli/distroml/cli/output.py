@@ -127,6 +127,26 @@ def size(count: int) -> str:
     return f"{value:.1f} TB"
 
 
+def binary_size(count: float) -> str:
+    """Bytes in binary units, as memory is counted."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"
+
+
+def short_time(seconds: float) -> str:
+    """A short time with three figures: `38.4 ms`, `24.8 s`."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def off(predicted: float, measured: float) -> str:
+    """How far a measurement is off: `+13 %`; empty where one of them is not known."""
+    return f"{100 * (measured / predicted - 1):+.0f} %" if predicted > 0 and measured > 0 else ""
+
+
 def fail(message: str, hint: str = "") -> None:
     """An error on stderr: what and why, then what to do."""
     print(f"error: {message}", file=sys.stderr)

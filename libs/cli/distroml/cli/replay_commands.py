@@ -10,7 +10,7 @@ import typer
 
 from distroml.api.common.v1 import common_pb2, replay_pb2
 from distroml.api.scheduler.v1 import jobs_pb2
-from distroml.cli import output
+from distroml.cli import job_plan, output
 from distroml.cli.checkpoint_commands import job_id
 from distroml.cli.client import STREAM_OWNERS, Plane, call
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, UsageError
@@ -50,6 +50,7 @@ def event_dict(event: common_pb2.Event) -> dict[str, object]:
 def event_line(event: common_pb2.Event) -> str:
     """One event on one line: position, time, name, and the body's short fields."""
     body: dict[str, Any] = jsonlib.loads(event.json) if event.json else {}
+    body = job_plan.event_words(event.type, body)
     shown = [f"{key}={short(value)}" for key, value in body.items() if key != "at_ms" and value not in ("", 0, [], {})]
     when = event.time.ToDatetime(UTC).strftime("%H:%M:%S.%f")[:-3]
     place = event.position.partition(":")[2] or event.position

@@ -130,6 +130,12 @@ class Plan:
             parts += [f"schedule={self.schedule}", f"stages={'/'.join(map(str, self.stages))}"]
         if self.recompute != "none":
             parts.append(f"recompute={self.recompute}")
+        if self.dp_shard > 1 and not self.reshard_after_forward:
+            parts.append("reshard_after_forward=no")
+        if self.sequence_parallel:
+            parts.append("sequence_parallel=yes")
         if self.dp_replicate > 1:
             parts.append(f"bucket_mb={self.bucket_mb:g}")
+        if self.order != AXES:
+            parts.append(f"order={'/'.join(self.order)}")
         return ",".join(parts)

@@ -11,6 +11,8 @@ import msgspec
 
 PROTOCOL = 1
 MAX_FRAME_BYTES = 8 * 1024 * 1024
+VERDICTS = ("AsPredicted", "Slower", "Faster", "MoreMemory", "LessMemory", "NotPredicted")
+"""How a plan's measurement stands to its prediction. Where time and memory both contradict it, memory is named."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -93,12 +95,51 @@ class StepRecorded(Message, frozen=True):
 
 
 class PlanChosen(Message, frozen=True):
-    """The plan that this generation trains with; JSON texts."""
+    """The plan that this generation trains with; JSON texts, together at most 60 kB, or the event is refused.
+
+    `plan` as `Plan.to_json` writes it, `inputs` an object of what it was chosen for (`world_size`, `global_batch`, …),
+    `prediction` an object with `step_seconds`, `peak_bytes_per_rank`, `parts`, `mfu` and `binding`. `best` is an array
+    of the best few other plans, each with `plan`, `prediction` and `reason`; `alternatives_hash` is the SHA-256 of the
+    object `plans/<hash>.json` that holds all of them, empty where none was kept.
+    """
 
     generation: int
     plan: str
     inputs: str = ""
     prediction: str = ""
+    best: str = ""
+    alternatives_hash: str = ""
+
+
+class PlanMeasured(Message, frozen=True):
+    """What the generation's plan turned out to cost; said again when more steps are known.
+
+    `step_seconds` is the median over `steps`, `peak_bytes_per_rank` the largest of any rank; 0 where a value or its
+    prediction is not known. `parts` is a JSON object of measured seconds and bytes by part. `verdict` is one of
+    `VERDICTS`, `message` says what contradicts the prediction, and what the next plan makes of it.
+    """
+
+    generation: int
+    steps: int
+    step_seconds: float
+    peak_bytes_per_rank: int = 0
+    predicted_step_seconds: float = 0.0
+    predicted_peak_bytes_per_rank: int = 0
+    parts: str = ""
+    verdict: str = "NotPredicted"
+    message: str = ""
+
+
+class LinksProbed(Message, frozen=True):
+    """What the links between this generation's workers do, `topology` as JSON.
+
+    `reused` where an older probe of the same machines served; `seconds` is what probing took.
+    """
+
+    generation: int
+    topology: str
+    seconds: float = 0.0
+    reused: bool = False
 
 
 class SaveBegun(Message, frozen=True):
@@ -285,6 +326,8 @@ ToAgent = (
     | Samples
     | StepRecorded
     | PlanChosen
+    | PlanMeasured
+    | LinksProbed
     | SaveBegun
     | ShardSaved
     | SaveFailed

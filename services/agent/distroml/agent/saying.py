@@ -15,7 +15,9 @@ from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
 from distroml.workerlink import (
     AskLatest,
     CorruptionFound,
+    LinksProbed,
     PlanChosen,
+    PlanMeasured,
     Samples,
     SaveBegun,
     SaveFailed,
@@ -92,6 +94,10 @@ class Saying:
                 self._report(wire.step_report(worker, message))
             case PlanChosen():
                 self._report(wire.plan_report(worker, message, _now_ms()))
+            case PlanMeasured():
+                self._report(wire.measured_report(worker, message, _now_ms()))
+            case LinksProbed():
+                self._report(wire.links_report(worker, message, _now_ms()))
             case SaveBegun():
                 checkpoints.on_begun(worker, message)
             case ShardSaved():

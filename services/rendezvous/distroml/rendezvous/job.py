@@ -21,7 +21,7 @@ from distroml.eventstore.handle import Unit, transact
 from distroml.rendezvous.adapters.codec import RendezvousRepository, stream_of
 from distroml.rendezvous.adapters.keys import extra_parts, fence_guard, fence_key
 from distroml.rendezvous.adapters.messages import event_response
-from distroml.rendezvous.domain import Command, Event, Rendezvous, ReportExit, ReportPlan
+from distroml.rendezvous.domain import Command, Event, Rendezvous, ReportExit, ReportLinks, ReportMeasured, ReportPlan
 from distroml.rendezvous.journal import note
 from distroml.rendezvous.session import Remembered, Session
 from distroml.rpc import Caller
@@ -246,7 +246,11 @@ def _bytes(command: Command) -> int:
         case ReportExit():
             return 8_000 + min(len(command.traceback), 32_000)
         case ReportPlan():
-            return len(command.plan) + len(command.inputs) + len(command.prediction)
+            return len(command.plan) + len(command.inputs) + len(command.prediction) + len(command.best)
+        case ReportMeasured():
+            return 1_000 + len(command.parts)
+        case ReportLinks():
+            return 1_000 + len(command.topology)
         case _:
             return 1_000
 

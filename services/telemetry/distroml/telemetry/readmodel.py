@@ -179,7 +179,7 @@ class ReadModel:
 
         def clear(_: _Writers) -> None:
             assert self._writer is not None
-            for table in ("meta", "versions", "jobs", "events"):
+            for table in ("meta", "versions", "jobs", "events", "plans"):
                 self._writer.execute(f"DELETE FROM {table}")
             self._writers = None
 

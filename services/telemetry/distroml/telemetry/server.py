@@ -14,6 +14,7 @@ from distroml.api.telemetry.v1.telemetry_pb2_grpc import TelemetryServiceService
 from distroml.events import is_name
 from distroml.rpc.errors import InvalidArgument, NotFound, ResourceExhausted
 from distroml.telemetry.adapters.logs import LineRow, read_lines
+from distroml.telemetry.adapters.plans import read_plan
 from distroml.telemetry.adapters.summaries import read_detail, read_series, summary_message
 from distroml.telemetry.intake import MAX_RANK, Batch, checked
 from distroml.telemetry.live import LOGS, Feeds
@@ -222,7 +223,7 @@ class TelemetryServicer(TelemetryServiceServicer):
                 f"telemetry knows no job {request.job!r}; `distroml jobs` lists those that exist",
                 job=request.job,
             )
-        return summary_message(detail)
+        return summary_message(detail, await self._model.read(read_plan, request.job))
 
     async def _dropped_lines(self, job: str) -> int:
         detail = await self._model.read(read_detail, job)

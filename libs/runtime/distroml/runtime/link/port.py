@@ -14,7 +14,9 @@ from distroml.workerlink import (
     Generation,
     GenerationBroken,
     Latest,
+    LinksProbed,
     PlanChosen,
+    PlanMeasured,
     SaveBegun,
     SaveFailed,
     SaveOpened,
@@ -27,7 +29,17 @@ from distroml.workerlink import (
     WorkerFailed,
 )
 
-Durable = PlanChosen | SaveBegun | SaveFailed | ShardSaved | StepRecorded | Stopping | WorkerFailed
+Durable = (
+    LinksProbed
+    | PlanChosen
+    | PlanMeasured
+    | SaveBegun
+    | SaveFailed
+    | ShardSaved
+    | StepRecorded
+    | Stopping
+    | WorkerFailed
+)
 """Messages that are kept, within a bound, until they are sent."""
 
 Pushed = (

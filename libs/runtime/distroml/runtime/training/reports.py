@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
-from torch import nn
-
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
-from distroml.runtime.parallel import Plan
+from distroml.runtime.parallel import ParallelModel, Plan
 from distroml.runtime.training.fingerprint import fingerprint
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import PlanChosen, StepRecorded, StepSample
@@ -23,10 +21,12 @@ _FAILURE_REPORTERS = 2
 class Reporter:
     """Speaks for one rank of one generation. `spent_s` is the time its calls took on the training thread."""
 
-    def __init__(self, link: Link, world: World, module: nn.Module, *, total_steps: int, log_every_s: float) -> None:
+    def __init__(
+        self, link: Link, world: World, parallel: ParallelModel, *, total_steps: int, log_every_s: float
+    ) -> None:
         self._link = link
         self._world = world
-        self._module = module
+        self._parallel = parallel
         self._total_steps = total_steps
         self._log_every_s = log_every_s
         self._logged_at = float("-inf")
@@ -89,7 +89,7 @@ class Reporter:
         if not self._world.is_main and not (why == "failure" and self._world.rank < _FAILURE_REPORTERS):
             return ""
         started = time.perf_counter()
-        print_ = fingerprint(info.loss, self._module.named_parameters())
+        print_ = fingerprint(info.loss, self._parallel.local_tensors())
         self._link.send(
             StepRecorded(
                 generation=self._world.generation,

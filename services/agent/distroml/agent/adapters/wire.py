@@ -9,7 +9,7 @@ from distroml.api.common.v1 import common_pb2
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as rdzv
 from distroml.api.scheduler.v1 import nodes_pb2 as nodes
 from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
-from distroml.workerlink import Member, PlanChosen, Span, StepRecorded, StepSample
+from distroml.workerlink import LinksProbed, Member, PlanChosen, PlanMeasured, Span, StepRecorded, StepSample
 
 _PREFIX = "FAILURE_CATEGORY_"
 
@@ -113,6 +113,45 @@ def plan_report(worker: str, said: PlanChosen, now_ms: int) -> rdzv.WorkerReport
             plan=said.plan,
             inputs=said.inputs,
             prediction=said.prediction,
+            best=said.best,
+            alternatives_hash=said.alternatives_hash,
+        ),
+    )
+
+
+def measured_report(worker: str, said: PlanMeasured, now_ms: int) -> rdzv.WorkerReport:
+    """What a generation's plan turned out to cost, for rendezvous."""
+    return rdzv.WorkerReport(
+        report_id=f"{worker}.{said.generation}.measured.{said.steps}",
+        worker=worker,
+        generation=said.generation,
+        measured=rdzv.PlanMeasured(
+            at_ms=now_ms,
+            generation=said.generation,
+            steps=said.steps,
+            step_seconds=said.step_seconds,
+            peak_bytes_per_rank=said.peak_bytes_per_rank,
+            predicted_step_seconds=said.predicted_step_seconds,
+            predicted_peak_bytes_per_rank=said.predicted_peak_bytes_per_rank,
+            parts=said.parts,
+            verdict=said.verdict,
+            message=said.message,
+        ),
+    )
+
+
+def links_report(worker: str, said: LinksProbed, now_ms: int) -> rdzv.WorkerReport:
+    """What the links between a generation's workers do, for rendezvous."""
+    return rdzv.WorkerReport(
+        report_id=f"{worker}.{said.generation}.links",
+        worker=worker,
+        generation=said.generation,
+        links=rdzv.LinksProbed(
+            at_ms=now_ms,
+            generation=said.generation,
+            topology=said.topology,
+            seconds=said.seconds,
+            reused=said.reused,
         ),
     )
 

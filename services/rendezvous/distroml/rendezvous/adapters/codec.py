@@ -33,6 +33,8 @@ PUBLIC_EVENTS: Final = PublicCodec[PublicEvent](
         "rendezvous.worker.HangDetected": (ev.HangDetected, pb.HangDetected, 1),
         "rendezvous.worker.NonFiniteDetected": (ev.NonFiniteDetected, pb.NonFiniteDetected, 1),
         "rendezvous.plan.PlanChosen": (ev.PlanChosen, pb.PlanChosen, 1),
+        "rendezvous.plan.PlanMeasured": (ev.PlanMeasured, pb.PlanMeasured, 1),
+        "rendezvous.plan.LinksProbed": (ev.LinksProbed, pb.LinksProbed, 1),
         "rendezvous.step.StepRecorded": (ev.StepRecorded, pb.StepRecorded, 1),
     }
 )

@@ -139,6 +139,35 @@ def report_command(message: pb.WorkerReport, sender: d.Sender, now_ms: int) -> d
                 plan=p.plan,
                 inputs=p.inputs,
                 prediction=p.prediction,
+                best=p.best,
+                alternatives_hash=p.alternatives_hash,
+            )
+        case "measured":
+            m = message.measured
+            _, generation = _subject(message, message.worker, m.generation)
+            return d.ReportMeasured(
+                at_ms=m.at_ms or now_ms,
+                sender=sender,
+                generation=generation,
+                steps=m.steps,
+                step_seconds=m.step_seconds,
+                peak_bytes_per_rank=m.peak_bytes_per_rank,
+                predicted_step_seconds=m.predicted_step_seconds,
+                predicted_peak_bytes_per_rank=m.predicted_peak_bytes_per_rank,
+                parts=m.parts,
+                verdict=m.verdict,
+                message=m.message,
+            )
+        case "links":
+            k = message.links
+            _, generation = _subject(message, message.worker, k.generation)
+            return d.ReportLinks(
+                at_ms=k.at_ms or now_ms,
+                sender=sender,
+                generation=generation,
+                topology=k.topology,
+                seconds=k.seconds,
+                reused=k.reused,
             )
         case "step":
             t = message.step

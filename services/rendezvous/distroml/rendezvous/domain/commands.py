@@ -113,6 +113,37 @@ class ReportPlan:
     plan: str
     inputs: str
     prediction: str
+    best: str = ""
+    alternatives_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportMeasured:
+    """What the plan turned out to cost over `steps` steps."""
+
+    at_ms: int
+    sender: Sender
+    generation: int
+    steps: int
+    step_seconds: float
+    peak_bytes_per_rank: int
+    predicted_step_seconds: float
+    predicted_peak_bytes_per_rank: int
+    parts: str
+    verdict: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportLinks:
+    """What the links between the workers do."""
+
+    at_ms: int
+    sender: Sender
+    generation: int
+    topology: str
+    seconds: float
+    reused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,5 +189,9 @@ class Tick:
     waited_ms: int
 
 
-Report = ReportStart | ReportExit | ReportHang | ReportNonFinite | ReportPlan | ReportStep
+WorkerSaid = ReportStart | ReportExit | ReportHang | ReportNonFinite
+"""Reports about one worker."""
+GenerationSaid = ReportPlan | ReportMeasured | ReportLinks | ReportStep
+"""Reports about a whole generation, whichever of its workers says so."""
+Report = WorkerSaid | GenerationSaid
 Command = JoinNode | MarkReady | Report | Leave | ReportLost | Tick

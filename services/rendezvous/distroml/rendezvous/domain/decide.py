@@ -52,6 +52,8 @@ def decide(state: Rendezvous, command: cmd.Command) -> tuple[ev.Event, ...]:
             | cmd.ReportHang()
             | cmd.ReportNonFinite()
             | cmd.ReportPlan()
+            | cmd.ReportMeasured()
+            | cmd.ReportLinks()
             | cmd.ReportStep()
         ):
             speaker(state, command.sender)

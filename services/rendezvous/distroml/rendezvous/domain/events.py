@@ -128,13 +128,42 @@ class NonFiniteDetected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanChosen:
-    """The plan that the generation trains with; JSON texts."""
+    """The plan that the generation trains with; JSON texts. All alternatives are an object named by its hash."""
 
     at_ms: int
     generation: int
     plan: str
     inputs: str
     prediction: str
+    best: str
+    alternatives_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanMeasured:
+    """What the generation's plan turned out to cost beside what was predicted; 0 is not known."""
+
+    at_ms: int
+    generation: int
+    steps: int
+    step_seconds: float
+    peak_bytes_per_rank: int
+    predicted_step_seconds: float
+    predicted_peak_bytes_per_rank: int
+    parts: str
+    verdict: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinksProbed:
+    """What the links between the generation's workers do, `topology` as JSON; an older probe may be `reused`."""
+
+    at_ms: int
+    generation: int
+    topology: str
+    seconds: float
+    reused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +230,8 @@ PublicEvent = (
     | HangDetected
     | NonFiniteDetected
     | PlanChosen
+    | PlanMeasured
+    | LinksProbed
     | StepRecorded
 )
 PrivateEvent = NodeJoined | NodeReady | NodeLeft | DrainBegun

@@ -19,6 +19,9 @@ from distroml.rendezvous.domain.model import (
 
 MAX_REPLACED_AGENTS = 16
 
+_OF_GENERATIONS = ("links", "plan", "measured", "step")
+"""Marks without a worker: generations count on through attempts, so what they say may come again."""
+
 
 def evolve(state: Rendezvous, event: ev.Event) -> Rendezvous:
     """The state after `event`."""
@@ -69,6 +72,10 @@ def evolve(state: Rendezvous, event: ev.Event) -> Rendezvous:
             return _marked(state, f"nonfinite/{worker}", (generation, step))
         case ev.PlanChosen(generation=generation):
             return _marked(state, "plan", (generation, 0))
+        case ev.PlanMeasured(generation=generation, steps=steps):
+            return _marked(state, "measured", (generation, steps))
+        case ev.LinksProbed(generation=generation):
+            return _marked(state, "links", (generation, 0))
         case ev.StepRecorded(generation=generation, step=step, why=why):
             mark = (generation, step)
             whys = (*state.step_whys, why) if state.marks.get("step") == mark else (why,)
@@ -94,7 +101,7 @@ def _opened(state: Rendezvous, event: ev.GenerationOpened) -> Rendezvous:
     if event.attempt == state.attempt:
         return opened
     # Worker ids name their attempt, so what was recorded of the older ones cannot come again.
-    marks = {key: mark for key, mark in state.marks.items() if key in ("plan", "step")}
+    marks = {key: mark for key, mark in state.marks.items() if key in _OF_GENERATIONS}
     return replace(opened, joined={}, took_part={}, formed=None, finished=(), ending=None, marks=marks)
 
 

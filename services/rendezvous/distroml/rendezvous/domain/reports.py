@@ -16,8 +16,8 @@ from distroml.rendezvous.domain.model import MAX_WORKERS, Cause, FailureCategory
 
 MAX_MESSAGE_BYTES = 4_000
 MAX_TRACEBACK_BYTES = 32_000
-MAX_PLAN_BYTES = 18_000
-"""For each of a plan's three texts, so that the event stays below 64 KiB."""
+MAX_PLAN_BYTES = 60_000
+"""For all texts of a plan, of its measurement or of a probe together, so that the event stays below 64 KiB."""
 
 _INDICES = frozenset(str(index) for index in range(MAX_WORKERS))
 
@@ -30,15 +30,27 @@ def decide_report(draft: Draft, report: cmd.Report) -> None:
             f"generation {report.generation} was never opened; the newest is {draft.state.number}",
             newest=str(draft.state.number),
         )
+    if isinstance(report, cmd.GenerationSaid):
+        _generation_said(draft, report)
+    else:
+        _worker_said(draft, report)
+
+
+def _generation_said(draft: Draft, report: cmd.GenerationSaid) -> None:
     match report:
         case cmd.ReportPlan():
             _plan(draft, report)
-            return
+        case cmd.ReportMeasured():
+            _measured(draft, report)
+        case cmd.ReportLinks():
+            _links(draft, report)
         case cmd.ReportStep():
             _step(draft, report)
-            return
         case _:
-            pass
+            assert_never(report)
+
+
+def _worker_said(draft: Draft, report: cmd.WorkerSaid) -> None:
     place = f"{draft.state.job}.{draft.state.attempt}.{report.sender.node}"
     if not is_place(report.worker, place):
         raise Rejection(
@@ -176,12 +188,53 @@ def _non_finite(draft: Draft, c: cmd.ReportNonFinite) -> None:
 def _plan(draft: Draft, c: cmd.ReportPlan) -> None:
     if _known(draft, "plan", (c.generation, 0)):
         return
-    largest = max(len(text.encode()) for text in (c.plan, c.inputs, c.prediction))
-    if largest > MAX_PLAN_BYTES:
-        raise Rejection("TooLarge", f"a text of the plan has {largest} bytes; at most {MAX_PLAN_BYTES} are recorded")
+    _check_size("the plan", c.plan, c.inputs, c.prediction, c.best, c.alternatives_hash)
     draft.add(
-        ev.PlanChosen(at_ms=c.at_ms, generation=c.generation, plan=c.plan, inputs=c.inputs, prediction=c.prediction)
+        ev.PlanChosen(
+            at_ms=c.at_ms,
+            generation=c.generation,
+            plan=c.plan,
+            inputs=c.inputs,
+            prediction=c.prediction,
+            best=c.best,
+            alternatives_hash=c.alternatives_hash,
+        )
     )
+
+
+def _measured(draft: Draft, c: cmd.ReportMeasured) -> None:
+    if _known(draft, "measured", (c.generation, c.steps)):
+        return
+    _check_size("the measurement", c.parts)
+    draft.add(
+        ev.PlanMeasured(
+            at_ms=c.at_ms,
+            generation=c.generation,
+            steps=c.steps,
+            step_seconds=c.step_seconds,
+            peak_bytes_per_rank=c.peak_bytes_per_rank,
+            predicted_step_seconds=c.predicted_step_seconds,
+            predicted_peak_bytes_per_rank=c.predicted_peak_bytes_per_rank,
+            parts=c.parts,
+            verdict=clip(c.verdict, 200),
+            message=clip(c.message, MAX_MESSAGE_BYTES),
+        )
+    )
+
+
+def _links(draft: Draft, c: cmd.ReportLinks) -> None:
+    if _known(draft, "links", (c.generation, 0)):
+        return
+    _check_size("the topology", c.topology)
+    draft.add(
+        ev.LinksProbed(at_ms=c.at_ms, generation=c.generation, topology=c.topology, seconds=c.seconds, reused=c.reused)
+    )
+
+
+def _check_size(what: str, *texts: str) -> None:
+    size = sum(len(text.encode()) for text in texts)
+    if size > MAX_PLAN_BYTES:
+        raise Rejection("TooLarge", f"{what} has {size} bytes of text; at most {MAX_PLAN_BYTES} are recorded")
 
 
 def _step(draft: Draft, c: cmd.ReportStep) -> None:

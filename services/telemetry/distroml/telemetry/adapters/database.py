@@ -64,6 +64,10 @@ CREATE TABLE spans (
 CREATE UNIQUE INDEX spans_once ON spans (job, trace_id, span_id);
 CREATE INDEX spans_of_job ON spans (job, seq);
 """
+# Tables that came after the first files of this format were written; made in old files too.
+_LATER = """
+CREATE TABLE IF NOT EXISTS plans (job TEXT PRIMARY KEY, generation INTEGER NOT NULL, json TEXT NOT NULL) WITHOUT ROWID;
+"""
 
 
 class Damaged(Exception):
@@ -119,7 +123,7 @@ def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint=2000")
         if create:
-            connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={FORMAT};COMMIT;")
+            connection.executescript(f"BEGIN;{_SCHEMA}{_LATER}PRAGMA user_version={FORMAT};COMMIT;")
             return connection
         (found,) = connection.execute("PRAGMA user_version").fetchone()
         if found != FORMAT:
@@ -127,6 +131,7 @@ def _opened(path: Path, *, create: bool) -> sqlite3.Connection:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise Damaged(f"{path.name} fails SQLite's own check: {verdict}")
+        connection.executescript(_LATER)
         return connection
     except BaseException:
         connection.close()

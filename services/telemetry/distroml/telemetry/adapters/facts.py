@@ -12,6 +12,7 @@ from distroml.api.common.v1.common_pb2 import FailureCategory
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as r
 from distroml.api.scheduler.v1 import events_pb2 as s
 from distroml.api.scheduler.v1.jobs_pb2 import Placement
+from distroml.telemetry.adapters.plans import read_chosen
 from distroml.telemetry.domain import facts as f
 
 M = TypeVar("M", bound=Message)
@@ -144,6 +145,17 @@ def _lost(m: r.MemberLost) -> f.JobFact:
     )
 
 
+def _plan(m: r.PlanChosen) -> f.JobFact:
+    chosen = read_chosen(m.plan, m.prediction, m.best)
+    return f.PlanSeen(
+        at_ms=m.at_ms,
+        generation=m.generation,
+        plan=chosen.text,
+        step_seconds=chosen.prediction.step_seconds,
+        peak_bytes=int(chosen.prediction.peak_bytes_per_rank),
+    )
+
+
 def _begun(m: c.Begun) -> f.JobFact:
     return f.SaveSeen(at_ms=m.at_ms, save_id=m.save_id, step=m.step, generation=m.generation, state="saving")
 
@@ -238,7 +250,19 @@ _TABLE: dict[type[Message], Callable[..., f.JobFact]] = dict(
                 step=m.step,
             ),
         ),
-        _entry(r.PlanChosen, lambda m: f.PlanSeen(at_ms=m.at_ms, generation=m.generation, plan=m.plan)),
+        _entry(r.PlanChosen, _plan),
+        _entry(
+            r.PlanMeasured,
+            lambda m: f.PlanMeasured(
+                at_ms=m.at_ms,
+                generation=m.generation,
+                steps=m.steps,
+                step_seconds=m.step_seconds,
+                peak_bytes=m.peak_bytes_per_rank,
+                verdict=m.verdict,
+                message=m.message,
+            ),
+        ),
         _entry(
             r.StepRecorded,
             lambda m: f.StepSeen(at_ms=m.at_ms, generation=m.generation, step=m.step, why=m.why),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from distroml.events import Position, Recorded
-from distroml.telemetry.domain.facts import JobFact
+from distroml.telemetry.domain.facts import JobFact, PlanSeen
 from distroml.telemetry.domain.view import JobView, evolve
 
 _CACHED_VIEWS = 512
@@ -97,6 +97,12 @@ class JobWriter:
                 continue
             seen[recorded.stream] = recorded.version
             self._insert(event)
+            if isinstance(event.fact, PlanSeen):
+                self._db.execute(
+                    "INSERT INTO plans VALUES (?,?,?) ON CONFLICT (job) DO UPDATE SET generation=excluded.generation, "
+                    "json=excluded.json WHERE excluded.generation >= generation",
+                    (event.job, event.fact.generation, event.json),
+                )
             if event.fact is not None:
                 self._views[event.job] = evolve(self._view(event.job), event.fact)
             changed.add(event.job)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from distroml.api.common.v1.common_pb2 import FailureCategory
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.telemetry.adapters.jobs import LiveRow, read_cursor, read_live, read_view
+from distroml.telemetry.adapters.plans import Chosen, Prediction, binding_text, plan_text
 from distroml.telemetry.adapters.series import (
     RESOURCE_NAMES,
     RESOURCES,
@@ -17,6 +18,7 @@ from distroml.telemetry.adapters.series import (
     read_history,
     stored_ranks,
 )
+from distroml.telemetry.domain.rows import PlanRow
 from distroml.telemetry.domain.summary import Mark, RecoveryRow, marks, recoveries
 from distroml.telemetry.domain.thinning import Bucket, thinned
 from distroml.telemetry.domain.view import JobView
@@ -137,8 +139,8 @@ def _samples(db: sqlite3.Connection, job: str) -> int:
     return int(sum(b.stats["samples"][1] for b in history if "samples" in b.stats))
 
 
-def summary_message(detail: JobDetail) -> t.JobSummary:
-    """The detail as the contract has it."""
+def summary_message(detail: JobDetail, chosen: Chosen | None = None) -> t.JobSummary:
+    """The detail as the contract has it; `chosen` is the newest plan with its reasons."""
     view, live = detail.view, detail.live
     summary = t.JobSummary(
         job=view.job,
@@ -172,4 +174,35 @@ def summary_message(detail: JobDetail) -> t.JobSummary:
                 category=_CATEGORIES.get(row.category, FailureCategory.FAILURE_CATEGORY_UNSPECIFIED),
             )
         )
+    for plan in view.plans:
+        summary.plans.append(_plan(plan, chosen))
     return summary
+
+
+def _plan(row: PlanRow, chosen: Chosen | None) -> t.JobPlan:
+    plan = t.JobPlan(
+        generation=row.generation,
+        at_ms=row.at_ms,
+        plan=row.plan,
+        predicted_step_seconds=row.predicted_s,
+        predicted_peak_bytes_per_rank=row.predicted_bytes,
+        steps=row.steps,
+        step_seconds=row.measured_s,
+        peak_bytes_per_rank=row.measured_bytes,
+        verdict=row.verdict,
+        message=row.message,
+    )
+    if chosen is not None and chosen.generation == row.generation:
+        plan.reasons.extend(chosen.reasons)
+        plan.binding = binding_text(chosen.prediction.binding)
+        for other in chosen.best:
+            prediction = other.prediction or Prediction()
+            plan.others.append(
+                t.OtherPlan(
+                    plan=plan_text(other.plan),
+                    step_seconds=prediction.step_seconds,
+                    peak_bytes_per_rank=int(prediction.peak_bytes_per_rank),
+                    reason=other.reason,
+                )
+            )
+    return plan

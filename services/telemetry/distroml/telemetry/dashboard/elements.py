@@ -75,6 +75,14 @@ class Head(_Shown, component="components/dml_head.js"):
         self._props.update(job=job)
 
 
+class Plan(_Shown, component="components/dml_plan.js"):
+    """The plan of a job's newest generation, in words and numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._props.update(plan={"known": False})
+
+
 class Status(_Shown, component="components/dml_status.js"):
     """Whether the page is live, what is away, light or dark."""
 

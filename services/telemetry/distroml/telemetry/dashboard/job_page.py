@@ -14,6 +14,7 @@ from distroml.telemetry.dashboard import present
 from distroml.telemetry.dashboard.elements import Chart, Events, Facts, Head, Logs, Row, Table
 from distroml.telemetry.dashboard.gui import in_page
 from distroml.telemetry.dashboard.layout import Sources, frame, now_ms, run_live, show_notice
+from distroml.telemetry.dashboard.plan_panel import PlanPanel
 from distroml.telemetry.domain.thinning import Bucket, thinned
 from distroml.telemetry.live import EVENTS, LOGS, RESOURCES, SAMPLES
 
@@ -117,6 +118,7 @@ class JobPage:
                         )
                 if self._names[1] != _SPEED:
                     self._charts[1].rename(0, "samples per second")
+            self._plan = PlanPanel(self._sources.model, self._job)
             self._workers = self._table("Workers", _WORKERS, "No worker has started yet")
             with ui.element("div").classes("grid two"):
                 with ui.element("section").classes("card"):
@@ -134,6 +136,7 @@ class JobPage:
         self._note_events(events)
         await self._draw_detail(detail)
         await self._draw_workers(detail)
+        await self._plan.draw(detail)
         await self._start_logs_anew()
         run_live(self._sources.model.changes.watch(self._job), self._draw)
 
@@ -162,6 +165,7 @@ class JobPage:
         await self._draw_detail(detail)
         if kinds & {EVENTS, SAMPLES, RESOURCES}:
             await self._draw_workers(detail)
+            await self._plan.draw(detail)
         if kinds & {EVENTS, SAMPLES}:
             await self._draw_charts(detail)
         if EVENTS in kinds:

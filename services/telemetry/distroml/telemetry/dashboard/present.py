@@ -9,9 +9,10 @@ from typing import cast
 from distroml.telemetry.adapters.jobs import EventRow, LiveRow
 from distroml.telemetry.adapters.logs import LineRow
 from distroml.telemetry.adapters.summaries import JobDetail, WorkerUse
+from distroml.telemetry.domain.rows import CheckpointRow
 from distroml.telemetry.domain.summary import Mark, RecoveryRow, stalled
 from distroml.telemetry.domain.thinning import Bucket
-from distroml.telemetry.domain.view import CheckpointRow, JobView
+from distroml.telemetry.domain.view import JobView
 
 Row = Mapping[str, object]
 
@@ -321,6 +322,7 @@ _EVENT_WORDS: Mapping[str, str] = {
     "category": "{}",
     "worker": "{}",
     "node": "{}",
+    "verdict": "{}",
     "actor": "by {}",
 }
 

@@ -178,10 +178,24 @@ class StepSeen(Fact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSeen(Fact):
-    """The plan a generation trains with, JSON text."""
+    """The plan that a generation trains with, in one line, and what is predicted of it (0: nothing)."""
 
     generation: int
     plan: str
+    step_seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanMeasured(Fact):
+    """What the plan turned out to cost over `steps` steps; 0 is not known."""
+
+    generation: int
+    steps: int
+    step_seconds: float
+    peak_bytes: int
+    verdict: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +241,7 @@ JobFact = (
     | WorkerTrouble
     | StepSeen
     | PlanSeen
+    | PlanMeasured
     | SaveSeen
     | CheckpointMarked
 )

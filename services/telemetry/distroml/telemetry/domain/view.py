@@ -7,70 +7,13 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from distroml.telemetry.domain import facts as f
+from distroml.telemetry.domain.rows import CheckpointRow, GenerationRow, PlanRow, WorkerRow
 
 MAX_WORKERS = 1024
 MAX_GENERATIONS = 200
 MAX_CHECKPOINTS = 200
+MAX_PLANS = 20
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerRow:
-    """A worker of the newest generation.
-
-    `state` is `starting`, `running`, `waiting` (its generation broke), `hung`, `exited`, `failed`, `lost` or `done`.
-    """
-
-    worker: str
-    node: str = ""
-    rank: int = -1
-    pid: int = 0
-    state: str = "starting"
-    start: str = ""
-    started_ms: int = 0
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRow:
-    """One generation's life; times are 0 until they come."""
-
-    number: int
-    attempt: int = 0
-    opened_ms: int = 0
-    formed_ms: int = 0
-    world_size: int = 0
-    lost_ms: int = 0
-    broken_ms: int = 0
-    cause: str = ""
-    category: str = ""
-    worker: str = ""
-    message: str = ""
-    last_step: int = 0
-    first_recorded_step: int = -1
-
-    @property
-    def failed(self) -> bool:
-        """It ended because something broke, not because its size was to change."""
-        return bool(self.broken_ms) and bool(self.category or self.worker)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointRow:
-    """A save and what became of it: `saving`, `committed`, `failed`, `damaged` or `deleted`."""
-
-    save_id: str
-    step: int
-    generation: int
-    state: str
-    at_ms: int
-    manifest_hash: str = ""
-    bytes_total: int = 0
-    bytes_written: int = 0
-    bytes_reused: int = 0
-    save_s: float = 0.0
-    verified: bool = False
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +37,7 @@ class JobView:
     generation: int = 0
     world_size: int = 0
     mesh: tuple[tuple[str, int], ...] = ()
-    plan: str = ""
+    plans: tuple[PlanRow, ...] = ()
     submitted_ms: int = 0
     started_ms: int = 0
     finished_ms: int = 0
@@ -147,8 +90,8 @@ def evolve(view: JobView, fact: f.JobFact) -> JobView:
             return replace(view, step=step, total_steps=total or view.total_steps)
         case f.Closed(outcome=outcome):
             return _workers(view, lambda w: replace(w, state="done") if w.state in _LIVE else w) if outcome else view
-        case f.PlanSeen(plan=plan):
-            return replace(view, plan=plan)
+        case f.PlanSeen() | f.PlanMeasured():
+            return _plan(view, fact)
         case f.SaveSeen() | f.CheckpointMarked():
             return _checkpoint(view, fact)
         case (
@@ -314,6 +257,31 @@ def _generation(view: JobView, number: int, change: Callable[[GenerationRow], Ge
         rows = sorted((*view.generations, GenerationRow(number=number)), key=lambda g: g.number)
         view = replace(view, generations=tuple(rows[-MAX_GENERATIONS:]))
     return replace(view, generations=tuple(change(g) if g.number == number else g for g in view.generations))
+
+
+def _plan(view: JobView, fact: f.PlanSeen | f.PlanMeasured) -> JobView:
+    known = next((p for p in view.plans if p.generation == fact.generation), PlanRow(generation=fact.generation))
+    match fact:
+        case f.PlanSeen():
+            row = replace(
+                known,
+                at_ms=fact.at_ms,
+                plan=fact.plan,
+                predicted_s=fact.step_seconds,
+                predicted_bytes=fact.peak_bytes,
+            )
+        case f.PlanMeasured():
+            row = replace(
+                known,
+                measured_s=fact.step_seconds,
+                measured_bytes=fact.peak_bytes,
+                steps=fact.steps,
+                verdict=fact.verdict,
+                message=fact.message,
+            )
+    others = [p for p in view.plans if p.generation != fact.generation]
+    rows = sorted((*others, row), key=lambda p: p.generation)
+    return replace(view, plans=tuple(rows[-MAX_PLANS:]))
 
 
 def _checkpoint(view: JobView, fact: f.SaveSeen | f.CheckpointMarked) -> JobView:

@@ -202,6 +202,8 @@ class WorkerReport(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     PLAN_FIELD_NUMBER: builtins.int
     NON_FINITE_FIELD_NUMBER: builtins.int
+    LINKS_FIELD_NUMBER: builtins.int
+    MEASURED_FIELD_NUMBER: builtins.int
     report_id: builtins.str
     worker: builtins.str
     generation: builtins.int
@@ -217,6 +219,10 @@ class WorkerReport(google.protobuf.message.Message):
     def plan(self) -> global___PlanChosen: ...
     @property
     def non_finite(self) -> global___NonFiniteDetected: ...
+    @property
+    def links(self) -> global___LinksProbed: ...
+    @property
+    def measured(self) -> global___PlanMeasured: ...
     def __init__(
         self,
         *,
@@ -229,10 +235,12 @@ class WorkerReport(google.protobuf.message.Message):
         step: global___StepRecorded | None = ...,
         plan: global___PlanChosen | None = ...,
         non_finite: global___NonFiniteDetected | None = ...,
+        links: global___LinksProbed | None = ...,
+        measured: global___PlanMeasured | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["exited", b"exited", "hang", b"hang", "non_finite", b"non_finite", "plan", b"plan", "started", b"started", "step", b"step", "what", b"what"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["exited", b"exited", "generation", b"generation", "hang", b"hang", "non_finite", b"non_finite", "plan", b"plan", "report_id", b"report_id", "started", b"started", "step", b"step", "what", b"what", "worker", b"worker"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["what", b"what"]) -> typing.Literal["started", "exited", "hang", "step", "plan", "non_finite"] | None: ...
+    def HasField(self, field_name: typing.Literal["exited", b"exited", "hang", b"hang", "links", b"links", "measured", b"measured", "non_finite", b"non_finite", "plan", b"plan", "started", b"started", "step", b"step", "what", b"what"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["exited", b"exited", "generation", b"generation", "hang", b"hang", "links", b"links", "measured", b"measured", "non_finite", b"non_finite", "plan", b"plan", "report_id", b"report_id", "started", b"started", "step", b"step", "what", b"what", "worker", b"worker"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["what", b"what"]) -> typing.Literal["started", "exited", "hang", "step", "plan", "non_finite", "links", "measured"] | None: ...
 
 global___WorkerReport = WorkerReport
 
@@ -775,6 +783,10 @@ global___NonFiniteDetected = NonFiniteDetected
 
 @typing.final
 class PlanChosen(google.protobuf.message.Message):
+    """JSON texts. `best` holds the best few of the other plans, each with prediction and reason; `alternatives_hash` is the
+    SHA-256 of the object `plans/<hash>.json` that holds all of them, empty where none was kept.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     AT_MS_FIELD_NUMBER: builtins.int
@@ -782,11 +794,15 @@ class PlanChosen(google.protobuf.message.Message):
     PLAN_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     PREDICTION_FIELD_NUMBER: builtins.int
+    BEST_FIELD_NUMBER: builtins.int
+    ALTERNATIVES_HASH_FIELD_NUMBER: builtins.int
     at_ms: builtins.int
     generation: builtins.int
     plan: builtins.str
     inputs: builtins.str
     prediction: builtins.str
+    best: builtins.str
+    alternatives_hash: builtins.str
     def __init__(
         self,
         *,
@@ -795,10 +811,88 @@ class PlanChosen(google.protobuf.message.Message):
         plan: builtins.str = ...,
         inputs: builtins.str = ...,
         prediction: builtins.str = ...,
+        best: builtins.str = ...,
+        alternatives_hash: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "inputs", b"inputs", "plan", b"plan", "prediction", b"prediction"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alternatives_hash", b"alternatives_hash", "at_ms", b"at_ms", "best", b"best", "generation", b"generation", "inputs", b"inputs", "plan", b"plan", "prediction", b"prediction"]) -> None: ...
 
 global___PlanChosen = PlanChosen
+
+@typing.final
+class PlanMeasured(google.protobuf.message.Message):
+    """What a generation's plan turned out to cost: the median over `steps`, the largest peak of any rank, beside what was
+    predicted; 0 where one of them is not known. `parts` is JSON. `verdict` is CamelCase: `AsPredicted`, `Slower`,
+    `Faster`, `MoreMemory`, `LessMemory`, `NotPredicted`.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AT_MS_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    STEP_SECONDS_FIELD_NUMBER: builtins.int
+    PEAK_BYTES_PER_RANK_FIELD_NUMBER: builtins.int
+    PREDICTED_STEP_SECONDS_FIELD_NUMBER: builtins.int
+    PREDICTED_PEAK_BYTES_PER_RANK_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    at_ms: builtins.int
+    generation: builtins.int
+    steps: builtins.int
+    step_seconds: builtins.float
+    peak_bytes_per_rank: builtins.int
+    predicted_step_seconds: builtins.float
+    predicted_peak_bytes_per_rank: builtins.int
+    parts: builtins.str
+    verdict: builtins.str
+    message: builtins.str
+    def __init__(
+        self,
+        *,
+        at_ms: builtins.int = ...,
+        generation: builtins.int = ...,
+        steps: builtins.int = ...,
+        step_seconds: builtins.float = ...,
+        peak_bytes_per_rank: builtins.int = ...,
+        predicted_step_seconds: builtins.float = ...,
+        predicted_peak_bytes_per_rank: builtins.int = ...,
+        parts: builtins.str = ...,
+        verdict: builtins.str = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "message", b"message", "parts", b"parts", "peak_bytes_per_rank", b"peak_bytes_per_rank", "predicted_peak_bytes_per_rank", b"predicted_peak_bytes_per_rank", "predicted_step_seconds", b"predicted_step_seconds", "step_seconds", b"step_seconds", "steps", b"steps", "verdict", b"verdict"]) -> None: ...
+
+global___PlanMeasured = PlanMeasured
+
+@typing.final
+class LinksProbed(google.protobuf.message.Message):
+    """Latency and bandwidth between the generation's workers, `topology` as JSON; `reused` where an older probe served."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AT_MS_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    TOPOLOGY_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    REUSED_FIELD_NUMBER: builtins.int
+    at_ms: builtins.int
+    generation: builtins.int
+    topology: builtins.str
+    seconds: builtins.float
+    reused: builtins.bool
+    def __init__(
+        self,
+        *,
+        at_ms: builtins.int = ...,
+        generation: builtins.int = ...,
+        topology: builtins.str = ...,
+        seconds: builtins.float = ...,
+        reused: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "reused", b"reused", "seconds", b"seconds", "topology", b"topology"]) -> None: ...
+
+global___LinksProbed = LinksProbed
 
 @typing.final
 class StepRecorded(google.protobuf.message.Message):

@@ -516,6 +516,7 @@ class JobSummary(google.protobuf.message.Message):
     POSITION_FIELD_NUMBER: builtins.int
     DROPPED_SAMPLES_FIELD_NUMBER: builtins.int
     DROPPED_LINES_FIELD_NUMBER: builtins.int
+    PLANS_FIELD_NUMBER: builtins.int
     job: builtins.str
     step: builtins.int
     total_steps: builtins.int
@@ -535,6 +536,10 @@ class JobSummary(google.protobuf.message.Message):
     dropped_lines: builtins.int
     @property
     def recoveries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Recovery]: ...
+    @property
+    def plans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JobPlan]:
+        """By generation, newest last; at most 20."""
+
     def __init__(
         self,
         *,
@@ -555,12 +560,97 @@ class JobSummary(google.protobuf.message.Message):
         position: builtins.str = ...,
         dropped_samples: builtins.int = ...,
         dropped_lines: builtins.int = ...,
+        plans: collections.abc.Iterable[global___JobPlan] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_loss", b"_loss", "loss", b"loss"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_loss", b"_loss", "checkpoints", b"checkpoints", "dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "eta_ms", b"eta_ms", "generation", b"generation", "job", b"job", "last_checkpoint_step", b"last_checkpoint_step", "loss", b"loss", "position", b"position", "recoveries", b"recoveries", "samples", b"samples", "samples_per_s", b"samples_per_s", "step", b"step", "step_s", b"step_s", "tokens_per_s", b"tokens_per_s", "total_steps", b"total_steps", "world_size", b"world_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_loss", b"_loss", "checkpoints", b"checkpoints", "dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "eta_ms", b"eta_ms", "generation", b"generation", "job", b"job", "last_checkpoint_step", b"last_checkpoint_step", "loss", b"loss", "plans", b"plans", "position", b"position", "recoveries", b"recoveries", "samples", b"samples", "samples_per_s", b"samples_per_s", "step", b"step", "step_s", b"step_s", "tokens_per_s", b"tokens_per_s", "total_steps", b"total_steps", "world_size", b"world_size"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_loss", b"_loss"]) -> typing.Literal["loss"] | None: ...
 
 global___JobSummary = JobSummary
+
+@typing.final
+class JobPlan(google.protobuf.message.Message):
+    """A generation's plan, predicted and measured; 0 is not known."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    AT_MS_FIELD_NUMBER: builtins.int
+    PLAN_FIELD_NUMBER: builtins.int
+    PREDICTED_STEP_SECONDS_FIELD_NUMBER: builtins.int
+    PREDICTED_PEAK_BYTES_PER_RANK_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    STEP_SECONDS_FIELD_NUMBER: builtins.int
+    PEAK_BYTES_PER_RANK_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    REASONS_FIELD_NUMBER: builtins.int
+    BINDING_FIELD_NUMBER: builtins.int
+    OTHERS_FIELD_NUMBER: builtins.int
+    generation: builtins.int
+    at_ms: builtins.int
+    plan: builtins.str
+    """In one line."""
+    predicted_step_seconds: builtins.float
+    predicted_peak_bytes_per_rank: builtins.int
+    steps: builtins.int
+    """The median over `steps` steps, and the largest peak of any rank."""
+    step_seconds: builtins.float
+    peak_bytes_per_rank: builtins.int
+    verdict: builtins.str
+    """CamelCase, empty before the first measurement; `message` says what follows from it."""
+    message: builtins.str
+    binding: builtins.str
+    @property
+    def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Of the newest plan only: why it was chosen, what binds it, and the best of the others."""
+
+    @property
+    def others(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___OtherPlan]: ...
+    def __init__(
+        self,
+        *,
+        generation: builtins.int = ...,
+        at_ms: builtins.int = ...,
+        plan: builtins.str = ...,
+        predicted_step_seconds: builtins.float = ...,
+        predicted_peak_bytes_per_rank: builtins.int = ...,
+        steps: builtins.int = ...,
+        step_seconds: builtins.float = ...,
+        peak_bytes_per_rank: builtins.int = ...,
+        verdict: builtins.str = ...,
+        message: builtins.str = ...,
+        reasons: collections.abc.Iterable[builtins.str] | None = ...,
+        binding: builtins.str = ...,
+        others: collections.abc.Iterable[global___OtherPlan] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "binding", b"binding", "generation", b"generation", "message", b"message", "others", b"others", "peak_bytes_per_rank", b"peak_bytes_per_rank", "plan", b"plan", "predicted_peak_bytes_per_rank", b"predicted_peak_bytes_per_rank", "predicted_step_seconds", b"predicted_step_seconds", "reasons", b"reasons", "step_seconds", b"step_seconds", "steps", b"steps", "verdict", b"verdict"]) -> None: ...
+
+global___JobPlan = JobPlan
+
+@typing.final
+class OtherPlan(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: builtins.int
+    STEP_SECONDS_FIELD_NUMBER: builtins.int
+    PEAK_BYTES_PER_RANK_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    plan: builtins.str
+    step_seconds: builtins.float
+    peak_bytes_per_rank: builtins.int
+    reason: builtins.str
+    def __init__(
+        self,
+        *,
+        plan: builtins.str = ...,
+        step_seconds: builtins.float = ...,
+        peak_bytes_per_rank: builtins.int = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["peak_bytes_per_rank", b"peak_bytes_per_rank", "plan", b"plan", "reason", b"reason", "step_seconds", b"step_seconds"]) -> None: ...
+
+global___OtherPlan = OtherPlan
 
 @typing.final
 class Recovery(google.protobuf.message.Message):

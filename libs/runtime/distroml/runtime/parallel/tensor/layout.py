@@ -44,13 +44,12 @@ class Layout:
         parts = [self._narrow(whole, piece) for piece in self.pieces(rank, degree)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
 
-    def put(self, whole: torch.Tensor, local: torch.Tensor, rank: int, degree: int) -> None:
-        """Write the local tensor of `rank` to its places in `whole`; the inverse of `take`."""
-        start = 0
-        for piece in self.pieces(rank, degree):
-            part = self._narrow(whole, piece)
-            part.copy_(local.narrow(self.dim, start, part.shape[self.dim]))
-            start += part.shape[self.dim]
+    def restore(self, dealt: torch.Tensor, degree: int) -> torch.Tensor:
+        """The whole tensor from all ranks' parts one after the other, as `DTensor.full_tensor` gives them."""
+        if len(self.segments) == 1:
+            return dealt
+        parts = [part.split([size // degree for size in self.segments], self.dim) for part in dealt.chunk(degree, self.dim)]
+        return torch.cat([part[segment] for segment in range(len(self.segments)) for part in parts], self.dim)
 
     def _narrow(self, whole: torch.Tensor, piece: slice) -> torch.Tensor:
         return whole.narrow(self.dim, piece.start, piece.stop - piece.start)

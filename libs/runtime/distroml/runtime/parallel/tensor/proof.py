@@ -1,24 +1,33 @@
-"""Whether a block that is split computes what the whole one does: outputs and every gradient, in float64."""
+"""Whether a block that is split computes what the whole one does: outputs and every gradient, on a few tokens.
+
+In float64; in float32 where the block is too large for that, or has operations that know no float64. Ranks are threads.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.tensor.apply import hook_modules
 from distroml.runtime.parallel.tensor.capture import Sample
 from distroml.runtime.parallel.tensor.plan import Split
-from distroml.runtime.parallel.tensor.sums import Ranks
 from distroml.runtime.parallel.tensor.simulate import LoneRank, run_ranks
+from distroml.runtime.parallel.tensor.sums import Ranks
+from distroml.runtime.parallel.tensor.values import with_values
+from distroml.runtime.typed import backward
 
 # Models compute norms and softmax in float32 whatever their type: there one rounding may differ. A wrong split differs
 # in the first digit.
 TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-4}
+# A block of more elements is explored on meta and proved in float32, without forming its large weights' gradients.
+LARGE = 16_000_000
 
 
 class NotEqual(ValueError):
@@ -37,29 +46,37 @@ class Outcome:
 class Prover:
     """Compares splits of one kind of block with the whole block. Nothing random, no process group.
 
-    In float64; in float32 where the block has operations that know no float64.
+    Attributes:
+        block: a copy of the block with made-up values of its parameters; on meta where the block is large.
     """
 
     def __init__(self, sample: Sample) -> None:
-        self.sample = sample
-        self.dtype = torch.float64
-        try:
-            self.block = _with_values(sample.block, self.dtype)
-            self.whole = self._run(self.block)
-        except RuntimeError:
-            self.dtype = torch.float32
-            self.block = _with_values(sample.block, self.dtype)
-            self.whole = self._run(self.block)
-        self.tolerance = TOLERANCES[self.dtype]
-
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A copy of the sample's arguments, in the type of the proof."""
-        return _fresh(self.sample.args, self.dtype), _fresh(self.sample.kwargs, self.dtype)
+        self._sample = sample
+        self._large = sum(parameter.numel() for parameter in sample.block.parameters()) > LARGE
+        self._dtype = torch.float32 if self._large else torch.float64
+        if not self._large and self._fails(torch.float64, "cpu"):
+            self._dtype = torch.float32
+        self._device = "meta" if self._large and not self._fails(self._dtype, "meta") else "cpu"
+        self.block = with_values(sample.block, self._dtype, self._device)
 
     def call(self, block: nn.Module) -> Any:
-        """The block's output on copies of the sample's arguments."""
-        args, kwargs = self.arguments()
+        """The output of `block`, a copy of `self.block`, on copies of the sample's arguments."""
+        args, kwargs = self._arguments(self._dtype, self._device)
         return block(*args, **kwargs)
+
+    @functools.cached_property
+    def real(self) -> nn.Module:
+        """As `block`, always on the CPU."""
+        return self.block if self._device == "cpu" else with_values(self._sample.block, self._dtype, "cpu")
+
+    @functools.cached_property
+    def _whole(self) -> Outcome:
+        return self._run(self.real)
+
+    @functools.cached_property
+    def _shapes(self) -> list[torch.Size]:
+        with torch.no_grad():
+            return [output.shape for output in _floats(self.call(self.block))]
 
     def try_shapes(self, splits: Mapping[str, Split], degree: int) -> None:
         """Run rank 0 alone.
@@ -69,146 +86,127 @@ class Prover:
             NotEqual: an output has another shape than the whole block's.
         """
         with torch.no_grad():
-            outputs = tuple(_floats(self.call(self._local(splits, LoneRank(degree)))))
-        if [output.shape for output in outputs] != [output.shape for output in self.whole.outputs]:
-            raise NotEqual(f"outputs have shapes {[tuple(output.shape) for output in outputs]}")
+            shapes = [output.shape for output in _floats(self.call(_part(self.block, splits, LoneRank(degree))))]
+        if shapes != self._shapes:
+            raise NotEqual(f"outputs have the shapes {[tuple(shape) for shape in shapes]}")
 
     def prove(self, splits: Mapping[str, Split], degree: int) -> dict[str, Split]:
-        """The splits, with the parameters whose gradients must be summed named; each is proved on all ranks.
+        """The splits, with the parameters named whose gradients are partial; proved on all ranks.
 
         Args:
             splits: by path within the block.
-            degree: number of ranks, which are simulated.
+            degree: number of ranks.
 
         Raises:
             NotEqual: an output or gradient differs on a rank.
             Exception: whatever the block raises when its parts do not fit together.
         """
-        outcomes = run_ranks(degree, lambda ranks: self._run(self._local(splits, ranks)))
+        outcomes = run_ranks(degree, lambda ranks: self._run(_part(self.real, splits, ranks)))
         for outcome in outcomes:
-            self._expect("an output", outcome.outputs, self.whole.outputs)
-            self._expect("the gradient of an input", outcome.inputs, self.whole.inputs)
-        summed: dict[str, Split] = {}
-        scale = max((float(g.norm()) for g in self.whole.parameters.values() if g is not None), default=0.0)
-        for name, expected in self.whole.parameters.items():
+            self._expect("an output", outcome.outputs, self._whole.outputs)
+            self._expect("the gradient of an input", outcome.inputs, self._whole.inputs)
+        proved = dict(splits)
+        scale = max((float(g.norm()) for g in self._whole.parameters.values() if g is not None), default=0.0)
+        for name, expected in self._whole.parameters.items():
             path, _, own = name.rpartition(".")
-            split = splits.get(path)
-            layout = split.parameters.get(own) if split else None
-            gradients = [outcome.parameters[name] for outcome in outcomes]
-            if all(
-                self._equal(gradient, expected if layout is None else _part(layout, expected, rank, degree), scale)
-                for rank, gradient in enumerate(gradients)
-            ):
+            split = proved.get(path, Split(style="inside"))
+            layout = split.parameters.get(own)
+            found = [outcome.parameters[name] for outcome in outcomes]
+            wanted = [
+                expected if layout is None or expected is None else layout.take(expected, rank, degree)
+                for rank in range(degree)
+            ]
+            if all(self._equal(gradient, right, scale) for gradient, right in zip(found, wanted, strict=True)):
                 continue
-            there = [gradient for gradient in gradients if gradient is not None]
-            if layout is None and there and self._equal(torch.stack(there).sum(0), expected, scale):
-                split = summed.get(path) or split or Split(style="inside")
-                summed[path] = replace(split, summed=(*split.summed, own))
-                continue
-            raise NotEqual(f"the gradient of {name} differs")
-        if summed:
-            return self.prove({**splits, **summed}, degree)
-        return dict(splits)
+            parts = [gradient for gradient in found if gradient is not None]
+            if layout is not None or not parts or not self._equal(torch.stack(parts).sum(0), expected, scale):
+                raise NotEqual(f"the gradient of {name} differs")
+            proved[path] = replace(split, summed=(*split.summed, own))
+        return proved
 
-    def _local(self, splits: Mapping[str, Split], ranks: Ranks) -> nn.Module:
-        """The block as one rank has it."""
-        memo: dict[int, Any] = {}
-        for path, split in splits.items():
-            for name, layout in split.parameters.items():
-                parameter = self.block.get_submodule(path).get_parameter(name)
-                local = layout.take(parameter.detach(), ranks.rank, ranks.degree)
-                memo[id(parameter)] = nn.Parameter(local.clone())
-        block = copy.deepcopy(self.block, memo)
-        hook_modules(block, dict(splits), ("",), ranks, random=False)
-        return block
+    def draws(self) -> bool:
+        """Whether the block draws random numbers while it trains."""
+        args, kwargs = self._arguments(self._dtype, "cpu")
+        before = torch.get_rng_state()
+        self.real.train()
+        try:
+            with torch.no_grad():
+                self.real(*args, **kwargs)
+        finally:
+            self.real.eval()
+        return not torch.equal(before, torch.get_rng_state())
+
+    def _fails(self, dtype: torch.dtype, device: str) -> bool:
+        args, kwargs = self._arguments(dtype, device)
+        try:
+            with torch.no_grad():
+                with_values(self._sample.block, dtype, device)(*args, **kwargs)
+        except Exception:
+            return True
+        return False
+
+    def _arguments(self, dtype: torch.dtype, device: str) -> Any:
+        def fresh(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return copy.deepcopy(leaf)
+            made = leaf.detach().to(device, dtype if leaf.is_floating_point() else leaf.dtype, copy=True)
+            return made.requires_grad_(leaf.requires_grad)
+
+        return trees.map_leaves(fresh, (self._sample.args, self._sample.kwargs))
 
     def _run(self, block: nn.Module) -> Outcome:
-        args, kwargs = self.arguments()
+        args, kwargs = self._arguments(self._dtype, "cpu")
         with torch.enable_grad():
-            outputs = tuple(_floats(block(*args, **kwargs)))
-            # Of every output something else, so that no two of its elements can stand for one another.
-            total = torch.zeros((), dtype=torch.float64)
-            for output in outputs:
-                if output.requires_grad:
-                    weights = torch.linspace(0.5, 1.5, output.numel(), dtype=torch.float64).sin()
-                    total = total + (output.double().flatten() * weights).sum()
-            if total.requires_grad:
-                total.backward()
-        inputs = tuple(value.grad for value in (*_floats(args), *_floats(kwargs)) if value.requires_grad)
+            outputs = _floats(block(*args, **kwargs))
+            # Of every element something else, so that no two can stand for one another.
+            weighed = [
+                (output * torch.linspace(0.5, 99.5, output.numel()).sin().view(output.shape)).sum()
+                for output in outputs
+                if output.requires_grad
+            ]
+            if weighed:
+                backward(torch.stack(weighed).sum())
         return Outcome(
-            outputs=tuple(output.detach() for output in outputs),
-            inputs=inputs,
+            outputs=tuple(output.detach().as_subclass(torch.Tensor) for output in outputs),
+            inputs=tuple(leaf.grad for leaf in _floats((args, kwargs)) if leaf.requires_grad),
             parameters={name: parameter.grad for name, parameter in block.named_parameters()},
         )
 
-    def _expect(self, what: str, got: tuple[torch.Tensor | None, ...], expected: tuple[torch.Tensor | None, ...]) -> None:
+    def _expect(
+        self, what: str, got: tuple[torch.Tensor | None, ...], expected: tuple[torch.Tensor | None, ...]
+    ) -> None:
         if len(got) != len(expected):
             raise NotEqual(f"{what} is missing")
         scale = max((float(value.norm()) for value in expected if value is not None), default=0.0)
-        for value, reference in zip(got, expected, strict=True):
-            if not self._equal(value, reference, scale):
+        for value, right in zip(got, expected, strict=True):
+            if not self._equal(value, right, scale):
                 raise NotEqual(f"{what} differs")
 
-    def _equal(self, value: torch.Tensor | None, reference: torch.Tensor | None, scale: float) -> bool:
-        """Equal by norm. What is zero but for rounding is compared with a hundredth of `scale`, the largest norm around."""
-        if value is None or reference is None:
-            return (value is None or not value.any()) and (reference is None or not reference.any())
-        if value.shape != reference.shape:
+    def _equal(self, value: torch.Tensor | None, right: torch.Tensor | None, scale: float) -> bool:
+        """Equal by norm. What is zero but for rounding is compared with a hundredth of the largest norm around."""
+        if value is None or right is None:
+            return (value is None or not value.any()) and (right is None or not right.any())
+        if value.shape != right.shape:
             return False
-        bound = self.tolerance * max(float(reference.norm()), 0.01 * scale)
-        return float((value.double() - reference.double()).norm()) <= bound
+        bound = TOLERANCES[self._dtype] * max(float(right.norm()), 0.01 * scale)
+        return float((value.double() - right.double()).norm()) <= bound
 
 
-def _with_values(block: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy on the CPU, in the type of the proof, whose parameters have values of a size that training could give them.
-
-    Own values are not taken: biases that are still zero would hide that they are added twice.
-    """
-    generator = torch.Generator().manual_seed(0)
+def _part(block: nn.Module, splits: Mapping[str, Split], ranks: Ranks) -> nn.Module:
+    """The block as one rank has it."""
     memo: dict[int, Any] = {}
-    for name, parameter in block.named_parameters():
-        noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-        if parameter.ndim > 1:
-            noise /= parameter.shape[-1] ** 0.5
-        else:
-            noise = 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
-        memo[id(parameter)] = nn.Parameter(noise)
-    for buffer in block.buffers():
-        if buffer.is_meta and buffer.is_floating_point():
-            memo[id(buffer)] = torch.randn(buffer.shape, dtype=torch.float64, generator=generator)
-        elif buffer.is_meta:
-            memo[id(buffer)] = torch.ones(buffer.shape, dtype=buffer.dtype)
-        else:
-            memo[id(buffer)] = buffer.detach().cpu().clone()
-    copied = copy.deepcopy(block, memo).to(dtype)
-    copied.eval()
-    return copied
+    for path, split in splits.items():
+        for name, layout in split.parameters.items():
+            parameter = block.get_submodule(path).get_parameter(name)
+            local = layout.take(parameter.detach(), ranks.rank, ranks.degree)
+            memo[id(parameter)] = nn.Parameter(local, requires_grad=parameter.requires_grad)
+    for parameter in block.parameters():
+        if parameter.numel() > LARGE and id(parameter) not in memo:
+            memo[id(parameter)] = parameter
+    part = copy.deepcopy(block, memo)
+    hook_modules(part, splits, ("",), ranks, random=False)
+    return part
 
 
-def _part(layout: Any, expected: torch.Tensor | None, rank: int, degree: int) -> torch.Tensor | None:
-    return None if expected is None else layout.take(expected, rank, degree)
-
-
-def _floats(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, tuple | list):
-        for part in value:  # pyright: ignore[reportUnknownVariableType]
-            yield from _floats(part)
-    elif isinstance(value, dict):
-        for part in value.values():  # pyright: ignore[reportUnknownVariableType]
-            yield from _floats(part)
-
-
-def _fresh(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor):
-        copied = value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
-        return copied.requires_grad_(value.requires_grad)
-    if isinstance(value, tuple):
-        return tuple(_fresh(part, dtype) for part in value)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, list):
-        return [_fresh(part, dtype) for part in value]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, dict):
-        return {key: _fresh(part, dtype) for key, part in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    return copy.deepcopy(value)
+def _floats(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in trees.leaves_of(tree) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]

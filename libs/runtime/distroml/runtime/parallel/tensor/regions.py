@@ -1,13 +1,21 @@
-"""Where a split region begins and ends on one rank: what enters, and random numbers that are the rank's own."""
+"""Where a split region begins and ends on one rank: what enters, and random numbers that are the rank's own.
+
+Where activations are copies, all tp ranks must draw the same dropout mask; where they are divided, each its own. The
+inner stream starts from one number of the common stream and its end is forgotten, so that a block that is computed again
+draws the same masks, and what follows it does not depend on how much was drawn inside.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from distroml.runtime.parallel.randomness import seed_for
 from distroml.runtime.parallel.tensor.parts import Mend, part_type
 from distroml.runtime.parallel.tensor.sums import Ranks, enter
+from distroml.runtime.typed import seed_generators
 
 
 @dataclass(slots=True)
@@ -29,7 +37,7 @@ class Region:
     batch: int = 1
     part: type[torch.Tensor] | None = None
     _entered: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list[tuple[torch.Tensor, torch.Tensor]])
-    _common: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    _common: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     def enter(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor for use inside."""
@@ -48,30 +56,27 @@ class Region:
         self.part = self.part or part_type(self.ranks, mend, lambda: self.batch)
         return output.as_subclass(self.part)
 
-    def opened(self, training: bool) -> None:
-        """A column's output is there: from now on random numbers are this rank's own.
-
-        Their seed is one draw of the generator that all tp ranks share plus the rank. A recomputation that starts with
-        the generator's state of the first pass thus repeats them, and whatever follows the region is not displaced.
-        """
-        if not (self.random and training) or self._common:
+    def opened(self, device: torch.device, training: bool) -> None:
+        """A column's output is there: what is drawn from now on is this rank's own. A second column changes nothing."""
+        if not (self.random and training) or self._common is not None:
             return
-        seed = int(torch.randint(2**62, ())) + self.ranks.rank
-        self._common.append(torch.get_rng_state())
-        if torch.cuda.is_available():
-            self._common.append(torch.cuda.get_rng_state())
-        torch.manual_seed(seed)
-
-    def reset(self) -> None:
-        """A new pass over the block begins: forget one that was left half way, as recomputation does."""
-        self._entered.clear()
-        self._common.clear()
+        # Drawn from the CPU's generator, which the tp ranks share too: a GPU's would have to be waited for.
+        drawn = int(torch.randint(1 << 62, ()))
+        cuda: Any = torch.cuda
+        self._common = torch.get_rng_state(), cuda.get_rng_state(device) if device.type == "cuda" else None
+        seed_generators(seed_for(drawn, self.ranks.rank))
 
     def closed(self) -> None:
         """The row's input is there: random numbers are again those that all tp ranks share."""
         self._entered.clear()
-        if self._common:
-            torch.set_rng_state(self._common[0])
-            if len(self._common) > 1:
-                torch.cuda.set_rng_state(self._common[1])
-            self._common.clear()
+        if self._common is not None:
+            cpu, gpu = self._common
+            torch.set_rng_state(cpu)
+            if gpu is not None:
+                torch.cuda.set_rng_state(gpu)
+            self._common = None
+
+    def reset(self) -> None:
+        """A block begins: whatever an aborted pass left open is of no meaning (recomputation stops in the middle)."""
+        self._entered.clear()
+        self._common = None

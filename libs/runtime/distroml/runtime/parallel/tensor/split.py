@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.tensor.plan import Split
 from distroml.runtime.parallel.tensor.regions import Region
-from distroml.runtime.parallel.tensor.sums import Ranks, enter, leave
+from distroml.runtime.parallel.tensor.sums import Ranks, leave
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -33,13 +34,13 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
     """
     for name, value in split.attributes.items():
         set_count(module, name, value)
-    own = [name for name in (*split.parameters, *split.summed) if module._parameters.get(name) is not None]
+    own = [name for name in split.parameters if module._parameters.get(name) is not None]
     # What is added after the sum must not be added by each rank before it.
     bias = "bias" if split.style == "row" and module._parameters.get("bias") is not None else None
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         for name in own:
-            _show(module, name, _local(module, name, ranks if name in split.summed else None))
+            _show(module, name, _local(module, name))
         if bias:
             whole = module._parameters[bias]
             _show(module, bias, None if isinstance(module, nn.Linear) else torch.zeros_like(_is_there(whole)))
@@ -56,7 +57,7 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
         if bias:
             object.__delattr__(module, bias)
         if split.style == "column":
-            region.opened(module.training)
+            region.opened(output.device, module.training)
             return region.mark(output, split.mend)
         elif split.style == "row":
             output = leave(output, ranks)
@@ -68,7 +69,7 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
 
     if split.style == "experts":
         # Its columns and rows are inside of one forward pass.
-        module.register_forward_pre_hook(lambda module, _: region.opened(module.training))
+        module.register_forward_pre_hook(lambda module, _: region.opened(_device(module), module.training))
     module.register_forward_pre_hook(before, with_kwargs=True)
     module.register_forward_hook(after)
 
@@ -89,10 +90,13 @@ def _show(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
     object.__setattr__(module, name, value)
 
 
-def _local(module: nn.Module, name: str, summed_over: Ranks | None) -> torch.Tensor:
+def _local(module: nn.Module, name: str) -> torch.Tensor:
     parameter = _is_there(module._parameters[name])
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return local if summed_over is None else enter(local, summed_over)
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -105,13 +109,7 @@ def _is_there(parameter: torch.Tensor | None) -> torch.Tensor:
 
 
 def _each_float(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """`value` with `change` done to its floating-point tensors, inside tuples, lists and dicts."""
-    if isinstance(value, torch.Tensor):
-        return change(value) if value.is_floating_point() else value
-    if isinstance(value, tuple):
-        return tuple(_each_float(part, change) for part in value)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, list):
-        return [_each_float(part, change) for part in value]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, dict):
-        return {key: _each_float(part, change) for key, part in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    return value
+    """`value` with `change` done to its floating-point tensors."""
+    return trees.map_leaves(
+        lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf, value
+    )

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from distroml.runtime.elastic import communication
+
 
 class Ranks(Protocol):
     """The ranks of a tp axis as one of them sees them."""
@@ -43,7 +45,8 @@ class GroupRanks:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """An all-reduce of a copy."""
         total = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=self.group)
+        with communication():
+            dist.all_reduce(total, group=self.group)
         return total
 
 

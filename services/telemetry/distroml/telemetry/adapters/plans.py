@@ -1,0 +1,114 @@
+"""What a PlanChosen event says, read with patience: its texts come from a worker, of any release."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from typing import TypeVar, cast
+
+import msgspec
+
+from distroml.planner import Plan, PlanRefused
+from distroml.planner.picture import Drawing
+
+T = TypeVar("T")
+
+MAX_ALTERNATIVES = 20
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What is predicted of a plan; 0 and empty where nothing is."""
+
+    step_seconds: float = 0.0
+    peak_bytes_per_rank: float = 0.0
+    mfu: float | None = None
+    binding: object = None
+    drawing: msgspec.Raw = msgspec.Raw()
+
+
+class Alternative(msgspec.Struct, frozen=True, kw_only=True):
+    """Another plan, and why it was not chosen."""
+
+    plan: object = None
+    prediction: Prediction | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """A chosen plan. `text` is the plan in one line, empty where this release cannot read it."""
+
+    generation: int = 0
+    text: str = ""
+    reasons: tuple[str, ...] = ()
+    prediction: Prediction = field(default_factory=Prediction)
+    best: tuple[Alternative, ...] = ()
+    drawing: Drawing | None = None
+
+
+class _Event(msgspec.Struct):
+    """The JSON body of the event."""
+
+    plan: str = ""
+    prediction: str = ""
+    best: str = ""
+
+
+def read_chosen(plan: str, prediction: str, best: str, *, generation: int = 0) -> Chosen:
+    """What the three texts say; a text that says nothing readable counts as empty."""
+    found = _read(plan, Plan)
+    predicted = _read(prediction, Prediction) or Prediction()
+    return Chosen(
+        generation=generation,
+        text="" if found is None else str(found),
+        reasons=() if found is None else found.reasons,
+        prediction=predicted,
+        best=tuple((_read(best, list[Alternative]) or [])[:MAX_ALTERNATIVES]),
+        drawing=_drawing(predicted.drawing),
+    )
+
+
+def read_plan(db: sqlite3.Connection, job: str) -> Chosen | None:
+    """The plan of the job's newest generation that chose one."""
+    row = db.execute("SELECT generation, json FROM plans WHERE job=?", (job,)).fetchone()
+    if row is None or (event := _read(row[1], _Event)) is None:
+        return None
+    return read_chosen(event.plan, event.prediction, event.best, generation=row[0])
+
+
+def plan_text(plan: object) -> str:
+    """A plan in one line, whether it came as text or as an object; empty where it cannot be read."""
+    if isinstance(plan, str):
+        return plan
+    try:
+        return str(msgspec.convert(plan, Plan))
+    except (msgspec.ValidationError, PlanRefused):
+        return ""
+
+
+def binding_text(value: object) -> str:
+    """What binds, in words: a text, or an object or list of texts."""
+    match value:
+        case str():
+            return value
+        case dict():
+            texts = cast("dict[object, object]", value).values()
+            return ": ".join(text for text in texts if isinstance(text, str))
+        case list():
+            return "; ".join(binding_text(item) for item in cast("list[object]", value))
+        case _:
+            return ""
+
+
+def _read(text: str, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(text, type=kind) if text else None
+    except (msgspec.MsgspecError, PlanRefused):
+        return None
+
+
+def _drawing(raw: msgspec.Raw) -> Drawing | None:
+    try:
+        return Drawing.from_json(bytes(raw)) if bytes(raw) else None
+    except ValueError:
+        return None

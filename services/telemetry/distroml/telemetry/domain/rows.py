@@ -1,0 +1,80 @@
+"""What a job's view holds of its workers, generations, plans and checkpoints. Times are Unix milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRow:
+    """A worker of the newest generation.
+
+    `state` is `starting`, `running`, `waiting` (its generation broke), `hung`, `exited`, `failed`, `lost` or `done`.
+    """
+
+    worker: str
+    node: str = ""
+    rank: int = -1
+    pid: int = 0
+    state: str = "starting"
+    start: str = ""
+    started_ms: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRow:
+    """One generation's life; times are 0 until they come."""
+
+    number: int
+    attempt: int = 0
+    opened_ms: int = 0
+    formed_ms: int = 0
+    world_size: int = 0
+    lost_ms: int = 0
+    broken_ms: int = 0
+    cause: str = ""
+    category: str = ""
+    worker: str = ""
+    message: str = ""
+    last_step: int = 0
+    first_recorded_step: int = -1
+
+    @property
+    def failed(self) -> bool:
+        """It ended because something broke, not because its size was to change."""
+        return bool(self.broken_ms) and bool(self.category or self.worker)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRow:
+    """A save and what became of it: `saving`, `committed`, `failed`, `damaged` or `deleted`."""
+
+    save_id: str
+    step: int
+    generation: int
+    state: str
+    at_ms: int
+    manifest_hash: str = ""
+    bytes_total: int = 0
+    bytes_written: int = 0
+    bytes_reused: int = 0
+    save_s: float = 0.0
+    verified: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRow:
+    """A generation's plan, what was predicted of it and what was measured; 0 is not known. Seconds of one step."""
+
+    generation: int
+    at_ms: int = 0
+    plan: str = ""
+    predicted_s: float = 0.0
+    predicted_bytes: int = 0
+    measured_s: float = 0.0
+    measured_bytes: int = 0
+    steps: int = 0
+    verdict: str = ""
+    message: str = ""
