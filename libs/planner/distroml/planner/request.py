@@ -140,10 +140,13 @@ def _one_of(known: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def _stages(text: str) -> tuple[int, ...]:
-    parts = text.split("/")
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f"numbers of blocks separated by '/', such as 3/3, not {text!r}")
-    return tuple(int(part) for part in parts)
+    sizes: list[int] = []
+    for part in text.split("/"):
+        size, _, many = part.partition("x")
+        if not all(number.isascii() and number.isdigit() for number in (size, many or "1")) or int(many or 1) > 4096:
+            raise ValueError(f"numbers of blocks separated by '/', such as 3/3 or 2x14/1, not {text!r}")
+        sizes += [int(size)] * int(many or 1)
+    return tuple(sizes)
 
 
 def _order(text: str) -> tuple[str, ...]:

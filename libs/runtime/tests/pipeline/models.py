@@ -98,6 +98,7 @@ HF: dict[str, tuple[str, str, dict[str, Any], list[str], Any]] = {
          "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2},
         ["transformer.h"], tokens,
     ),
+    "dropout": ("BertForMaskedLM", "BertConfig", {**COMMON, **WIDE}, ["bert.encoder.layer"], tokens),
     "opt": (
         "OPTForCausalLM", "OPTConfig",
         {**COMMON, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "ffn_dim": 24,

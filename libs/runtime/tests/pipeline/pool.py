@@ -35,21 +35,23 @@ class Pool:
         for rank in range(SIZE):
             self.answer(rank, 100)
 
-    def run(self, case: dict[str, Any], ranks: range, timeout_s: float = 30) -> list[dict[str, Any]]:
+    def run(self, case: dict[str, Any], ranks: range, timeout_s: float = 40) -> list[dict[str, Any]]:
         """Every rank's answer.
 
         Raises:
             AssertionError: a rank failed; with its trace.
         """
-        answers = self.ask(case, ranks, timeout_s)
-        for rank, answer in zip(ranks, answers, strict=True):
-            assert "error" not in answer, f"rank {rank}: {answer['trace']}"
-        return answers
-
-    def ask(self, case: dict[str, Any], ranks: range, timeout_s: float = 30) -> list[dict[str, Any]]:
-        """Every rank's answer, errors among them."""
         self.send(case, ranks)
-        return [self.answer(rank, timeout_s) for rank in ranks]
+        return self.answers(ranks, timeout_s)
+
+    def answers(self, ranks: range, timeout_s: float = 40) -> list[dict[str, Any]]:
+        """What the ranks answer to what was sent; as `run`."""
+        answers = [self.answer(rank, timeout_s) for rank in ranks]
+        failed = [
+            f"rank {rank}: {answer['trace']}" for rank, answer in zip(ranks, answers, strict=True) if "error" in answer
+        ]
+        assert not failed, "\n".join(failed)
+        return answers
 
     def send(self, case: dict[str, Any], ranks: range) -> None:
         for rank in ranks:

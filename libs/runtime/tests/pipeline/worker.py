@@ -32,6 +32,8 @@ def serve(rank: int, size: int, store: str, connection: socket.socket) -> None:
         except BaseException as error:
             answer = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
         print(json.dumps(answer), file=stream, flush=True)
+        if answer.get("leave"):
+            os._exit(1)
 
 
 def main() -> None:

@@ -84,6 +84,11 @@ class Chain:
         ends[-1] = len(self.units)
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
+    def alike(self, span: Span) -> object:
+        """Equal for stages that cost the same."""
+        inside = span[0] >= self.first and span[1] <= self.first + self.blocks
+        return span[1] - span[0] if self.uniform and inside else span
+
     def _each(self, value: Callable[[Unit], float]) -> list[float]:
         by_shape = {shape: value(unit) for shape, unit in self.shapes.items()}
         return [by_shape[unit.shape] for unit in self.units]

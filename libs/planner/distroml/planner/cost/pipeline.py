@@ -13,21 +13,29 @@ from collections.abc import Sequence
 from distroml.planner.plan import Schedule
 
 
-def fill_s(schedule: Schedule, chunks: int, passes_s: Sequence[float], forwards_s: Sequence[float]) -> float:
+def fill_s(
+    schedule: Schedule, chunks: int, microbatches: int, passes_s: Sequence[float], forwards_s: Sequence[float]
+) -> float:
     """Seconds that the slowest rank waits for the others in one step.
 
     Args:
         schedule: of the pipeline.
         chunks: stages on each rank.
+        microbatches: in a step. With fewer than ranks, a rank that has passed all through one chunk waits until the
+            first comes around to its next.
         passes_s: of each rank, one microbatch forward and backward through all its chunks.
         forwards_s: the share of it that must run before an output is there: forward, and forward again.
     """
-    if len(passes_s) == 1:
+    others = len(passes_s) - 1
+    if others == 0:
         return 0.0
     worst = max(passes_s)
+    mean = (sum(passes_s) - worst) / others
+    idle = max(0, others + 1 - microbatches)
+    filling = mean
     if schedule == "zero_bubble":
-        return (sum(forwards_s) - forwards_s[passes_s.index(worst)]) / chunks
-    return (sum(passes_s) - worst) / chunks
+        filling = (sum(forwards_s) - forwards_s[passes_s.index(worst)]) / others
+    return idle * mean + (others - idle) * filling / chunks
 
 
 def sends(schedule: Schedule, pp: int, chunks: int, microbatches: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -18,7 +19,7 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The order in which a parameter holds the rows of the whole one: tensor parallelism deals out fused projections so.
+    """In which order a parameter holds the rows of the whole one: tensor parallelism deals out fused projections so.
 
     Attributes:
         dim: the dimension that is reordered.
@@ -122,29 +123,27 @@ def box_of(
     lies left of the other: so plain shards are cut first. Each cut is `torch.chunk`, on whatever is left.
     """
     offsets, sizes = [0] * len(shape), list(shape)
-    plain: list[tuple[int, int]] = []
+    plain_axes = [(axis, _dim_of(one, shape)) for axis, one in enumerate(placements) if isinstance(one, Shard)]
     strided: list[tuple[int, int]] = []
     for axis, placement in enumerate(placements):
         if isinstance(placement, _StridedShard):
-            dim = placement.dim % len(shape)
-            right = math.prod(
-                mesh_shape[other]
-                for other in range(axis + 1, len(mesh_shape))
-                if isinstance(found := placements[other], Shard) and found.dim % len(shape) == dim
-            )
-            if placement.split_factor != right:
+            dim = _dim_of(placement, shape)
+            right = [mesh_shape[other] for other in range(axis + 1, len(mesh_shape)) if (other, dim) in plain_axes]
+            if placement.split_factor != math.prod(right):
                 raise UnsupportedState(where, f"its placements {tuple(placements)} are not those of FSDP over shards")
             strided.append((axis, dim))
-        elif isinstance(placement, Shard):
-            plain.append((axis, placement.dim % len(shape)))
-        elif not isinstance(placement, Replicate):
+        elif not isinstance(placement, Replicate | Shard):
             raise UnsupportedState(where, f"its placement {placement} is no part of the whole tensor")
-    for axis, dim in (*plain, *reversed(strided)):
+    for axis, dim in (*plain_axes, *reversed(strided)):
         chunk = -(-sizes[dim] // mesh_shape[axis])
         start = min(chunk * coordinate[axis], sizes[dim])
         offsets[dim] += start
         sizes[dim] = min(chunk, sizes[dim] - start)
     return tuple(offsets), tuple(sizes)
+
+
+def _dim_of(placement: object, shape: Sequence[int]) -> int:
+    return cast(int, cast(Any, placement).dim) % len(shape)
 
 
 def _with(values: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:

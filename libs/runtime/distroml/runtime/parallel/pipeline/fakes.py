@@ -29,22 +29,26 @@ def hollow_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def fake_state(model: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """Fake CPU tensors for every parameter and every buffer on `meta`, by name; all floating parameters want gradients.
+def fake_state(model: nn.Module, dtype: torch.dtype | None, device: torch.device) -> dict[str, torch.Tensor]:
+    """Fake tensors for every parameter, and every buffer that isn't there, by name.
+
+    All floating parameters want gradients.
 
     Args:
         model: on any device.
         dtype: of floating parameters instead of their own.
+        device: where they seem to lie.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         state: dict[str, torch.Tensor] = {
-            name: torch.empty(buffer.shape, dtype=buffer.dtype)
+            name: torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
             for name, buffer in model.named_buffers()
-            if buffer.is_meta
+            if buffer.is_meta or buffer.device != device
         }
         for name, parameter in model.named_parameters():
             floating = parameter.is_floating_point()
-            empty = torch.empty(parameter.shape, dtype=dtype if dtype is not None and floating else parameter.dtype)
+            kind = dtype if dtype is not None and floating else parameter.dtype
+            empty = torch.empty(parameter.shape, dtype=kind, device=device)
             state[name] = nn.Parameter(empty, requires_grad=floating)
     return state
 
@@ -64,5 +68,5 @@ def now() -> int:
 
 
 def same_randomness() -> AbstractContextManager[None]:
-    """Within it random numbers are drawn; after it the CPU's generator is where it was."""
-    return cast("AbstractContextManager[None]", cast("Any", torch.random).fork_rng(devices=[]))
+    """Within it random numbers are drawn; after it the generators are where they were."""
+    return cast("AbstractContextManager[None]", cast("Any", torch.random).fork_rng())

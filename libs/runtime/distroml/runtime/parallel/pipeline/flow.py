@@ -22,6 +22,7 @@ from distroml.runtime.parallel.pipeline.standins import standing_in
 
 Run = Callable[[nn.Module], Any]
 _Edge = tuple[Any, int]  # an autograd node and which of its outputs
+_CPU = torch.device("cpu")
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -281,21 +282,27 @@ class _Runner(nn.Module):
 
 
 def follow(
-    hollow: nn.Module, run: Run, blocks: Sequence[str], bounds: Sequence[int], dtype: torch.dtype | None = None
+    hollow: nn.Module,
+    run: Run,
+    blocks: Sequence[str],
+    bounds: Sequence[int],
+    dtype: torch.dtype | None = None,
+    device: torch.device = _CPU,
 ) -> Flow:
     """The flow of `run(hollow)` through stages between `bounds`; no parameter is allocated and none is changed.
 
     Args:
         hollow: the undivided model, its parameters on any device.
-        run: calls the model; its tensors are on the CPU. What it returns is what the last stage makes.
+        run: calls the model; its tensors are on `device`. What it returns is what the last stage makes.
         blocks: module paths in the order of execution.
         bounds: first block of each stage, then the number of blocks.
         dtype: in which floating parameters are computed with, where that isn't their own.
+        device: where the run believes to be.
 
     Raises:
         NoCut: a block runs twice or in another order, or a tensor crosses a cut where it cannot be followed.
     """
-    state = fake_state(hollow, dtype)
+    state = fake_state(hollow, dtype, device)
     try:
         recorder, output = _record(hollow, run, blocks, state)
     except NoCut:

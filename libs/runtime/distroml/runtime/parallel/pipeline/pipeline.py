@@ -16,11 +16,12 @@ from distroml.runtime.parallel.pipeline.errors import NoCut
 from distroml.runtime.parallel.pipeline.fakes import hollow_copy
 from distroml.runtime.parallel.pipeline.flow import Flow, Run, follow
 from distroml.runtime.parallel.pipeline.proof import prove
-from distroml.runtime.parallel.pipeline.schedule import BeforeForward, Runner
+from distroml.runtime.parallel.pipeline.schedule import BeforeForward, Runner, check_schedule
 from distroml.runtime.parallel.pipeline.stage import StageModule
 from distroml.runtime.parallel.pipeline.tied import sum_tied
 
 Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
+_CPU = torch.device("cpu")
 _KEPT = 32  # flows, one for each signature
 
 
@@ -74,7 +75,7 @@ class Pipeline:
         self._bounds = [sum(plan.stages[:stage]) for stage in range(len(plan.stages) + 1)]
         self._plan = plan
         self._loss = loss
-        self._dtype = dtype
+        self._dtype, self._device = dtype, _CPU
         self._flows: dict[Hashable, Flow] = {}
         self._runner: Runner | None = None
         self._group: dist.ProcessGroup | None = None
@@ -82,9 +83,9 @@ class Pipeline:
             self._hollow = hollow_copy(model)
         except Exception as error:
             raise NoCut(f"the model cannot be copied: {type(error).__name__}: {error}") from error
-        flow = follow(self._hollow, self._loss_run(_on_cpu(sample)), self._blocks, self._bounds, dtype)
+        flow = self._follow(self._loss_run(_on(_CPU, sample)))
         self._held = self._holdings(flow)
-        self.proved = prove(self._hollow, self._loss_run, _on_cpu(sample), self._blocks, self._bounds, self._held)
+        self.proved = prove(self._hollow, self._loss_run, _on(_CPU, sample), self._blocks, self._bounds, self._held)
         self._flows[self._key("loss", sample)] = flow
         self.tied = {
             name: stages
@@ -98,8 +99,16 @@ class Pipeline:
         self.names = [name for module in self.modules for name in module.names.values()]
 
     def bind(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        """Make the modules ready for steps along `group`, after they are parallelised and materialised."""
-        self._group = group
+        """Make the modules ready for steps along `group`, after they are parallelised and materialised.
+
+        Raises:
+            ValueError: the schedule cannot run compiled modules.
+        """
+        check_schedule(self._plan.schedule, self.modules)
+        if device != self._device:
+            # What was followed believed to be elsewhere, where autocast may choose other types.
+            self._flows.clear()
+        self._group, self._device = group, device
         for module in self.modules:
             module.place(device)
             module.install()
@@ -165,7 +174,7 @@ class Pipeline:
             results.append(model(*args, **kwargs))
             return torch.zeros(1)
 
-        flow = self._flow(key, lambda: _call_run(_on_cpu(given)))
+        flow = self._flow(key, lambda: _call_run(_on(self._device, given)))
         self._running().run(key, flow, [run], backward=False)
         return self._shared(results[0] if results else None)
 
@@ -201,7 +210,7 @@ class Pipeline:
 
             return run
 
-        first = _on_cpu(batches[0])
+        first = _on(self._device, batches[0])
         flow = self._flow(key, lambda: lambda model: loss(model, first)[0])
         self._running().run(key, flow, [run_of(batch) for batch in batches], backward=backward, before=before)
         zero = torch.zeros((), dtype=torch.float64)
@@ -210,11 +219,14 @@ class Pipeline:
         count = sum((torch.as_tensor(c, dtype=torch.float64, device=totals[0].device) for c in counts), zero)
         return torch.stack(totals).sum(), count
 
+    def _follow(self, run: Run) -> Flow:
+        return follow(self._hollow, run, self._blocks, self._bounds, self._dtype, self._device)
+
     def _flow(self, key: tuple[Any, ...], run: Callable[[], Run]) -> Flow:
         flow = self._flows.pop(key, None)
         if flow is None:
             self._hollow.train(self.modules[0].training)
-            flow = follow(self._hollow, run(), self._blocks, self._bounds, self._dtype)
+            flow = self._follow(run())
             for stage, held in zip(flow.stages, self._held, strict=True):
                 if missing := sorted(stage.parameters - held):
                     raise NoCut(
@@ -273,7 +285,7 @@ class Pipeline:
         shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
         models = [model, *(copy.deepcopy(model, dict(shared)) for _ in mine[1:])]
         modules = [
-            StageModule(part, self._blocks, stage, self._bounds, self._held[stage])
+            StageModule(part, self._blocks, stage, self._bounds, self._held[stage], self._dtype)
             for part, stage in zip(models, mine, strict=True)
         ]
         taken: set[int] = set()
@@ -293,10 +305,9 @@ class Pipeline:
         described: list[Any] = [trees.map_leaves(_described, result)]
         dist.broadcast_object_list(described, source, group)
         tensors = [leaf for leaf in trees.leaves_of(result) if isinstance(leaf, torch.Tensor)]
-        device = self._running().device
         received: list[torch.Tensor] = []
         for position, leaf in enumerate(leaf for leaf in trees.leaves_of(described[0]) if isinstance(leaf, _Described)):
-            tensor = tensors[position].contiguous() if tensors else leaf.empty(device)
+            tensor = tensors[position].contiguous() if tensors else leaf.empty(self._device)
             dist.broadcast(tensor, source, group)
             received.append(tensor)
         rest = iter(received)
@@ -320,8 +331,8 @@ def _described(leaf: Any) -> Any:
     return leaf if isinstance(leaf, int | float | str | None) else None
 
 
-def _on_cpu(tree: Any) -> Any:
-    return trees.map_leaves(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, tree)
+def _on(device: torch.device, tree: Any) -> Any:
+    return trees.map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
 def _call_run(given: tuple[tuple[Any, ...], dict[str, Any]]) -> Run:

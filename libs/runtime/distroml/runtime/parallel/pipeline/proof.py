@@ -82,19 +82,19 @@ def prove(
     elements = max((leaf.numel() for leaf in trees.leaves_of(fewer) if isinstance(leaf, torch.Tensor)), default=1)
     if size > PROVED_PARAMETERS or size * elements > _PROVED_PRODUCTS:
         return False
-    hollow = hollow_copy(hollow).eval()
     for dtype in _TOLERANCE:
+        model = hollow_copy(hollow).eval().to(dtype)
         for batch in (fewer, sample) if fewer is not sample else (sample,):
             run = run_of(_cast(batch, dtype))
-            values = _values(hollow, dtype)
+            values = _values(model, dtype)
             try:
-                ends, seeds, expected = _uncut_run(hollow, values, run)
+                ends, seeds, expected = _uncut_run(model, values, run)
             except Exception:  # it says nothing about the cut
                 continue
             try:
-                flow = follow(hollow, run, blocks, bounds, dtype)
+                flow = follow(model, run, blocks, bounds)
                 with same_randomness(), torch.enable_grad():
-                    got, gradients = _cut_run(hollow, values, run, flow, blocks, bounds, held, seeds)
+                    got, gradients = _cut_run(model, values, run, flow, blocks, bounds, held, seeds)
             except NoCut:
                 raise
             except Exception as error:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.pipelining import (
     PipelineStage,
     PipelineStageInfo,
@@ -22,6 +23,7 @@ from torch.distributed.pipelining import (
 )
 
 from distroml.runtime.elastic import communication
+from distroml.runtime.parallel.pipeline.deferred import Deferred
 from distroml.runtime.parallel.pipeline.flow import Flow, Run, Value
 from distroml.runtime.parallel.pipeline.stage import StageModule, Task
 
@@ -46,6 +48,22 @@ def check_microbatches(schedule: str, pp: int, microbatches: int) -> None:
             )
 
 
+def check_schedule(schedule: str, modules: Sequence[nn.Module]) -> None:
+    """Refuse compiled modules under a zero-bubble schedule, which computes the gradients of weights later.
+
+    Raises:
+        ValueError: a module is compiled; says what works.
+    """
+    parts = [part for module in modules for part in module.modules()] if schedule == "zero_bubble" else []
+    for part in parts:
+        # `compile()` leaves its work in a private attribute; `torch.compile` returns a module that holds the other.
+        if vars(part).get("_compiled_call_impl") is not None or "_orig_mod" in dict(part.named_children()):
+            raise ValueError(
+                "schedule=zero_bubble cannot run compiled blocks: their backward pass is one piece; use "
+                "schedule=interleaved, or compile=False"
+            )
+
+
 class Runner:
     """Runs steps on the stages of one rank. Every rank of the group makes the same calls in the same order."""
 
@@ -61,8 +79,11 @@ class Runner:
         self._schedule: str = schedule
         self._stages = stages
         self._group = group
-        self.device = device
+        self._device = device
         self._ready: dict[Hashable, tuple[Any, list[PipelineStage]]] = {}
+        self._deferred = {module.index: Deferred() for module in modules} if schedule == "zero_bubble" else {}
+        for index, deferred in self._deferred.items():
+            deferred.attach(self._modules[index])
         self._runs: Sequence[Run] = ()
         self._flow: Flow | None = None
         self._before: BeforeForward | None = None
@@ -126,14 +147,16 @@ class Runner:
     def _stage(self, module: StageModule, flow: Flow) -> PipelineStage:
         part = flow.stages[module.index]
         number, loss = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+        deferred = self._deferred.get(module.index)
         stage = PipelineStage(
             module,
             module.index,
             self._stages,
-            self.device,
+            self._device,
             input_args=tuple(map(_example, part.receives)) if module.index else number,
             output_args=loss if module.is_last else tuple(map(_example, part.sends)),
             group=self._group,
+            dw_builder=deferred.take if deferred is not None else None,
         )
 
         @contextmanager

@@ -55,9 +55,24 @@ class StageModule(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Sequence[str], index: int, bounds: Sequence[int], held: frozenset[str]
+        self,
+        model: nn.Module,
+        blocks: Sequence[str],
+        index: int,
+        bounds: Sequence[int],
+        held: frozenset[str],
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Take the model over: parameters outside of `held` are removed from it."""
+        """Take the model over: parameters outside of `held` are removed from it.
+
+        Args:
+            model: undivided.
+            blocks: module paths of the chain.
+            index: of this stage.
+            bounds: first block of each stage, then the number of blocks.
+            held: names of the parameters to keep.
+            dtype: in which floating parameters are computed with, where that is not their own.
+        """
         super().__init__()
         self.model = model
         self.index = index
@@ -68,7 +83,7 @@ class StageModule(nn.Module):
         self._handles: list[Any] = []
         self._task: Task | None = None
         self._pass: _Pass | None = None
-        self._remove(held)
+        self._remove(held, dtype)
         self.place(torch.device("cpu"))
 
     @property
@@ -136,13 +151,14 @@ class StageModule(nn.Module):
             )
         return result
 
-    def _remove(self, held: frozenset[str]) -> None:
+    def _remove(self, held: frozenset[str], dtype: torch.dtype | None) -> None:
         keep = {id(parameter) for name, parameter in self.model.named_parameters() if name in held}
         for path, module in list(cast("Iterator[tuple[str, nn.Module]]", self.model.named_modules())):
             for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
                 if id(parameter) not in keep:
                     delattr(module, name)
-                    self._absent.append((path, name, parameter.shape, parameter.dtype))
+                    computed = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+                    self._absent.append((path, name, parameter.shape, computed))
 
     def _override(self, block: nn.Module, forward: Callable[..., Any]) -> None:
         block.forward = forward
