@@ -194,14 +194,15 @@ class _Run:
             def entered(layer: nn.Module, args: Any) -> None:
                 if not open_at:
                     open_at.append(now())
-                self._counter.inside = kind
+                # Inside of experts everything is divided.
+                self._counter.inside = True if kind == "experts" else kind
 
             return entered
 
         def leave(kind: str) -> Callable[..., None]:
             def left(layer: nn.Module, args: Any, result: Any) -> None:
                 self._counter.inside = kind == "column"
-                if kind == "row" and open_at:
+                if kind in ("row", "experts") and open_at:
                     self._regions.append((open_at.pop(), now()))
                     counted = self._counter.units[self._counter.unit]
                     counted.reduced_bytes += nbytes(result)
@@ -209,10 +210,11 @@ class _Run:
 
             return left
 
-        for path, one in self._split.splits.items():
-            layer = self._model.get_submodule(path)
-            handles.append(layer.register_forward_pre_hook(enter(one.kind)))
-            handles.append(layer.register_forward_hook(leave(one.kind)))
+        for path, one in self._split.modules.items():
+            if one.style != "inside":
+                layer = self._model.get_submodule(path)
+                handles.append(layer.register_forward_pre_hook(enter(one.style)))
+                handles.append(layer.register_forward_hook(leave(one.style)))
         return handles
 
     def _watch_parameters(self) -> list[Any]:

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from distroml.runtime.parallel.tensor.layout import Layout
+from distroml.runtime.parallel.tensor.parts import set_apart
 from distroml.runtime.parallel.tensor.plan import Split, TensorPlan
 from distroml.runtime.parallel.tensor.regions import Region
 from distroml.runtime.parallel.tensor.split import split_module
@@ -88,7 +89,7 @@ class _FromTheStart:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for region in self._regions:
             region.reset()
-        return self._forward(*args, **kwargs)
+        return set_apart(self._forward(*args, **kwargs))
 
 
 def find_module(module: nn.Module, path: str) -> nn.Module | None:

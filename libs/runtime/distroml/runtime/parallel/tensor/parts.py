@@ -14,13 +14,51 @@ from typing import Any, Literal
 
 import torch
 
+from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.tensor.sums import Ranks, enter
 
 Mend = Literal["", "first", "last"]
 
 _SHAPES = {"view", "reshape"}
 _OPERANDS = {"add", "radd", "iadd", "sub", "mul", "rmul", "imul", "baddbmm", "masked_fill", "where"}
+# What may be asked of an `OwnPart`: attributes, and what containers and printers of tensors need.
+_HANDLING = {"__get__", "__set__", "__repr__", "__hash__", "detach", "as_subclass", "size", "dim", "numel"}
+_HANDLING |= {"is_floating_point", "is_complex", "element_size", "stride", "data_ptr", "view_as"}
 _ATTENTION = "scaled_dot_product_attention"
+
+
+class OwnPart(torch.Tensor):
+    """What a block returns beside its result with entries of this rank's heads only, such as attention weights.
+
+    Gathering it would cost more than the block. It may be handed on and dropped; computing with it is an error.
+    """
+
+    @classmethod
+    def __torch_function__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name not in _HANDLING:
+            raise OwnPartUsed(
+                f"{name} of a tensor of shape {tuple(args[0].shape)} that holds the heads of one tp rank only: "
+                "use tp=1 where a loss needs attention weights"
+            )
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+class OwnPartUsed(RuntimeError):
+    """A model computes with what is this rank's alone; the message says what to do."""
+
+
+def set_apart(result: Any) -> Any:
+    """A block's result, with what is this rank's alone marked as such."""
+    return trees.map_leaves(
+        lambda leaf: leaf.detach().as_subclass(OwnPart) if isinstance(leaf, Part) else leaf, result
+    )
+
+
+class Part(torch.Tensor):
+    """An activation between a column and its row; see the module."""
 
 
 def part_type(ranks: Ranks, mend: Mend, batch: Callable[[], int]) -> type[torch.Tensor]:
@@ -33,7 +71,7 @@ def part_type(ranks: Ranks, mend: Mend, batch: Callable[[], int]) -> type[torch.
         batch: samples in the region's input, for heads that are folded into the batch.
     """
 
-    class Part(torch.Tensor):
+    class Mending(Part):
         @classmethod
         def __torch_function__(  # pyright: ignore[reportIncompatibleMethodOverride]
             cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -43,15 +81,15 @@ def part_type(ranks: Ranks, mend: Mend, batch: Callable[[], int]) -> type[torch.
                 shape = args[1] if isinstance(args[1], Sequence) else args[1:]
                 args = (args[0], divided(args[0].shape, tuple(map(int, shape)), ranks.degree, mend))
             elif name in _OPERANDS:
-                like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Part))
+                like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Mending))
                 args = tuple(_own(value, like, ranks, batch()) for value in args)
                 kwargs = {key: _own(value, like, ranks, batch()) for key, value in kwargs.items()}
-            elif name == _ATTENTION and isinstance(args[0], Part):
+            elif name == _ATTENTION and isinstance(args[0], Mending):
                 args = (*args[:3], *(_own(value, args[0], ranks, batch()) for value in args[3:]))
                 kwargs = {key: _own(value, args[0], ranks, batch()) for key, value in kwargs.items()}
             return super().__torch_function__(func, types, args, kwargs)
 
-    return Part
+    return Mending
 
 
 def divided(

@@ -17,6 +17,7 @@ from torch import nn
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.tensor.apply import hook_modules
 from distroml.runtime.parallel.tensor.capture import Sample
+from distroml.runtime.parallel.tensor.parts import OwnPart
 from distroml.runtime.parallel.tensor.plan import Split
 from distroml.runtime.parallel.tensor.simulate import LoneRank, run_ranks
 from distroml.runtime.parallel.tensor.sums import Ranks
@@ -36,8 +37,9 @@ class NotEqual(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one run gave: tensors by what they are."""
+    """What one run gave: tensors by what they are. `apart` are the places of outputs that are each rank's own."""
 
+    apart: frozenset[int]
     outputs: tuple[torch.Tensor, ...]
     inputs: tuple[torch.Tensor | None, ...]
     parameters: dict[str, torch.Tensor | None]
@@ -52,6 +54,7 @@ class Prover:
 
     def __init__(self, sample: Sample) -> None:
         self._sample = sample
+        self._wholes: dict[frozenset[int], Outcome] = {}
         self._large = sum(parameter.numel() for parameter in sample.block.parameters()) > LARGE
         self._dtype = torch.float32 if self._large else torch.float64
         if not self._large and self._fails(torch.float64, "cpu"):
@@ -69,9 +72,11 @@ class Prover:
         """As `block`, always on the CPU."""
         return self.block if self._device == "cpu" else with_values(self._sample.block, self._dtype, "cpu")
 
-    @functools.cached_property
-    def _whole(self) -> Outcome:
-        return self._run(self.real)
+    def _whole(self, apart: frozenset[int]) -> Outcome:
+        if apart not in self._wholes:
+            self.real.zero_grad(set_to_none=True)
+            self._wholes[apart] = self._run(self.real, apart)
+        return self._wholes[apart]
 
     @functools.cached_property
     def _shapes(self) -> list[torch.Size]:
@@ -86,8 +91,12 @@ class Prover:
             NotEqual: an output has another shape than the whole block's.
         """
         with torch.no_grad():
-            shapes = [output.shape for output in _floats(self.call(_part(self.block, splits, LoneRank(degree))))]
-        if shapes != self._shapes:
+            outputs = _floats(self.call(_part(self.block, splits, LoneRank(degree))))
+        shapes = [
+            whole if isinstance(output, OwnPart) else output.shape
+            for output, whole in zip(outputs, self._shapes, strict=False)
+        ]
+        if len(outputs) != len(self._shapes) or shapes != self._shapes:
             raise NotEqual(f"outputs have the shapes {[tuple(shape) for shape in shapes]}")
 
     def prove(self, splits: Mapping[str, Split], degree: int) -> dict[str, Split]:
@@ -102,12 +111,13 @@ class Prover:
             Exception: whatever the block raises when its parts do not fit together.
         """
         outcomes = run_ranks(degree, lambda ranks: self._run(_part(self.real, splits, ranks)))
+        whole = self._whole(outcomes[0].apart)
         for outcome in outcomes:
-            self._expect("an output", outcome.outputs, self._whole.outputs)
-            self._expect("the gradient of an input", outcome.inputs, self._whole.inputs)
+            self._expect("an output", outcome.outputs, whole.outputs)
+            self._expect("the gradient of an input", outcome.inputs, whole.inputs)
         proved = dict(splits)
-        scale = max((float(g.norm()) for g in self._whole.parameters.values() if g is not None), default=0.0)
-        for name, expected in self._whole.parameters.items():
+        scale = max((float(g.norm()) for g in whole.parameters.values() if g is not None), default=0.0)
+        for name, expected in whole.parameters.items():
             path, _, own = name.rpartition(".")
             split = proved.get(path, Split(style="inside"))
             layout = split.parameters.get(own)
@@ -154,10 +164,12 @@ class Prover:
 
         return trees.map_leaves(fresh, (self._sample.args, self._sample.kwargs))
 
-    def _run(self, block: nn.Module) -> Outcome:
+    def _run(self, block: nn.Module, apart: frozenset[int] = frozenset()) -> Outcome:
         args, kwargs = self._arguments(self._dtype, "cpu")
         with torch.enable_grad():
-            outputs = _floats(block(*args, **kwargs))
+            found = _floats(block(*args, **kwargs))
+            apart |= {place for place, output in enumerate(found) if isinstance(output, OwnPart)}
+            outputs = [output for place, output in enumerate(found) if place not in apart]
             # Of every element something else, so that no two can stand for one another.
             weighed = [
                 (output * torch.linspace(0.5, 99.5, output.numel()).sin().view(output.shape)).sum()
@@ -167,7 +179,8 @@ class Prover:
             if weighed:
                 backward(torch.stack(weighed).sum())
         return Outcome(
-            outputs=tuple(output.detach().as_subclass(torch.Tensor) for output in outputs),
+            apart=apart,
+            outputs=tuple(output.detach() for output in outputs),
             inputs=tuple(leaf.grad for leaf in _floats((args, kwargs)) if leaf.requires_grad),
             parameters={name: parameter.grad for name, parameter in block.named_parameters()},
         )
