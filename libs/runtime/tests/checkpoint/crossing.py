@@ -12,11 +12,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from distroml.objectstore import ObjectStore
 from distroml.objectstore.filesystem import open_object_store
 from distroml.runtime.checkpoint import Agreement, Rows, Whole, capture, restore
+from distroml.runtime.checkpoint.layout import local_part
 from distroml.runtime.parallel.weights import materialise, record
 from libs.runtime.tests.checkpoint.common import JOB, Opened, Outcomes, commit, same, save, saver
 from libs.runtime.tests.weights.models import Model, make
@@ -53,6 +55,9 @@ def trained() -> tuple[Model, torch.optim.AdamW]:
         optimizer.step()
         optimizer.zero_grad()
     optimizer.param_groups[1]["lr"] = 0.005
+    for parameter, state in optimizer.state.items():
+        # So that any rank can tell whether it got the right part of it.
+        state["exp_avg"].copy_(parameter.detach() * 2)
     return model, optimizer
 
 
@@ -106,6 +111,22 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer, wanted: tuple[Mode
     same(capture(wanted[0], wanted[1]), capture(model, optimizer))
 
 
+def check_held(model: Model, optimizer: torch.optim.Optimizer, whole: Whole, wanted: Model) -> None:
+    """What this rank holds is what DTensor and the deal of rows say, found without the code under test."""
+    expected = dict(wanted.named_parameters(remove_duplicate=False))
+    for name, parameter in model.named_parameters():
+        found = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        rows = whole.rows.get(name)
+        held = expected[name]
+        if rows is not None:
+            order = torch.cat([torch.arange(start, stop) for start, stop in rows.ranges])
+            held = held.index_select(rows.dim, order)
+        assert torch.equal(found, held), name
+        moment = optimizer.state[parameter]["exp_avg"]
+        assert type(moment) is type(parameter.data)
+        assert torch.equal(local_part(moment), local_part(parameter) * 2), name
+
+
 def cross(rank: int, world_size: int, folder: Path, plans: Sequence[Plan]) -> None:
     store = open_object_store(folder / "objects")
     wanted = trained()
@@ -122,6 +143,7 @@ def cross(rank: int, world_size: int, folder: Path, plans: Sequence[Plan]) -> No
         restore(store, JOB, sha, model, optimizer, rank=rank, more=loaded, whole=whole)
         assert loaded == more
         assert optimizer.param_groups[1]["lr"] == 0.005
+        check_held(model, optimizer, whole, wanted[0])
         agreement = Agreement(rank, gather, whole)
         again = agreement.agree(capture(model, optimizer, whole=whole, **loaded))
         agreed = agreement.agree(capture(model, optimizer, whole=whole, **loaded))

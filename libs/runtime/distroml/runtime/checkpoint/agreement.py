@@ -22,7 +22,7 @@ from distroml.runtime.checkpoint.whole import Whole
 Gather = Callable[[object], Sequence[object]]
 """Hands every rank's object to all of them, by rank; a collective."""
 
-OPENED: tuple[Path, ...] = (("model",), ("optimizer", "state"))
+OPENED: tuple[Path, ...] = (("model",), ("optimizer",), ("optimizer", "state"))
 """Subtrees that are never one leaf: a rank without tensors in them still has its own names there."""
 
 
