@@ -13,8 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from _published import Row, rows
-
+from benchmarks._published import Row, rows
 from distroml.planner import Device, Pricer, gpu, transformer_profile
 
 MEDIAN, WORST, KORTHIKANTI_WORST = 0.05, 0.10, 0.08

@@ -52,6 +52,24 @@ class MemoryModel:
             found.append(seen[key])
         return found
 
+    def peak_bytes(self, plan: Plan, spans: Sequence[Span], microbatch: int, microbatches: int) -> float:
+        """Most memory of any rank. Of coordinates whose stages are alike, the first holds most microbatches."""
+        first: dict[object, int] = {}
+        for rank in range(plan.pp):
+            first.setdefault(tuple(self.chain.alike(span) for span in spans[rank :: plan.pp]), rank)
+        return max(
+            sum(
+                self._rank(
+                    plan,
+                    spans[rank :: plan.pp],
+                    in_flight(plan.schedule, plan.pp, plan.chunks, microbatches, rank) if plan.pp > 1 else (1,),
+                    microbatch,
+                    microbatches,
+                ).values()
+            )
+            for rank in first.values()
+        )
+
     def _rank(
         self, plan: Plan, held: Sequence[Span], flying: Sequence[int], microbatch: int, microbatches: int
     ) -> dict[str, float]:
