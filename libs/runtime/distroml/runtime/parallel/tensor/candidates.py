@@ -138,9 +138,7 @@ def candidates(
     """Ways to split `group`, the most likely first; none where a width is not divisible."""
     layouts = _expert_layouts(block, group, degree) if group.experts else _linear_layouts(group, degree)
     divisible = [read for read in attributes if read[2] % degree == 0][:MOST_ATTRIBUTES]
-    subsets = [
-        chosen for size in range(MOST_DIVIDED + 1) for chosen in itertools.combinations(divisible, size)
-    ]
+    subsets = [chosen for size in range(MOST_DIVIDED + 1) for chosen in itertools.combinations(divisible, size)]
     for mend, splits in itertools.product(MENDS, list(layouts)):
         if group.experts and mend:
             return

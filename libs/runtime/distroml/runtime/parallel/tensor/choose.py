@@ -151,9 +151,7 @@ def _split_kind(kind: _Kind, degree: int) -> tuple[dict[str, Split], dict[str, s
     return proved, reasons
 
 
-def _with_group(
-    kind: _Kind, proved: dict[str, Split], group: Group, degree: int
-) -> tuple[dict[str, Split], str]:
+def _with_group(kind: _Kind, proved: dict[str, Split], group: Group, degree: int) -> tuple[dict[str, Split], str]:
     """`proved` and one more group; or as it was, and why."""
     shapes = results = ""
     for candidate in candidates(kind.prover.block, group, kind.attributes, degree):
@@ -163,14 +161,28 @@ def _with_group(
         except Exception as error:
             # A block may fail in any way when its parts do not fit together.
             import os
-            if os.environ.get("DBG"): print(group, {k:(v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k,v in splits.items()}, type(error), _brief(error))
+
+            if os.environ.get("DBG"):
+                print(
+                    group,
+                    {k: (v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k, v in splits.items()},
+                    type(error),
+                    _brief(error),
+                )
             shapes = shapes or _brief(error)
             continue
         try:
             return kind.prover.prove(splits, degree), ""
         except Exception as error:
             import os
-            if os.environ.get("DBG"): print(group, {k:(v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k,v in splits.items()}, type(error), _brief(error))
+
+            if os.environ.get("DBG"):
+                print(
+                    group,
+                    {k: (v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k, v in splits.items()},
+                    type(error),
+                    _brief(error),
+                )
             results = results or _brief(error)
     reason = results or shapes or "a width is not divisible"
     return proved, f"{group} cannot be split by {degree}: {reason}"

@@ -48,7 +48,9 @@ class Layout:
         """The whole tensor from all ranks' parts one after the other, as `DTensor.full_tensor` gives them."""
         if len(self.segments) == 1:
             return dealt
-        parts = [part.split([size // degree for size in self.segments], self.dim) for part in dealt.chunk(degree, self.dim)]
+        parts = [
+            part.split([size // degree for size in self.segments], self.dim) for part in dealt.chunk(degree, self.dim)
+        ]
         return torch.cat([part[segment] for segment in range(len(self.segments)) for part in parts], self.dim)
 
     def _narrow(self, whole: torch.Tensor, piece: slice) -> torch.Tensor:

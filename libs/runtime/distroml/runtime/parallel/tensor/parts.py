@@ -52,9 +52,7 @@ class OwnPartUsed(RuntimeError):
 
 def set_apart(result: Any) -> Any:
     """A block's result, with what is this rank's alone marked as such."""
-    return trees.map_leaves(
-        lambda leaf: leaf.detach().as_subclass(OwnPart) if isinstance(leaf, Part) else leaf, result
-    )
+    return trees.map_leaves(lambda leaf: leaf.detach().as_subclass(OwnPart) if isinstance(leaf, Part) else leaf, result)
 
 
 class Part(torch.Tensor):
@@ -92,9 +90,7 @@ def part_type(ranks: Ranks, mend: Mend, batch: Callable[[], int]) -> type[torch.
     return Mending
 
 
-def divided(
-    have: Sequence[int], want: tuple[int, ...], degree: int, mend: Mend
-) -> tuple[int, ...]:
+def divided(have: Sequence[int], want: tuple[int, ...], degree: int, mend: Mend) -> tuple[int, ...]:
     """`want`, with one entry divided by `degree` where it asks for exactly that much more than a tensor of `have` has."""
     if -1 in want or math.prod(want) != math.prod(have) * degree:
         return want
