@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distroml.runtime.checkpoint.state import clean
+from distroml.runtime.checkpoint.whole import clean
 from distroml.runtime.parallel.weights.errors import WeightsMismatch
 from distroml.runtime.parallel.weights.safetensors import SafetensorsSource
 from distroml.runtime.parallel.weights.source import Index, WeightSource, named_tensors, unknown
