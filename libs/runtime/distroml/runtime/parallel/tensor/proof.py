@@ -75,7 +75,8 @@ class Prover:
     def _whole(self, apart: frozenset[int]) -> Outcome:
         if apart not in self._wholes:
             self.real.zero_grad(set_to_none=True)
-            self._wholes[apart] = self._run(self.real, apart)
+            # In a thread as well: what holds for the calling thread only, such as modes, holds for neither then.
+            self._wholes[apart] = run_ranks(1, lambda _: self._run(self.real, apart))[0]
         return self._wholes[apart]
 
     @functools.cached_property
