@@ -146,15 +146,17 @@ def export(
         raise UsageError(f"cannot read {hf_config}: {error}") from error
 
     def write(store: ObjectStore, id_: str, manifest_hash: str) -> Exported:
-        return export_checkpoint(
-            store,
-            id_,
-            manifest_hash,
-            to,
-            hugging_face=format_ is Format.HF,
-            config=config,
-            shard_bytes=int(shard_gb * 1e9),
-        )
+        with output.byte_progress("exporting") as progress:
+            return export_checkpoint(
+                store,
+                id_,
+                manifest_hash,
+                to,
+                hugging_face=format_ is Format.HF,
+                config=config,
+                shard_bytes=int(shard_gb * 1e9),
+                progress=progress,
+            )
 
     async def from_plane(plane: Plane) -> Exported:
         id_ = await job_id(plane, job)
