@@ -48,6 +48,7 @@ class Pool:
         if self._process is None:
             self._start()
         self._worlds += 1
+        Path(self._folder.name).mkdir(exist_ok=True)
         task = {
             "function": function,
             "arguments": arguments,
@@ -80,6 +81,7 @@ class Pool:
         for end in self._ends:
             end.close()
         self._process, self._ends = None, []
+        self._folder.cleanup()
 
     def _start(self) -> None:
         pairs = [socket.socketpair() for _ in range(self._size)]

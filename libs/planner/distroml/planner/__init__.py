@@ -12,9 +12,17 @@ Prices
     `price(profile, topology, training, plan)` gives a `Prediction` with its parts, or `Refused` with the reason and
     the nearest plan that works. `Pricer` does so for many plans. `Corrections` are what measurements taught.
 
+Choices
+    `search(profile, topology, training, global_batch, wish=...)` gives a `Choice`: the fastest plan that fits, its
+    prediction, and the alternatives with reasons. `complete(pricer, wish)` fills in what one wished plan leaves open.
+    `explain(...)` says what binds and what would change; `learn(...)` turns measurements into `Corrections`.
+
 Whatever cannot be read or made raises `PlanRefused`, whose message says what, why and what works.
 """
 
+from distroml.planner.balance import balanced_stages
+from distroml.planner.explain import Counterfactual, Explainer, Sensitivity, explain
+from distroml.planner.feedback import Measurement, contradicts, learn
 from distroml.planner.fitting import Sample, fit_level, fit_levels
 from distroml.planner.gpus import custom_gpu, gpu, gpu_names
 from distroml.planner.plan import AXES, RECOMPUTE, SCHEDULES, Axis, Plan, PlanRefused, Recompute, Schedule
@@ -22,6 +30,7 @@ from distroml.planner.prediction import BYTES, SECONDS, Corrections, Prediction,
 from distroml.planner.pricing import Pricer, price
 from distroml.planner.profile import MeasuredUnit, ModelProfile, Saved, Unit, Work
 from distroml.planner.request import Wish, parse_wish, wish_of
+from distroml.planner.search import Alternative, Choice, complete, search
 from distroml.planner.spec import Spec, read_spec
 from distroml.planner.topology import Device, Hop, Level, Route, Topology, described
 from distroml.planner.training import Training
@@ -33,12 +42,17 @@ __all__ = [
     "RECOMPUTE",
     "SCHEDULES",
     "SECONDS",
+    "Alternative",
     "Axis",
+    "Choice",
     "Corrections",
+    "Counterfactual",
     "Device",
+    "Explainer",
     "Hop",
     "Level",
     "MeasuredUnit",
+    "Measurement",
     "ModelProfile",
     "Plan",
     "PlanRefused",
@@ -50,6 +64,7 @@ __all__ = [
     "Sample",
     "Saved",
     "Schedule",
+    "Sensitivity",
     "Spec",
     "Stage",
     "Topology",
@@ -58,15 +73,21 @@ __all__ = [
     "Unit",
     "Wish",
     "Work",
+    "balanced_stages",
+    "complete",
+    "contradicts",
     "custom_gpu",
     "described",
+    "explain",
     "fit_level",
     "fit_levels",
     "gpu",
     "gpu_names",
+    "learn",
     "parse_wish",
     "price",
     "read_spec",
+    "search",
     "transformer_profile",
     "wish_of",
 ]

@@ -13,7 +13,7 @@ from distroml.planner.plan import PlanRefused
 from distroml.planner.topology import Device
 
 _GIB = float(1 << 30)
-_LINKS = {"node": 0.7, "cluster": 0.8}
+_LINKS = {"node": 0.74, "cluster": 0.7}
 
 
 def _gpu(name: str, *, half: float, fp32: float, fp64: float, gib: float, gb_per_s: float, base: Device) -> Device:
@@ -32,20 +32,21 @@ def _architecture(matmul: float, memory: float, attention: float, *, flash: bool
         attention_efficiency=attention,
         kernel_s=4e-6,
         link_efficiency=_LINKS,
-        # Kernels of an exchange take processors and memory traffic from what they hide behind.
-        overlap=0.6,
+        # Measured steps gain little from overlap: an exchange's kernels take processors and memory traffic from what
+        # they hide behind.
+        overlap=0.1,
         # The context, the communicators' buffers and the library workspaces of one process.
-        reserved_bytes=1.5 * _GIB,
+        reserved_bytes=1.0 * _GIB,
         flash=flash,
     )
 
 
 _VOLTA = _architecture(0.8, 0.7, 0.4, flash=False)
-_AMPERE = _architecture(0.89, 0.69, 0.55, flash=False)
+_AMPERE = _architecture(0.895, 0.705, 0.55, flash=False)
 _ADA = _architecture(0.8, 0.7, 0.5, flash=True)
 # Hopper and later lower their clocks under a full load of matrix products.
-_HOPPER = _architecture(0.7, 0.65, 0.35, flash=True)
-_BLACKWELL = _architecture(0.7, 0.65, 0.35, flash=True)
+_HOPPER = _architecture(0.77, 0.7, 0.31, flash=True)
+_BLACKWELL = _architecture(0.77, 0.7, 0.31, flash=True)
 
 _GPUS = {
     device.name: device

@@ -46,15 +46,29 @@ class MemoryModel:
         for rank in range(plan.pp):
             held = spans[rank :: plan.pp]
             flying = in_flight(plan.schedule, plan.pp, plan.chunks, microbatches, rank) if plan.pp > 1 else (1,)
-            key = (flying, *(self._alike(span) for span in held))
+            key = (flying, *(self.chain.alike(span) for span in held))
             if key not in seen:
                 seen[key] = self._rank(plan, held, flying, microbatch, microbatches)
             found.append(seen[key])
         return found
 
-    def _alike(self, span: Span) -> object:
-        inside = span[0] >= self.chain.first and span[1] <= self.chain.first + self.chain.blocks
-        return span[1] - span[0] if self.chain.uniform and inside else span
+    def peak_bytes(self, plan: Plan, spans: Sequence[Span], microbatch: int, microbatches: int) -> float:
+        """Most memory of any rank. Of coordinates whose stages are alike, the first holds most microbatches."""
+        first: dict[object, int] = {}
+        for rank in range(plan.pp):
+            first.setdefault(tuple(self.chain.alike(span) for span in spans[rank :: plan.pp]), rank)
+        return max(
+            sum(
+                self._rank(
+                    plan,
+                    spans[rank :: plan.pp],
+                    in_flight(plan.schedule, plan.pp, plan.chunks, microbatches, rank) if plan.pp > 1 else (1,),
+                    microbatch,
+                    microbatches,
+                ).values()
+            )
+            for rank in first.values()
+        )
 
     def _rank(
         self, plan: Plan, held: Sequence[Span], flying: Sequence[int], microbatch: int, microbatches: int

@@ -63,10 +63,10 @@ def pp_refused(pp: int, profile: ModelProfile) -> Refused | None:
         return None
     if profile.no_pp:
         return Refused(reason=f"pp={pp} is not possible: {profile.no_pp}", nearest="pp=1 is")
-    if pp > len(profile.blocks):
+    if pp > profile.block_count:
         return Refused(
-            reason=f"pp={pp} needs as many blocks, the model has {len(profile.blocks)}",
-            nearest=f"pp={len(profile.blocks)} is the most",
+            reason=f"pp={pp} needs as many blocks, the model has {profile.block_count}",
+            nearest=f"pp={profile.block_count} is the most",
         )
     return None
 
@@ -74,7 +74,7 @@ def pp_refused(pp: int, profile: ModelProfile) -> Refused | None:
 def _stages(plan: Plan, profile: ModelProfile) -> Refused | None:
     if plan.pp == 1:
         return None
-    blocks = len(profile.blocks)
+    blocks = profile.block_count
     if sum(plan.stages) != blocks:
         given = "/".join(map(str, plan.stages)) or "nothing"
         return Refused(

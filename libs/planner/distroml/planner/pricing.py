@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from distroml.planner.cost.chain import Chain, Span
 from distroml.planner.cost.collectives import all_reduce_s, gather_s, send_s
 from distroml.planner.cost.exchange import StageLoad, replicate_s, shard_s
-from distroml.planner.cost.pipeline import fill_s, sends
+from distroml.planner.cost.pipeline import bubble_s, sends
 from distroml.planner.memory import MemoryModel
 from distroml.planner.plan import Axis, Plan
 from distroml.planner.possible import impossible
@@ -35,6 +35,21 @@ class _Rank(NamedTuple):
     @property
     def total(self) -> float:
         return self.forward + self.backward
+
+
+class Core(NamedTuple):
+    """The pipeline's share of a step: computation, tp, bubble and messages between stages."""
+
+    stages: Sequence[_Rank]
+    ends: Sequence[tuple[_Rank, float]]
+    """Ranks that differ, each with the time by which its last backward pass ends before the first rank's."""
+    seconds: dict[str, float]
+    send: float
+    elements: float
+
+
+# Enough for a search's sweep over data-parallel splits; what is forgotten is computed again.
+_REMEMBERED = 4096
 
 
 class Pricer:
@@ -64,9 +79,12 @@ class Pricer:
         self.training = training
         self.global_batch = global_batch
         self.corrections = corrections or Corrections()
-        self.chain = Chain(profile, topology.device, training, measured, self.corrections)
+        self.chain = Chain(profile, topology.device, training, measured)
         self.memory = MemoryModel(self.chain, topology.device, training, self.corrections)
+        # Routes are shared, so that equal ones are one object and tell cores apart.
         self._routes: dict[tuple[int, int], Route] = {}
+        self._shared: dict[Route, Route] = {}
+        self._cores: dict[tuple[object, ...], Core] = {}
 
     def route(self, plan: Plan, axis: Axis) -> Route:
         """The levels that `axis` crosses under the plan's order."""
@@ -75,9 +93,14 @@ class Pricer:
             if inner == axis:
                 break
             stride *= mesh[inner]
-        key = (mesh[axis], stride)
+        return self.path(mesh[axis], stride)
+
+    def path(self, size: int, stride: int) -> Route:
+        """`Topology.route`, remembered; equal routes are one object."""
+        key = (size, stride)
         if key not in self._routes:
-            self._routes[key] = self.topology.route(*key)
+            route = self.topology.route(size, stride)
+            self._routes[key] = self._shared.setdefault(route, route)
         return self._routes[key]
 
     def price(self, plan: Plan) -> Prediction | Refused:
@@ -110,26 +133,8 @@ class Pricer:
         """The prediction for a plan that is possible, whether or not it fits into memory."""
         microbatch, count = self.samples(plan)
         spans = self.chain.spans(plan.stages)
-        tp_route = self.route(plan, "tp")
-        stages = self._stages(plan, spans, microbatch, tp_route)
-        ranks = [self._rank(stages[rank :: plan.pp]) for rank in range(plan.pp)]
-        worst = max(ranks, key=lambda rank: rank.total)
-        seconds = dict.fromkeys(SECONDS, 0.0)
-        seconds["compute"] = count * worst.compute
-        seconds["recompute"] = count * worst.recompute
-        seconds["tp"] = count * worst.tp
-        seconds["bubble"] = self.corrections.time("bubble") * fill_s(
-            plan.schedule,
-            plan.chunks,
-            [rank.total for rank in ranks],
-            [rank.forward + rank.recompute for rank in ranks],
-        )
-        send = self._send_s(plan, spans, microbatch, tp_route)
-        seconds["p2p"] = self.corrections.time("p2p") * send * sends(plan.schedule, plan.pp, plan.chunks, count)
-        self._exchanges(plan, ranks, count, seconds)
-        seconds["tied"] = self._tied_s(plan, spans)
-        seconds["optimizer"] = self._optimizer_s(plan, max(rank.elements for rank in ranks))
-        seconds["other"] = self.topology.device.step_s * self.corrections.time("other")
+        core = self.core(plan)
+        seconds = self.seconds(plan)
         step = sum(seconds.values())
         memory = self.memory.ranks(plan, spans, microbatch, count)
         peak = max(memory, key=lambda parts: sum(parts.values()))
@@ -147,11 +152,75 @@ class Pricer:
             microbatches=count,
             stages=tuple(
                 Stage(blocks=blocks, forward_s=stage.forward, backward_s=stage.backward)
-                for blocks, stage in zip(plan.stages or (self.chain.blocks,), stages, strict=True)
+                for blocks, stage in zip(plan.stages or (self.chain.blocks,), core.stages, strict=True)
             ),
-            send_s=send,
+            send_s=core.send,
             rank_bytes=tuple(memory),
         )
+
+    def seconds(self, plan: Plan) -> dict[str, float]:
+        """The step's parts under a plan that is possible."""
+        _, count = self.samples(plan)
+        core = self.core(plan)
+        seconds = dict(core.seconds)
+        self._exchanges(plan, core.ends, count, seconds)
+        seconds["tied"] = self._tied_s(plan, self.chain.spans(plan.stages)) if self.profile.tied else 0.0
+        seconds["optimizer"] = self._optimizer_s(plan, core.elements)
+        seconds["other"] = self.topology.device.step_s
+        return self._corrected(seconds)
+
+    def least_s(self, plan: Plan) -> float:
+        """Seconds of the step without what data-parallel ranks exchange: no split of the same core takes less."""
+        return sum(self._corrected(self.core(plan).seconds).values())
+
+    def _corrected(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        return {part: value * self.corrections.time(part) for part, value in seconds.items()}
+
+    def peak_bytes(self, plan: Plan) -> float:
+        """Most memory of any rank under a plan that is possible."""
+        microbatch, count = self.samples(plan)
+        return self.memory.peak_bytes(plan, self.chain.spans(plan.stages), microbatch, count)
+
+    def core(self, plan: Plan) -> Core:
+        """What of a plan's cost does not depend on how data-parallel ranks share parameters."""
+        microbatch, count = self.samples(plan)
+        tp_route, pp_route = self.route(plan, "tp"), self.route(plan, "pp")
+        schedule = plan.schedule if plan.pp > 1 else ""
+        sharing = (microbatch, count, plan.tp, plan.pp, plan.stages, schedule, plan.recompute)
+        key = (*sharing, plan.sequence_parallel, id(tp_route), id(pp_route))
+        if found := self._cores.get(key):
+            return found
+        if len(self._cores) >= _REMEMBERED:
+            self._cores.clear()
+        self._cores[key] = core = self._core(plan, microbatch, count, tp_route)
+        return core
+
+    def _core(self, plan: Plan, microbatch: int, count: int, tp_route: Route) -> Core:
+        spans = self.chain.spans(plan.stages)
+        stages = self._stages(plan, spans, microbatch, tp_route)
+        ranks = [self._rank(stages[rank :: plan.pp]) for rank in range(plan.pp)]
+        worst = max(ranks, key=lambda rank: rank.total)
+        seconds = dict.fromkeys(SECONDS, 0.0)
+        seconds["compute"] = count * worst.compute
+        seconds["recompute"] = count * worst.recompute
+        seconds["tp"] = count * worst.tp
+        seconds["bubble"] = bubble_s(
+            plan.schedule,
+            plan.chunks,
+            count,
+            [rank.forward for rank in ranks],
+            [rank.backward for rank in ranks],
+            [rank.recompute for rank in ranks],
+        )
+        send = self._send_s(plan, spans, microbatch, tp_route)
+        seconds["p2p"] = send * sends(plan.schedule, plan.pp, plan.chunks, count)
+        ends: dict[object, tuple[_Rank, float]] = {}
+        early = 0.0
+        for number, rank in enumerate(ranks):
+            # Of ranks that are alike the first ends last.
+            ends.setdefault(tuple(map(self.chain.alike, spans[number :: plan.pp])), (rank, early))
+            early += rank.backward / plan.chunks
+        return Core(stages, list(ends.values()), seconds, send, max(rank.elements for rank in ranks))
 
     def _stages(self, plan: Plan, spans: Sequence[Span], microbatch: int, route: Route) -> list[_Rank]:
         times = self.chain.times(microbatch, plan.tp, plan.sequence_parallel, plan.recompute, route)
@@ -194,16 +263,17 @@ class Pricer:
         gathered = 0.0 if plan.sequence_parallel else gather_s(tp_route, crossing)
         return send_s(route, crossing / plan.tp) + gathered
 
-    def _exchanges(self, plan: Plan, ranks: Sequence[_Rank], count: int, seconds: dict[str, float]) -> None:
+    def _exchanges(
+        self, plan: Plan, ends: Sequence[tuple[_Rank, float]], count: int, seconds: dict[str, float]
+    ) -> None:
         """Adds what exchanges along dp_shard and dp_replicate stand uncovered on the coordinate that is last."""
         item, device = self.profile.parameter_itemsize, self.topology.device
         shard_route, replicate_route = self.route(plan, "dp_shard"), self.route(plan, "dp_replicate")
         if not shard_route and not replicate_route:
             return
         last = (-math.inf, 0.0, 0.0)
-        slack = 0.0
-        for rank in ranks:
-            shard = self.corrections.time("dp_shard") * shard_s(
+        for rank, slack in ends:
+            shard = shard_s(
                 shard_route,
                 StageLoad(elements=rank.elements, units=rank.units, forward_s=rank.forward, backward_s=rank.backward),
                 gather_bytes=min(item, self.training.compute_itemsize),
@@ -212,8 +282,9 @@ class Pricer:
                 reshard=plan.reshard_after_forward,
                 pipelined=plan.pp > 1,
                 overlap=device.overlap,
+                call_s=device.shard_call_s,
             )
-            replicate = self.corrections.time("dp_replicate") * replicate_s(
+            replicate = replicate_s(
                 replicate_route,
                 rank.elements / plan.dp_shard * self.training.reduced_bytes(item),
                 bucket_bytes=plan.bucket_mb * _MIB,
@@ -222,9 +293,7 @@ class Pricer:
                 window_s=rank.backward,
                 overlap=device.overlap,
             )
-            # Later stages end their last backward pass earlier.
             last = max(last, (shard + replicate - slack, shard, replicate))
-            slack += rank.backward / plan.chunks
         _, seconds["dp_shard"], seconds["dp_replicate"] = last
 
     def _tied_s(self, plan: Plan, spans: Sequence[Span]) -> float:
@@ -237,13 +306,13 @@ class Pricer:
                 # The holders are a group of their own; it crosses what the whole pipeline crosses.
                 bytes_ = shared * self.training.reduced_bytes(self.profile.parameter_itemsize)
                 total += all_reduce_s(self.route(plan, "pp")[-1:], bytes_)
-        return total * self.corrections.time("tied")
+        return total
 
     def _optimizer_s(self, plan: Plan, elements: float) -> float:
         device = self.topology.device
         traffic = elements / plan.dp_shard * self.training.step_bytes(self.profile.parameter_itemsize)
         rate = device.memory_bytes_per_s * device.memory_efficiency
-        return traffic / rate * self.corrections.time("optimizer")
+        return traffic / rate
 
     def binding(self, plan: Plan, seconds: dict[str, float]) -> str:
         """The largest part of the step; of exchanges with the outermost level of links that they cross."""

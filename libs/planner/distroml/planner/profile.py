@@ -128,6 +128,11 @@ class ModelProfile:
         return sum(unit.parameters for unit in self.units) - twice
 
     @property
+    def block_count(self) -> int:
+        """Blocks of the chain."""
+        return len(self.units) - sum(unit.kind != "block" for unit in (*self.units[:1], *self.units[1:][-1:]))
+
+    @property
     def blocks(self) -> tuple[Unit, ...]:
         """The chain's blocks."""
         return tuple(unit for unit in self.units if unit.kind == "block")

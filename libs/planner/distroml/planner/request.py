@@ -11,7 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from distroml.planner.plan import AXES, RECOMPUTE, SCHEDULES, Axis, Plan, PlanRefused, Recompute, Schedule
+from distroml.planner.plan import (
+    AXES,
+    DEFAULT_BUCKET_MB,
+    RECOMPUTE,
+    SCHEDULES,
+    Axis,
+    Plan,
+    PlanRefused,
+    Recompute,
+    Schedule,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +49,21 @@ class Wish:
         return {"pp": self.pp, "dp_replicate": self.dp_replicate, "dp_shard": self.dp_shard, "tp": self.tp}
 
     def whole(self) -> Wish:
-        """The wish for one given plan: axes that it does not name have size 1."""
+        """The wish for one given plan: what it does not name is as `Plan` has it by itself.
+
+        Left free are only the microbatch, recomputation, and the cut into stages.
+        """
         axes: dict[str, Any] = {axis: size or 1 for axis, size in self.mesh.items()}
-        return replace(self, **axes)
+        several = (self.chunks or 1) > 1 or (self.stages is not None and len(self.stages) > axes["pp"])
+        return replace(
+            self,
+            **axes,
+            order=self.order or AXES,
+            schedule=self.schedule or ("interleaved" if several else "1f1b"),
+            reshard_after_forward=self.reshard_after_forward is not False,
+            sequence_parallel=bool(self.sequence_parallel),
+            bucket_mb=self.bucket_mb or DEFAULT_BUCKET_MB,
+        )
 
     def allows(self, plan: Plan) -> bool:
         """Whether `plan` is as wished."""
@@ -140,10 +162,13 @@ def _one_of(known: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def _stages(text: str) -> tuple[int, ...]:
-    parts = text.split("/")
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f"numbers of blocks separated by '/', such as 3/3, not {text!r}")
-    return tuple(int(part) for part in parts)
+    sizes: list[int] = []
+    for part in text.split("/"):
+        size, _, many = part.partition("x")
+        if not all(number.isascii() and number.isdigit() for number in (size, many or "1")) or int(many or 1) > 4096:
+            raise ValueError(f"numbers of blocks separated by '/', such as 3/3 or 2x14/1, not {text!r}")
+        sizes += [int(size)] * int(many or 1)
+    return tuple(sizes)
 
 
 def _order(text: str) -> tuple[str, ...]:

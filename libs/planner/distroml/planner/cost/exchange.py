@@ -36,12 +36,13 @@ def shard_s(
     reshard: bool,
     pipelined: bool,
     overlap: float,
+    call_s: float = 0.0,
 ) -> float:
     """Seconds of a step that gathers of parameters and scatters of gradients along dp_shard stand uncovered.
 
     Each microbatch gathers a unit at a time, again in the backward pass where `reshard` freed it, and scatters its
     gradients. The first gather and the last scatter have nothing to hide behind. A pipelined stage that keeps its
-    parameters gathers and scatters once a step.
+    parameters gathers and scatters once a step. `call_s` is the host's time for each call, which nothing hides.
     """
     if not route:
         return 0.0
@@ -52,8 +53,9 @@ def shard_s(
     forward = first + exposed_s(gathers - first, load.forward_s, overlap)
     again = gathers if reshard else 0.0
     backward = last + exposed_s(again + scatters - last, load.backward_s, overlap)
+    calls = (3 if reshard else 2) * units * call_s
     once = pipelined and not reshard
-    return (forward + backward) * (1 if once else microbatches)
+    return (forward + backward + calls) * (1 if once else microbatches)
 
 
 def replicate_s(

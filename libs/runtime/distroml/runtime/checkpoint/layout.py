@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -18,7 +20,7 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The order in which a parameter holds the rows of the whole one: tensor parallelism deals out fused projections so.
+    """In which order a parameter holds the rows of the whole one: tensor parallelism deals out fused projections so.
 
     Attributes:
         dim: the dimension that is reordered.
@@ -34,6 +36,20 @@ class Rows:
             if start != expected or stop < start:
                 raise ValueError(f"the ranges {self.ranges} do not hold each row once")
             expected = stop
+
+    @classmethod
+    def dealt(cls, dim: int, segments: Sequence[int], degree: int) -> Rows:
+        """Each segment (queries, keys, values) cut in `degree` equal parts; rank r holds the r-th part of each."""
+        starts = list(itertools.accumulate(segments, initial=0))
+        parts = [size // degree for size in segments]
+        return cls(
+            dim,
+            tuple(
+                (start + rank * part, start + (rank + 1) * part)
+                for rank in range(degree)
+                for start, part in zip(starts, parts, strict=False)
+            ),
+        )
 
     @property
     def count(self) -> int:
@@ -57,7 +73,19 @@ class Piece:
 
     def of_local(self, tensor: torch.Tensor) -> torch.Tensor:
         """The piece in the rank's own tensor, a view."""
-        return _box(tensor, self.local, self.sizes)
+        return narrow(tensor, self.local, self.sizes)
+
+    def holds(self, offsets: Sequence[int], sizes: Sequence[int]) -> bool:
+        """Whether that box of the whole tensor lies within the piece."""
+        return all(
+            mine <= offset and offset + size <= mine + extent
+            for mine, extent, offset, size in zip(self.offsets, self.sizes, offsets, sizes, strict=True)
+        )
+
+    def part(self, tensor: torch.Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        """That box of the whole tensor in the rank's own one, a view."""
+        local = [at + offset - mine for at, offset, mine in zip(self.local, offsets, self.offsets, strict=True)]
+        return narrow(tensor, local, sizes)
 
     @property
     def index(self) -> tuple[slice, ...]:
@@ -122,24 +150,18 @@ def box_of(
     lies left of the other: so plain shards are cut first. Each cut is `torch.chunk`, on whatever is left.
     """
     offsets, sizes = [0] * len(shape), list(shape)
-    plain: list[tuple[int, int]] = []
+    plain_axes = [(axis, _dim_of(one, shape)) for axis, one in enumerate(placements) if isinstance(one, Shard)]
     strided: list[tuple[int, int]] = []
     for axis, placement in enumerate(placements):
         if isinstance(placement, _StridedShard):
-            dim = placement.dim % len(shape)
-            right = math.prod(
-                mesh_shape[other]
-                for other in range(axis + 1, len(mesh_shape))
-                if isinstance(found := placements[other], Shard) and found.dim % len(shape) == dim
-            )
-            if placement.split_factor != right:
+            dim = _dim_of(placement, shape)
+            right = [mesh_shape[other] for other in range(axis + 1, len(mesh_shape)) if (other, dim) in plain_axes]
+            if placement.split_factor != math.prod(right):
                 raise UnsupportedState(where, f"its placements {tuple(placements)} are not those of FSDP over shards")
             strided.append((axis, dim))
-        elif isinstance(placement, Shard):
-            plain.append((axis, placement.dim % len(shape)))
-        elif not isinstance(placement, Replicate):
+        elif not isinstance(placement, Replicate | Shard):
             raise UnsupportedState(where, f"its placement {placement} is no part of the whole tensor")
-    for axis, dim in (*plain, *reversed(strided)):
+    for axis, dim in (*plain_axes, *reversed(strided)):
         chunk = -(-sizes[dim] // mesh_shape[axis])
         start = min(chunk * coordinate[axis], sizes[dim])
         offsets[dim] += start
@@ -147,11 +169,16 @@ def box_of(
     return tuple(offsets), tuple(sizes)
 
 
+def _dim_of(placement: object, shape: Sequence[int]) -> int:
+    return cast(int, cast(Any, placement).dim) % len(shape)
+
+
 def _with(values: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
     return (*values[:dim], value, *values[dim + 1 :])
 
 
-def _box(tensor: torch.Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+def narrow(tensor: torch.Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+    """A box of a tensor, a view."""
     for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
         if size != tensor.size(dim):
             tensor = tensor.narrow(dim, offset, size)

@@ -27,9 +27,9 @@ def whole_of(name: str, parameter: nn.Parameter | None, part: Part, mesh: Mesh) 
         if parameter is not None:
             value = parameter.detach()
             full = (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
-            dealt = part.split.split_of(name) if part.split is not None else None
-            if dealt is not None:
-                full = dealt[0].restore(full, dealt[1], mesh.plan.tp)
+            layout = part.split.layout(name) if part.split is not None else None
+            if layout is not None:
+                full = layout.restore(full, mesh.plan.tp)
             full = full.contiguous()
         group = mesh.group("pp")
         if group is None:

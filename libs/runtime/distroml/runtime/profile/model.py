@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -20,15 +19,6 @@ from distroml.runtime.profile.chain import NoChain, find_chain, states
 from distroml.runtime.profile.counting import Counted, Counter, nbytes
 
 Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
-_HEADS = {
-    "num_attention_heads": "heads",
-    "num_heads": "heads",
-    "n_head": "heads",
-    "n_heads": "heads",
-    "heads": "heads",
-    "num_key_value_heads": "kv_heads",
-    "num_kv_heads": "kv_heads",
-}
 
 
 class ProfileRefused(ValueError):
@@ -67,7 +57,7 @@ def profile(model: nn.Module, loss: Loss, sample: Any, *, name: str = "") -> Mod
         tied=tied,
         tied_parameters=sizes,
         parameter_itemsize=first.element_size(),
-        tp_limits=_limits(model, split),
+        tp_limits={} if split is None else split.limits,
         no_tp=no_tp,
         no_pp=no_pp,
         tokens=max(1, round(run.count / samples)),
@@ -92,27 +82,6 @@ def _why_no_cut(model: nn.Module, chain: Sequence[str], loss: Loss, sample: Any)
     except Exception as error:
         return f"the forward pass cannot be followed without real weights ({type(error).__name__})"
     return ""
-
-
-def _limits(model: nn.Module, split: TensorPlan | None) -> dict[str, int]:
-    """What tp must divide: widths of what is split, and heads where a module with split layers counts some."""
-    if split is None:
-        return {}
-    limits = {"split width": math.gcd(*(section for one in split.splits.values() for section in one.sections))}
-    config = getattr(model, "config", None)
-    holders: set[str] = set()
-    for path in split.splits:
-        parts = path.split(".")[:-1]
-        holders |= {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
-    for holder in holders:
-        module = model.get_submodule(holder)
-        # A module that computes attention knows its heads itself, or by the model's configuration.
-        for attribute, label in _HEADS.items():
-            value = vars(module).get(attribute)
-            value = getattr(config, attribute, None) if value is None and "config" in vars(module) else value
-            if isinstance(value, int):
-                limits[label] = value
-    return limits
 
 
 def _samples_of(sample: Any) -> int:
@@ -224,14 +193,15 @@ class _Run:
             def entered(layer: nn.Module, args: Any) -> None:
                 if not open_at:
                     open_at.append(now())
-                self._counter.inside = kind
+                # Inside of experts everything is divided.
+                self._counter.inside = True if kind == "experts" else kind
 
             return entered
 
         def leave(kind: str) -> Callable[..., None]:
             def left(layer: nn.Module, args: Any, result: Any) -> None:
                 self._counter.inside = kind == "column"
-                if kind == "row" and open_at:
+                if kind in ("row", "experts") and open_at:
                     self._regions.append((open_at.pop(), now()))
                     counted = self._counter.units[self._counter.unit]
                     counted.reduced_bytes += nbytes(result)
@@ -239,10 +209,11 @@ class _Run:
 
             return left
 
-        for path, one in self._split.splits.items():
-            layer = self._model.get_submodule(path)
-            handles.append(layer.register_forward_pre_hook(enter(one.kind)))
-            handles.append(layer.register_forward_hook(leave(one.kind)))
+        for path, one in self._split.modules.items():
+            if one.style != "inside":
+                layer = self._model.get_submodule(path)
+                handles.append(layer.register_forward_pre_hook(enter(one.style)))
+                handles.append(layer.register_forward_hook(leave(one.style)))
         return handles
 
     def _watch_parameters(self) -> list[Any]:
@@ -277,7 +248,7 @@ class _Run:
         if kind != "block" and not mine and not counted.forward.kernels:
             return None
         trained = [(name, p) for name, p in mine if p.requires_grad]
-        divided = sum(p.numel() for name, p in trained if self._split is not None and self._split.split_of(name))
+        divided = sum(p.numel() for name, p in trained if self._split is not None and self._split.layout(name))
         name = kind if kind != "block" else self._chain[index - 1]
         flops = counted.forward.flops + counted.backward.flops
         moved = counted.forward.moved_bytes + counted.backward.moved_bytes

@@ -15,9 +15,10 @@ from distroml.runtime.data import DataLoader, DataPosition
 from distroml.runtime.data.ranges import after
 from distroml.runtime.elastic import Membership, World
 from distroml.runtime.link import Link
-from distroml.runtime.parallel import ParallelModel, choose_plan, spread
+from distroml.runtime.parallel import ParallelModel, spread
 from distroml.runtime.training.evaluation import evaluate
 from distroml.runtime.training.fingerprint import fingerprint
+from distroml.runtime.training.planned import Planned
 from distroml.runtime.training.reports import Reporter
 from distroml.runtime.training.restoring import restore_agreed
 from distroml.runtime.training.saves import Saves
@@ -64,15 +65,8 @@ class Run:
         self._membership = membership
         self._storage = storage
         self._sample = settings.data.sample()
-        self.plan = choose_plan(
-            source.module,
-            settings.plan,
-            world,
-            loss=settings.loss,
-            sample=self._sample,
-            global_batch=settings.data.global_batch,
-            microbatch=settings.data.microbatch,
-        )
+        self._planned = Planned(link, world, settings, source.module, self._sample)
+        self.plan = self._planned.plan
         self._divides = self.plan.world_size > self.plan.dp_replicate
         check_last_step(self.plan, settings.data)
         self.parallel = self._spread()
@@ -150,9 +144,7 @@ class Run:
             stop_at_non_finite=settings.non_finite == "fail",
             wishes=self._wishes,
         )
-        self.reporter.plan(
-            self.parallel.plan, global_batch=settings.data.global_batch, parameters=parameter_count(self._source.module)
-        )
+        self._planned.tell(parameter_count(self._source.module))
 
     def _first_weights(self, *, overwritten: bool) -> None:
         if not self._divides:
@@ -237,6 +229,7 @@ class Run:
             wishes |= step.wishes
             first = self.reporter.last is None
             self.reporter.step(step.info)
+            self._planned.step(step.info, last=step.info.step == self.settings.total_steps)
             if first:
                 self.reporter.record(step.info, "generation")
             for callback in self.settings.callbacks:

@@ -1,90 +1,100 @@
-"""Carry out a tensor plan on a model, or on the part of it that one stage holds."""
+"""Carry out a tensor-parallel plan on a module: split parameters become DTensors, the code around them stays."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from distroml.runtime.parallel.tensor.layers import Exchange, GroupExchange, column_forward, row_forward
-from distroml.runtime.parallel.tensor.layout import Split
-from distroml.runtime.parallel.tensor.regions import Regions
-
-if TYPE_CHECKING:
-    from distroml.runtime.parallel.tensor.plan import TensorPlan
-
-
-def install(
-    module: nn.Module,
-    splits: Mapping[str, Split],
-    overrides: Mapping[str, Mapping[str, Any]],
-    exchange: Exchange,
-    regions: Regions,
-) -> None:
-    """Give the split layers of `module` their forwards, and change the attributes that count what is divided."""
-    for name, split in splits.items():
-        layer = module.get_submodule(name)
-        make = column_forward if split.kind == "column" else row_forward
-        layer.forward = make(layer, exchange, regions)
-    for name, values in overrides.items():
-        owner = module.get_submodule(name) if name else module
-        if any(attribute.startswith("config.") for attribute in values):
-            # The configuration is shared with the rest of the model, which is not divided.
-            owner.config = copy.copy(cast("Any", owner.config))
-        for attribute, value in values.items():
-            target: Any = owner.config if attribute.startswith("config.") else owner
-            setattr(target, attribute.removeprefix("config."), value)
+from distroml.runtime.parallel.tensor.layout import Layout
+from distroml.runtime.parallel.tensor.parts import set_apart
+from distroml.runtime.parallel.tensor.plan import Split, TensorPlan
+from distroml.runtime.parallel.tensor.regions import Region
+from distroml.runtime.parallel.tensor.split import split_module
+from distroml.runtime.parallel.tensor.sums import GroupRanks, Ranks
 
 
-def apply_tensor_plan(model: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> None:
-    """Divide `model`'s layers along `mesh`; layers whose parameters lie on another stage are passed over. In place.
+def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> None:
+    """Split `module`, in place, over the one-dimensional tp mesh; before `fully_shard`, on meta or with real parameters.
 
-    A divided parameter becomes a DTensor. Its global order of rows is the dealt one: all of rank 0's rows, then all of
-    rank 1's; `Split.restore` gives the model's own order, which is another where a layer has several sections.
+    Activations between modules stay plain tensors. Split parameters become DTensors `Shard(dim)` on `mesh`, whose rows
+    `TensorPlan.rows` puts in the whole tensor's order. All others stay the plain parameters they were and get gradients
+    of equal bits on every rank of `mesh`, but for `TensorPlan.summed`: those are partial, to be summed over the ranks
+    once per step. Parameters of the plan that `module` lacks (a pipeline stage has a part of them) are passed over; a
+    parameter that two names share stays shared.
 
     Args:
-        model: the whole model's structure; parameters real or on `meta`, equal on all ranks.
-        plan: proved for this model.
-        mesh: one-dimensional, along tp.
+        module: the whole model, or what a stage keeps of it under the same names.
+        plan: from `choose_tensor_plan`.
+        mesh: one dimension of `plan.degree` ranks.
+
+    Raises:
+        ValueError: the mesh has another shape.
     """
-    rank, degree = mesh.get_local_rank(), mesh.size()
-    present = {
-        name: split
-        for name, split in plan.splits.items()
-        if isinstance(model.get_submodule(name)._parameters.get("weight"), nn.Parameter)  # pyright: ignore[reportPrivateUsage]
-    }
-    for name, split in present.items():
-        layer = model.get_submodule(name)
-        _divide(layer, "weight", split, split.weight_dim, rank, degree, mesh)
-        if split.kind == "column" and layer.bias is not None:
-            _divide(layer, "bias", split, 0, rank, degree, mesh)
-    regions = Regions(rank)
-    overrides = {
-        owner: values
-        for owner, values in plan.overrides.items()
-        if any(name == owner or name.startswith(f"{owner}.") for name in present)
-    }
-    install(model, present, overrides, GroupExchange(mesh.get_group()), regions)
-    for name in {_block_of(name) for name in present}:
-        model.get_submodule(name).register_forward_pre_hook(lambda *_: regions.reset())
+    if mesh.ndim != 1 or mesh.size() != plan.degree:
+        raise ValueError(
+            f"the plan splits over {plan.degree} ranks, the mesh has shape {tuple(mesh.shape)}: "
+            f"hand over the tp axis of the mesh, of size {plan.degree}"
+        )
+    ranks = GroupRanks(mesh.get_group(), mesh.get_local_rank(), plan.degree)
+    done: dict[int, nn.Parameter] = {}
+    for path, split in plan.modules.items():
+        owner = find_module(module, path)
+        for name, layout in split.parameters.items() if owner else ():
+            whole = owner._parameters.get(name) if owner else None  # pyright: ignore[reportPrivateUsage]
+            if owner is None or not isinstance(whole, nn.Parameter):
+                continue
+            if id(whole) not in done:
+                done[id(whole)] = _divided(whole, layout, mesh)
+            owner._parameters[name] = done[id(whole)]  # pyright: ignore[reportPrivateUsage]
+    ranks = GroupRanks(mesh.get_group(), mesh.get_local_rank(), plan.degree)
+    hook_modules(module, plan.modules, plan.blocks, ranks, random=plan.random)
 
 
-def _block_of(name: str) -> str:
-    """The path up to the first number: the member of the list of blocks that a layer lies in."""
-    parts = name.split(".")
-    stop = next((place for place, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
-    return ".".join(parts[: stop + 1])
+def _divided(whole: nn.Parameter, layout: Layout, mesh: DeviceMesh) -> nn.Parameter:
+    local = layout.take(whole.detach(), mesh.get_local_rank(), mesh.size()).clone(memory_format=torch.contiguous_format)
+    stride = torch.empty(whole.shape, device="meta").stride()
+    parts = DTensor.from_local(local, mesh, [Shard(layout.dim)], run_check=False, shape=whole.shape, stride=stride)
+    return nn.Parameter(parts, requires_grad=whole.requires_grad)
 
 
-def _divide(layer: nn.Module, name: str, split: Split, dim: int, rank: int, degree: int, mesh: DeviceMesh) -> None:
-    whole = cast("nn.Parameter", getattr(layer, name))
-    own = split.take(whole.detach(), dim, rank, degree).contiguous()
-    shape = torch.Size([*whole.shape])
-    stride = torch.empty(shape, device="meta").stride()
-    dealt = DTensor.from_local(own, mesh, [Shard(dim)], run_check=False, shape=shape, stride=stride)
-    setattr(layer, name, nn.Parameter(dealt, requires_grad=whole.requires_grad))
+def hook_modules(
+    module: nn.Module, splits: Mapping[str, Split], blocks: Sequence[str], ranks: Ranks, *, random: bool
+) -> None:
+    """Make modules whose parameters are local already compute their parts. Blocks without parameters are left alone."""
+    regions: dict[str, dict[str, Region]] = {}
+    here = [path for path in blocks if next((find_module(module, path) or nn.Module()).parameters(), None) is not None]
+    for path, split in splits.items():
+        found = find_module(module, path)
+        block = next((block for block in here if not block or path == block or path.startswith(f"{block}.")), None)
+        if found is not None and block is not None:
+            region = regions.setdefault(block, {}).setdefault(split.region or path, Region(ranks, random))
+            split_module(found, split, ranks, region)
+    for path, inside in regions.items():
+        block = module.get_submodule(path)
+        block.forward = _FromTheStart(block.forward, list(inside.values()))
+
+
+class _FromTheStart:
+    """A block's forward whose regions start anew. No hook: recomputation calls the forward past the hooks."""
+
+    def __init__(self, forward: Callable[..., Any], regions: list[Region]) -> None:
+        self._forward = forward
+        self._regions = regions
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for region in self._regions:
+            region.reset()
+        return set_apart(self._forward(*args, **kwargs))
+
+
+def find_module(module: nn.Module, path: str) -> nn.Module | None:
+    """The submodule at `path`, or None."""
+    found: nn.Module | None = module
+    for name in path.split(".") if path else ():
+        found = None if found is None else found._modules.get(name)
+    return found

@@ -1,58 +1,57 @@
-"""How a parameter's elements are dealt out along tp."""
+"""How one parameter is divided over the tp axis: which slices of the global tensor a rank holds, in local order."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Kind = Literal["column", "row"]
-
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """How one linear layer is divided (Shoeybi et al., arXiv:1909.08053).
+class Layout:
+    """A dimension made of segments, each of which is divided evenly: rank r holds the r-th part of every segment.
+
+    One segment is what DTensor calls `Shard(dim)`. A fused projection has several: the rows of a weight that computes
+    queries, keys and values at once are (queries, keys, values), and a rank needs its heads of each. The DTensor of
+    such a parameter is `Shard(dim)` of a *reordered* tensor: what is local to rank r are `pieces(r, degree)` of the
+    tensor that the unparallelised model has, one after another. Who reads or writes checkpoints goes by these.
 
     Attributes:
-        kind: "column" divides what the layer gives, "row" what it takes.
-        sections: lengths of consecutive parts of the divided dimension that are each divided by themselves: queries,
-            keys and values in one matrix are three. One section is the ordinary case.
-        weight_dim: the dimension of the weight that is divided.
+        dim: the dimension of the tensor that is divided.
+        segments: sizes along `dim` in the global tensor; their sum is its size.
     """
 
-    kind: Kind
-    sections: tuple[int, ...]
-    weight_dim: int
-
-    @property
-    def length(self) -> int:
-        """Length of the divided dimension."""
-        return sum(self.sections)
+    dim: int
+    segments: tuple[int, ...]
 
     def divides(self, degree: int) -> bool:
-        """Whether each section can be dealt out to `degree` ranks."""
-        return all(section % degree == 0 for section in self.sections)
+        """Whether every segment has `degree` equal parts."""
+        return all(size % degree == 0 for size in self.segments)
 
-    def rows(self, rank: int, degree: int) -> list[slice]:
-        """What of the divided dimension lies on `rank`, in the order in which it lies there."""
-        found: list[slice] = []
-        start = 0
-        for section in self.sections:
-            part = section // degree
-            found.append(slice(start + rank * part, start + (rank + 1) * part))
-            start += section
-        return found
+    def pieces(self, rank: int, degree: int) -> tuple[slice, ...]:
+        """Slices along `dim` of the global tensor, in the order in which they lie in the local one."""
+        starts = itertools.accumulate(self.segments, initial=0)
+        parts = ((start, size // degree) for start, size in zip(starts, self.segments, strict=False))
+        return tuple(slice(start + rank * part, start + (rank + 1) * part) for start, part in parts)
 
-    def take(self, whole: torch.Tensor, dim: int, rank: int, degree: int) -> torch.Tensor:
-        """`rank`'s part of a whole tensor."""
-        return torch.cat([whole.narrow(dim, s.start, s.stop - s.start) for s in self.rows(rank, degree)], dim)
+    def size(self, degree: int) -> int:
+        """Size along `dim` of the local tensor."""
+        return sum(self.segments) // degree
 
-    def restore(self, dealt: torch.Tensor, dim: int, degree: int) -> torch.Tensor:
-        """The whole tensor from all ranks' parts one after the other: the inverse of `take` over all ranks."""
-        if len(self.sections) == 1:
+    def take(self, whole: torch.Tensor, rank: int, degree: int) -> torch.Tensor:
+        """The local tensor of `rank`; shares memory with `whole` where one slice is enough."""
+        parts = [self._narrow(whole, piece) for piece in self.pieces(rank, degree)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
+
+    def restore(self, dealt: torch.Tensor, degree: int) -> torch.Tensor:
+        """The whole tensor from all ranks' parts one after the other, as `DTensor.full_tensor` gives them."""
+        if len(self.segments) == 1:
             return dealt
-        parts = dealt.chunk(degree, dim)
-        widths = [section // degree for section in self.sections]
-        pieces = [part.split(widths, dim) for part in parts]
-        return torch.cat([piece[number] for number in range(len(widths)) for piece in pieces], dim)
+        parts = [
+            part.split([size // degree for size in self.segments], self.dim) for part in dealt.chunk(degree, self.dim)
+        ]
+        return torch.cat([part[segment] for segment in range(len(self.segments)) for part in parts], self.dim)
+
+    def _narrow(self, whole: torch.Tensor, piece: slice) -> torch.Tensor:
+        return whole.narrow(self.dim, piece.start, piece.stop - piece.start)

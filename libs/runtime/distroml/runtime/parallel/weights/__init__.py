@@ -2,7 +2,9 @@
 
 from distroml.runtime.parallel.weights.errors import CannotRecord, WeightsError, WeightsMismatch, WeightsRefused
 from distroml.runtime.parallel.weights.materialise import allocate, materialise
+from distroml.runtime.parallel.weights.pretrained import Pretrained, pretrained
 from distroml.runtime.parallel.weights.record import RecordedSource, record
+from distroml.runtime.parallel.weights.safetensors import SafetensorsSource
 from distroml.runtime.parallel.weights.source import BuiltSource, Index, LiveSource, WeightSource, named_tensors
 
 __all__ = [
@@ -10,7 +12,9 @@ __all__ = [
     "CannotRecord",
     "Index",
     "LiveSource",
+    "Pretrained",
     "RecordedSource",
+    "SafetensorsSource",
     "WeightSource",
     "WeightsError",
     "WeightsMismatch",
@@ -18,5 +22,6 @@ __all__ = [
     "allocate",
     "materialise",
     "named_tensors",
+    "pretrained",
     "record",
 ]

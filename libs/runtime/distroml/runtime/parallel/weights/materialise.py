@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -70,9 +70,13 @@ def allocate(module: nn.Module, device: torch.device | str) -> None:
     ]
     if not before:
         return
-    # What Module.to_empty calls, except that it would also take the content of tensors that have some. FSDP modules
-    # override it to learn of their new parameters.
-    module._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)
+
+    def of_meta(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
+
+    # What Module.to_empty calls, which would also take the content of tensors that have some. FSDP modules override it
+    # to learn of their new parameters, and pad uneven shards there.
+    cast(Any, module)._apply(of_meta)
     replaced: dict[int, torch.Tensor] = {}
     for held, name, old in before:
         new = replaced.setdefault(id(old), held[name])

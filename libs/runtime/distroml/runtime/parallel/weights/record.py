@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from distroml.runtime.parallel.weights.deferred import storage_key
 from distroml.runtime.parallel.weights.errors import CannotRecord, WeightsRefused
 from distroml.runtime.parallel.weights.recorder import SMALL_BYTES, Recorder
 from distroml.runtime.parallel.weights.source import BuiltSource, Index, Turn, named_tensors, unknown
@@ -107,8 +108,9 @@ def _record(factory: Factory, seed: int, small_bytes: int) -> tuple[nn.Module, R
     with recorder.recording():
         model = _make(factory, seed)
     deferred, real = _sort(model, recorder)
-    recorder.tape.keep_only(ref.store for ref in deferred.values())
-    _make_blank(model, recorder, {ref.store for ref in deferred.values()})
+    stores = {ref.store for ref in deferred.values()}
+    _make_blank(model, recorder, stores)
+    recorder.tape.keep_only(stores)
     _ensure_none_is_left(recorder)
     return model, RecordedSource(recorder.tape, deferred, real, tuple(named_tensors(model)))
 
@@ -147,7 +149,7 @@ def _registered(model: nn.Module) -> list[torch.Tensor]:
     """Parameters and buffers, each once. Two parameters over the same memory are refused: blank, they would part."""
     places: dict[tuple[int, int], str] = {}
     for name, parameter in model.named_parameters():
-        place = (parameter.untyped_storage()._cdata, parameter.storage_offset())  # pyright: ignore
+        place = (storage_key(parameter), int(parameter.storage_offset()))
         if parameter.numel() and places.setdefault(place, name) != name:
             raise WeightsRefused(
                 f"{places[place]} and {name} are two parameters over the same memory, so a step would change both "

@@ -8,12 +8,15 @@ generator had before it: so any store can be read alone, in any order, with the 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateImportUsage]
+
+_MAPPED_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +186,23 @@ class Tape:
 
     def _memory(self, store: int, memory: dict[int, torch.UntypedStorage]) -> torch.UntypedStorage:
         if store not in memory:
-            memory[store] = torch.zeros(self._sizes[store], dtype=torch.uint8).untyped_storage()
+            memory[store] = passing_memory(self._sizes[store])
         return memory[store]
 
 
 class GeneratorMark:
     """Stands for a generator that a factory passed: replayed with one of our own, from the recorded state."""
+
+
+def passing_memory(size_bytes: int) -> torch.UntypedStorage:
+    """Zeros that go back to the system once they are dropped.
+
+    From malloc, tensors of some megabytes lie in the heap, the small objects made meanwhile keep it from shrinking,
+    and the process grows by as much as the whole model.
+    """
+    if size_bytes < _MAPPED_BYTES:
+        return torch.zeros(size_bytes, dtype=torch.uint8).untyped_storage()
+    return torch.frombuffer(mmap.mmap(-1, size_bytes), dtype=torch.uint8).untyped_storage()
 
 
 def view(ref: Ref, storage: torch.UntypedStorage) -> torch.Tensor:
