@@ -130,11 +130,18 @@ def _check_cluster(document: Document, *, live: bool) -> None:
         document.problems.add(
             1, "`cluster` is missing: it takes a mapping; --live plans for the control plane's machines"
         )
-    if not isinstance(cluster, dict):
+    if live or not isinstance(cluster, dict):
         return
-    line = document.line("cluster")
-    needed = {"nodes": "a whole number", "gpus_per_node": "a whole number"} if not live else {}
-    needed["gpu"] = "the name of a GPU, or {tflops, memory_gib, memory_gb_per_s}"
+    given = cast("dict[str, object]", cluster)
+    needed = {
+        "nodes": "a whole number",
+        "gpus_per_node": "a whole number",
+        "gpu": "the name of a GPU, or {tflops, memory_gib, memory_gb_per_s}",
+    }
+    # A link that joins only one thing needs no rate.
+    for links, count in (("intra_gb_per_s", "gpus_per_node"), ("inter_gb_per_s", "nodes")):
+        if given.get(count, 2) != 1:
+            needed[links] = "gigabytes per second, of each GPU and in each direction"
     for name, what in needed.items():
-        if name not in cluster and not (live and name == "gpu"):
-            document.problems.add(line, f"`cluster.{name}` is missing: it takes {what}")
+        if name not in given:
+            document.problems.add(document.line("cluster"), f"`cluster.{name}` is missing: it takes {what}")
