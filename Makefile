@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup demo test tiny lint types proto bench fmt clean
+.PHONY: help setup demo test tiny lint types proto numerics bench fmt clean
 
 BIN := .venv/bin
 STAMP := .venv/.complete
@@ -46,6 +46,9 @@ types: setup ## pyright, strict
 
 proto: setup ## generate libs/api from proto/
 	$(BIN)/python tools/contract.py generate
+
+numerics: setup ## compare every architecture under every plan with one process, and write docs/numerics.md; about an hour
+	$(BIN)/python -m tests.numerics.table
 
 bench: setup ## list the benchmarks and run each with short settings (ONLY=name for one, FULL=1 for real figures)
 	@$(BIN)/python tools/bench.py $(if $(FULL),--full) $(ONLY)

@@ -32,6 +32,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.heads
+        self.head_width = config.width // config.heads
         self.norm_1 = nn.LayerNorm(config.width, bias=False)
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
@@ -40,10 +41,11 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * config.width, config.width, bias=False)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        B, T, D = x_BTD.shape
-        q, k, v = self.qkv(self.norm_1(x_BTD)).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        B, T, _ = x_BTD.shape
+        # The heads are counted from what is there: under tensor parallelism a worker has its share of them.
+        q, k, v = self.qkv(self.norm_1(x_BTD)).view(B, T, 3, -1, self.head_width).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x_BTD = x_BTD + self.out(seen.transpose(1, 2).reshape(B, T, D))
+        x_BTD = x_BTD + self.out(seen.transpose(1, 2).reshape(B, T, -1))
         return x_BTD + self.down(F.gelu(self.up(self.norm_2(x_BTD))))
 
 

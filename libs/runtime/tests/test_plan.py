@@ -26,21 +26,48 @@ def test_axes_and_bucket_size_can_be_named() -> None:
     assert plan(made, world_size=2).bucket_mb == 25.0
 
 
-@pytest.mark.parametrize("axis", ["tp", "pp", "dp_shard"])
-def test_what_is_not_there_is_refused_and_what_is_there_named(axis: str) -> None:
-    with pytest.raises(PlanRefused, match=rf"{axis}=2.*available: dp_replicate"):
-        plan(f"{axis}=2", world_size=2)
+@pytest.mark.parametrize("axis", ["tp", "dp_shard"])
+def test_what_is_left_open_is_replicated(axis: str) -> None:
+    made = plan(f"{axis}=2", world_size=6, global_batch=12)
+    assert made.mesh == {"pp": 1, "dp_replicate": 3, "dp_shard": 1, "tp": 1} | {axis: 2}
     assert plan(f"{axis}=1", world_size=2).dp_replicate == 2
+
+
+def test_stages_are_even_and_known_before_training() -> None:
+    assert plan("pp=2", world_size=2, blocks=lambda: 7).stages == (3, 4)
+    assert plan("pp=2,stages=1/6", world_size=2).stages == (1, 6)
+    with pytest.raises(PlanRefused, match="nearest that works: pp=3"):
+        plan("pp=4", world_size=4, blocks=lambda: 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "global_batch", "said"),
+    [
+        ("dp_shard=2,microbatch=3", 8, "global_batch=6 or 12, or microbatch=2"),
+        ("dp_shard=2", 7, "global_batch=6 or 8"),
+        ("tp=2", 1, None),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_out_names_what_can(text: str, global_batch: int, said: str | None) -> None:
+    if said is None:
+        assert plan(text, world_size=2, global_batch=global_batch).grad_accum_steps == 1
+        return
+    with pytest.raises(PlanRefused, match=said):
+        plan(text, world_size=2, global_batch=global_batch)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("dp=2", "NAME one of pp, dp_replicate"),
+        ("dp=2", "NAME one of dp_replicate"),
         ("dp_replicate", "expected 'auto'"),
-        ("dp_replicate=zwei", "positive number"),
-        ("dp_replicate=-1", "positive number"),
+        ("dp_replicate=zwei", "positive whole number"),
+        ("dp_replicate=-1", "positive whole number"),
         ("dp_replicate=3", "this generation has 2 worker"),
+        ("tp=4", "4 workers would work"),
+        ("tp=two", "positive whole number"),
+        ("recompute=all", "recompute must be one of none"),
+        ("reshard_after_forward=maybe", "must be yes or no"),
     ],
 )
 def test_a_plan_that_cannot_be_read_or_does_not_fit_is_refused(text: str, said: str) -> None:
@@ -88,7 +115,8 @@ def test_parallelize_makes_steps_without_a_trainer() -> None:
     spread(x[:2]).square().sum().backward()
     spread.last_backward()
     spread(x[2:]).square().sum().backward()
-    assert spread.finish(12).item() == 12
+    loss, norm = spread.finish((torch.tensor(6.0), 12))
+    assert (loss.item(), norm.item() > 0) == (0.5, True)
     twin(x).square().mean().backward()
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)

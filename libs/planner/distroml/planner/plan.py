@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Literal, get_args
 
 Axis = Literal["pp", "dp_replicate", "dp_shard", "tp"]
@@ -117,6 +118,10 @@ class Plan:
             rank = rank * self.mesh[axis] + coordinate[axis]
         return rank
 
+    def as_dict(self) -> dict[str, object]:
+        """The plan's fields as a JSON object, with `reasons`, and `text`, which can be asked for again."""
+        return {**asdict(self), "text": str(self)}
+
     def to_json(self) -> str:
         """The plan as one JSON text, with `reasons`."""
         return json.dumps(asdict(self), sort_keys=True)
@@ -127,9 +132,21 @@ class Plan:
             parts.append(f"microbatch={self.microbatch}")
         parts.append(f"accum={self.grad_accum_steps}")
         if self.pp > 1:
-            parts += [f"schedule={self.schedule}", f"stages={'/'.join(map(str, self.stages))}"]
+            parts += [f"schedule={self.schedule}", f"stages={stages_text(self.stages)}"]
         if self.recompute != "none":
             parts.append(f"recompute={self.recompute}")
+        if self.dp_shard > 1 and not self.reshard_after_forward:
+            parts.append("reshard_after_forward=no")
+        if self.sequence_parallel:
+            parts.append("sequence_parallel=yes")
         if self.dp_replicate > 1:
             parts.append(f"bucket_mb={self.bucket_mb:g}")
+        if self.order != AXES:
+            parts.append(f"order={'/'.join(self.order)}")
         return ",".join(parts)
+
+
+def stages_text(stages: tuple[int, ...]) -> str:
+    """Stages as text: "3/3", and "1/2x14/1" where three or more in a row are equal."""
+    runs = [(size, len(list(group))) for size, group in groupby(stages)]
+    return "/".join(f"{size}x{many}" if many > 2 else "/".join([str(size)] * many) for size, many in runs)

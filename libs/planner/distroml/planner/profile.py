@@ -14,9 +14,17 @@ Kind = Literal["before", "block", "after"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One pass over one sample, undivided: floating-point operations of matrix products, bytes of memory traffic."""
+    """One pass over one sample, undivided: floating-point operations of matrix products, bytes of memory traffic.
+
+    Attributes:
+        flops: of matrix products; two for each multiply and add.
+        attention_flops: those of `flops` that attention by tiles makes, a causal mask's upper half counted as well.
+        moved_bytes: read and written by all operations, as far as it grows with the number of samples: parameters
+            are not among it.
+    """
 
     flops: float = 0.0
+    attention_flops: float = 0.0
     moved_bytes: float = 0.0
 
 
@@ -46,9 +54,13 @@ class Unit:
         frozen_parameters: elements without gradient or optimizer state.
         forward: cost of the forward pass of one sample.
         backward: cost of the backward pass of one sample, without recomputation.
-        split: the share of both that tp divides, 0 to 1.
+        split: the share of both passes' operations that tp divides, 0 to 1.
+        moved_split: the share of both passes' memory traffic that tp divides, where it is another one; sequence
+            parallelism divides the rest too.
+        recomputed: what `recompute="selective"` adds to the backward pass.
+        kernels: operations that one forward pass launches; 0 where nobody counted.
         saved: what is kept for the backward pass, by kind of recomputation. With "full" it is the unit's inputs.
-        transient_bytes: most temporary bytes per sample beside what is saved, while it runs.
+        transient_bytes: most temporary bytes per sample beside what is saved, while it runs; divided like `split`.
         output_bytes: bytes per sample that cross to the next stage where the chain is cut behind this unit.
         tp_reduced_bytes: bytes per sample that its all-reduces along tp carry in one forward pass; the backward pass
             carries the same.
@@ -64,6 +76,9 @@ class Unit:
     forward: Work
     backward: Work
     split: float = 0.0
+    moved_split: float | None = None
+    recomputed: Work = Work()
+    kernels: int = 0
     saved: dict[str, Saved]
     transient_bytes: float = 0.0
     output_bytes: float = 0.0
@@ -86,6 +101,8 @@ class ModelProfile:
         no_tp: why tp cannot be above 1, "" where it can.
         no_pp: why pp cannot be above 1, "" where it can.
         tokens: tokens (or other terms of the loss) in one sample.
+        output_split: what crosses between stages travels as one tp-th from each tp rank (Megatron's scatter and
+            gather) and not as a copy from each.
     """
 
     name: str
@@ -97,6 +114,23 @@ class ModelProfile:
     no_tp: str = ""
     no_pp: str = ""
     tokens: int = 1
+    output_split: bool = False
+
+    @property
+    def model_flops(self) -> float:
+        """Operations of one sample's forward and backward pass, recomputation not among them."""
+        return sum(unit.forward.flops + unit.backward.flops for unit in self.units)
+
+    @property
+    def parameters(self) -> int:
+        """Trainable elements, shared ones once."""
+        twice = sum((len(group) - 1) * size for group, size in zip(self.tied, self.tied_parameters, strict=True))
+        return sum(unit.parameters for unit in self.units) - twice
+
+    @property
+    def block_count(self) -> int:
+        """Blocks of the chain."""
+        return len(self.units) - sum(unit.kind != "block" for unit in (*self.units[:1], *self.units[1:][-1:]))
 
     @property
     def blocks(self) -> tuple[Unit, ...]:
@@ -106,7 +140,7 @@ class ModelProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredUnit:
-    """One shape's real seconds on one rank while all ranks ran it at once."""
+    """One shape's real seconds on one rank while all ranks ran it at once, without the collectives of tp."""
 
     shape: str
     microbatch: int

@@ -15,7 +15,7 @@ from torch import nn
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
 from distroml.runtime.link import AgentLink, process_link
-from distroml.runtime.parallel import Plan, check_compression
+from distroml.runtime.parallel import LossFunction, Plan, Precision, check_compression
 from distroml.runtime.training.run import Drained, Run, StopOrdered
 from distroml.runtime.training.settings import MakeOptimizer, MakeScheduler, Settings, total_steps_of
 from distroml.runtime.training.source import ModelSource
@@ -24,7 +24,6 @@ from distroml.runtime.training.types import (
     Callback,
     CheckpointsExhausted,
     FitResult,
-    LossFunction,
     NonFiniteError,
     StepInfo,
 )
@@ -87,6 +86,9 @@ class Trainer(Generic[Batch]):
         grad_clip: largest norm of the normalised gradient.
         plan: how to spread the model over the workers, see `plan()`.
         compress: gradient compression; only "none" in this release.
+        precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so; parameters,
+            gradients and optimizer state stay as they are.
+        compiled: compile the model's blocks.
         seed: of first weights and of every random number drawn in a step.
         callbacks: called on every rank after each step (on CUDA one step late).
         non_finite: "fail" ends the job at a loss or gradient that is no finite number; "ignore" goes on.
@@ -116,6 +118,8 @@ class Trainer(Generic[Batch]):
         grad_clip: float | None = None,
         plan: str | Plan = "auto",
         compress: str = "none",
+        precision: Precision = "fp32",
+        compiled: bool = False,
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
         non_finite: Literal["fail", "ignore"] = "fail",
@@ -138,6 +142,8 @@ class Trainer(Generic[Batch]):
             grad_clip=grad_clip,
             plan=plan,
             compress=compress,
+            precision=precision,
+            compiled=compiled,
             seed=seed,
             callbacks=tuple(callbacks),
             non_finite=non_finite,
@@ -158,8 +164,8 @@ class Trainer(Generic[Batch]):
 
     @property
     def model(self) -> nn.Module:
-        """The model; its parameters stay the same objects over all generations."""
-        return self._source.module
+        """The model of the current generation. Under plans that only replicate it is one object over all of them."""
+        return self._run.module if self._run is not None else self._source.module
 
     @property
     def world(self) -> World | None:

@@ -92,7 +92,7 @@ class DataLoader(Generic[Batch]):
         self._collate = collate or cast("Callable[[list[object]], Batch]", cast("Any", torch_data).default_collate)
         next_range(DataPosition(), self.size, global_batch, drop_last=drop_last)  # refuses impossible sizes now
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="distroml-data") if prefetch else None
-        self._ahead: tuple[tuple[DataPosition, int, int], Future[StepBatches[Batch]]] | None = None
+        self._ahead: tuple[tuple[DataPosition, int, int, int | None], Future[StepBatches[Batch]]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -103,27 +103,53 @@ class DataLoader(Generic[Batch]):
         """The samples that the step at `position` consumes, over all ranks."""
         return next_range(position, self.size, self.global_batch, drop_last=self.drop_last)
 
-    def step_batches(self, position: DataPosition, rank: int, world_size: int) -> StepBatches[Batch]:
-        """This rank's microbatches of the step at `position`; with `prefetch`, starts on the following step's."""
-        key = (position, rank, world_size)
+    def step_batches(
+        self, position: DataPosition, rank: int, world_size: int, microbatch: int | None = None
+    ) -> StepBatches[Batch]:
+        """This rank's microbatches of the step at `position`; with `prefetch`, starts on the following step's.
+
+        Args:
+            position: where the step begins.
+            rank: of those that share the step out.
+            world_size: how many they are.
+            microbatch: most samples of one forward pass, where that is not the loader's own.
+        """
+        key = (position, rank, world_size, microbatch or self.microbatch)
         ahead, self._ahead = self._ahead, None
         ready = ahead[1].result() if ahead and ahead[0] == key else self._load(*key)
         if self._pool is not None:
-            following = (after(ready.taken), rank, world_size)
+            following = (after(ready.taken), *key[1:])
             self._ahead = (following, self._pool.submit(self._load, *following))
         return ready
 
-    def pass_over(self, rank: int, world_size: int) -> Iterator[Batch]:
-        """This rank's microbatches of one whole pass in order, without dropping the last samples: for evaluation."""
+    def sample(self, size: int | None = None) -> Batch:
+        """A batch of the first samples: what a model is tried with before training."""
+        return self._fetch(StepRange(0, 0, min(self.size, size or self.microbatch or self.global_batch)))
+
+    def pass_over(self, rank: int, world_size: int, *, together: bool = False) -> Iterator[tuple[Batch, bool]]:
+        """This rank's microbatches of one whole pass in order, without dropping the last samples: for evaluation.
+
+        Args:
+            rank: of those that share the pass out.
+            world_size: how many they are.
+            together: all ranks get equally many batches; one that has too few gets others' again.
+
+        Yields:
+            A batch, and whether it counts here.
+        """
         for start in range(0, self.size, self.global_batch):
             taken = StepRange(0, start, min(self.size, start + self.global_batch))
-            for piece in microbatches(share(taken, rank, world_size), self.microbatch):
-                yield self._fetch(piece)
+            pieces = list(microbatches(share(taken, rank, world_size), self.microbatch))
+            yield from ((self._fetch(piece), True) for piece in pieces)
+            if together:
+                # Shares differ by one sample at most, and the last rank has the largest.
+                largest = list(microbatches(share(taken, world_size - 1, world_size), self.microbatch))
+                yield from ((self._fetch(piece), False) for piece in largest[len(pieces) :])
 
-    def _load(self, position: DataPosition, rank: int, world_size: int) -> StepBatches[Batch]:
+    def _load(self, position: DataPosition, rank: int, world_size: int, microbatch: int | None) -> StepBatches[Batch]:
         taken = self.step_range(position)
         part = share(taken, rank, world_size)
-        return StepBatches(taken, part, [self._fetch(piece) for piece in microbatches(part, self.microbatch)])
+        return StepBatches(taken, part, [self._fetch(piece) for piece in microbatches(part, microbatch)])
 
     def _fetch(self, piece: StepRange) -> Batch:
         order = SampleOrder(self.size, self.seed, piece.epoch, self.shuffle)

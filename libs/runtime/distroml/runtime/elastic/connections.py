@@ -45,21 +45,34 @@ def _shut(descriptor: int, inode: int) -> None:
 
 
 class Connections:
-    """The internet sockets that were opened between construction and `complete()` (or now, before it)."""
+    """The internet sockets that were opened between construction and `complete()` (or now, before it).
+
+    `extend()` and the next `complete()` enclose a later set-up, of further groups.
+    """
 
     def __init__(self) -> None:
         self._before = set(_open_sockets().items())
         self._lock = threading.Lock()
+        self._known: set[tuple[int, int]] = set()
         self._mine: set[tuple[int, int]] | None = None
 
     def complete(self) -> None:
         """The set-up is done: sockets that open from here on are not ours."""
         with self._lock:
-            self._mine = set(_open_sockets().items()) - self._before
+            self._mine = self._opened()
+
+    def extend(self) -> None:
+        """More connections are made from here on: they, too, are ours."""
+        with self._lock:
+            self._known, self._mine = self._opened(), None
+            self._before = set(_open_sockets().items())
+
+    def _opened(self) -> set[tuple[int, int]]:
+        return self._known | (self._mine if self._mine is not None else set(_open_sockets().items()) - self._before)
 
     def sever(self) -> None:
         """End all connections: whoever waits on them gets an error at once, here and at the peers. Repeatable."""
         with self._lock:
-            mine = self._mine if self._mine is not None else set(_open_sockets().items()) - self._before
+            mine = self._opened()
         for descriptor, inode in mine:
             _shut(descriptor, inode)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 from distroml.runtime.elastic.errors import GenerationLeft, NoGeneration, is_communication_error
 from distroml.runtime.elastic.world import (
@@ -112,6 +113,16 @@ class Membership:
                 self.leave(f"set-up failed: {error}")
                 continue
             return world
+
+    @contextmanager
+    def connecting(self) -> Generator[None]:
+        """Within it, further process groups of the current generation may be made."""
+        group = self._group
+        if group is None:
+            yield
+            return
+        with group.connecting():
+            yield
 
     def check(self) -> None:
         """Raise `GenerationLeft` where this generation was broken: for moments without communication."""

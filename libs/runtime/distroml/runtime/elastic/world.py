@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -149,6 +150,15 @@ class ProcessGroup:
         if group is not None:
             group.set_timeout(self._timeout)
         self._connections.complete()
+
+    @contextmanager
+    def connecting(self) -> Generator[None]:
+        """Within it, connections that are made (by further groups of this world) are cut with the world's own."""
+        self._connections.extend()
+        try:
+            yield
+        finally:
+            self._connections.complete()
 
     def sever(self) -> None:
         """Free any thread that waits in this group; from any thread, repeatable."""

@@ -1,17 +1,38 @@
 """How a model is spread over the workers: plans, and what carries them out."""
 
-from distroml.runtime.parallel.parallelize import ParallelModel, check_compression, parallelize
+from distroml.runtime.parallel.divide import Part
+from distroml.runtime.parallel.gradients import Gradients, local_of
+from distroml.runtime.parallel.loss import Batch, LossFunction, check_loss
+from distroml.runtime.parallel.parallelize import (
+    ParallelModel,
+    Precision,
+    check_compression,
+    choose_plan,
+    parallelize,
+    spread,
+)
 from distroml.runtime.parallel.plan import Plan, PlanRefused, plan
+from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import Exchange, GradientReducer, SumExchange
 
 __all__ = [
+    "Batch",
     "Exchange",
     "GradientReducer",
+    "Gradients",
+    "LossFunction",
     "ParallelModel",
+    "Part",
     "Plan",
     "PlanRefused",
+    "Precision",
     "SumExchange",
     "check_compression",
+    "check_loss",
+    "choose_plan",
+    "local_of",
     "parallelize",
     "plan",
+    "seed_pass",
+    "spread",
 ]

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 
 from distroml.runtime.data import DataLoader
-from distroml.runtime.parallel import ParallelModel
-from distroml.runtime.training.randomness import seed_step
+from distroml.runtime.parallel import LossFunction, ParallelModel, seed_pass
 from distroml.runtime.training.step import to_device
-from distroml.runtime.training.types import LossFunction, check_loss
 from distroml.runtime.typed import floats
 
 
@@ -26,22 +24,23 @@ def evaluate(
         ValueError: a term counted nothing.
         PeerLost: another rank is gone.
     """
-    world = parallel.collectives.world
-    model = parallel.module
-    seed_step(seed, -1, world.rank)
+    world, mesh = parallel.collectives.world, parallel.mesh
+    seed_pass(seed, -1, mesh.dp_rank, 0, 0)
     sums = torch.zeros(len(terms), 2, dtype=torch.float64, device=world.device)
-    was_training = model.training
-    model.eval()
+    was_training = parallel.module.training
+    parallel.module.eval()
+    # Under most plans a pass is a collective: then all ranks make the same number of them.
+    together = parallel.plan.world_size > parallel.plan.dp_replicate
     try:
-        with torch.no_grad():
-            for batch in data.pass_over(world.rank, world.world_size):
-                batch = to_device(batch, world.device)
-                for row, term in enumerate(terms.values()):
-                    total, count = check_loss(term(model, batch))
+        for batch, counts in data.pass_over(mesh.dp_rank, mesh.dp_size, together=together):
+            batch = to_device(batch, world.device)
+            for row, (name, term) in enumerate(terms.items()):
+                total, count = parallel.measure(batch, term, name)
+                if counts:
                     sums[row, 0] += total
                     sums[row, 1] += count
     finally:
-        model.train(was_training)
+        parallel.module.train(was_training)
     parallel.collectives.sum(sums)
     result: dict[str, float] = {}
     for name, total, count in zip(terms, floats(sums[:, 0]), floats(sums[:, 1]), strict=True):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import time
 
-from torch import nn
-
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
-from distroml.runtime.parallel import Plan
+from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.training.fingerprint import fingerprint
 from distroml.runtime.training.types import StepInfo
-from distroml.workerlink import PlanChosen, StepRecorded, StepSample
+from distroml.workerlink import StepRecorded, StepSample
 
 log = logging.getLogger("distroml.runtime.train")
 
@@ -23,10 +21,12 @@ _FAILURE_REPORTERS = 2
 class Reporter:
     """Speaks for one rank of one generation. `spent_s` is the time its calls took on the training thread."""
 
-    def __init__(self, link: Link, world: World, module: nn.Module, *, total_steps: int, log_every_s: float) -> None:
+    def __init__(
+        self, link: Link, world: World, parallel: ParallelModel, *, total_steps: int, log_every_s: float
+    ) -> None:
         self._link = link
         self._world = world
-        self._module = module
+        self._parallel = parallel
         self._total_steps = total_steps
         self._log_every_s = log_every_s
         self._logged_at = float("-inf")
@@ -34,21 +34,6 @@ class Reporter:
         self._count = 0
         self.last: StepInfo | None = None
         self.spent_s = 0.0
-
-    def plan(self, plan: Plan, *, global_batch: int, parameters: int) -> None:
-        """Rank 0 says which plan this generation trains with."""
-        if not self._world.is_main:
-            return
-        log.info(
-            "generation %d: %d worker(s) on %s, %.2f million parameters, plan %s",
-            self._world.generation,
-            self._world.world_size,
-            self._world.device.type,
-            parameters / 1e6,
-            plan,
-        )
-        inputs = f'{{"world_size":{self._world.world_size},"global_batch":{global_batch},"parameters":{parameters}}}'
-        self._link.send(PlanChosen(generation=self._world.generation, plan=plan.to_json(), inputs=inputs))
 
     def step(self, info: StepInfo) -> None:
         """A step is done."""
@@ -89,7 +74,7 @@ class Reporter:
         if not self._world.is_main and not (why == "failure" and self._world.rank < _FAILURE_REPORTERS):
             return ""
         started = time.perf_counter()
-        print_ = fingerprint(info.loss, self._module.named_parameters())
+        print_ = fingerprint(info.loss, self._parallel.local_tensors())
         self._link.send(
             StepRecorded(
                 generation=self._world.generation,

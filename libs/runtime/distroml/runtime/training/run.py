@@ -15,13 +15,14 @@ from distroml.runtime.data import DataLoader, DataPosition
 from distroml.runtime.data.ranges import after
 from distroml.runtime.elastic import Membership, World
 from distroml.runtime.link import Link
-from distroml.runtime.parallel import parallelize
+from distroml.runtime.parallel import ParallelModel, spread
 from distroml.runtime.training.evaluation import evaluate
 from distroml.runtime.training.fingerprint import fingerprint
+from distroml.runtime.training.planned import Planned
 from distroml.runtime.training.reports import Reporter
 from distroml.runtime.training.restoring import restore_agreed
 from distroml.runtime.training.saves import Saves
-from distroml.runtime.training.settings import Settings, fresh_optimizer, parameter_count
+from distroml.runtime.training.settings import Settings, check_last_step, fresh_optimizer, parameter_count
 from distroml.runtime.training.source import ModelSource
 from distroml.runtime.training.step import StepDone, Stepper
 from distroml.runtime.training.storage import Storage
@@ -63,17 +64,14 @@ class Run:
         self._link = link
         self._membership = membership
         self._storage = storage
-        self.module = source.module.to(world.device)
-        self.parallel = parallelize(
-            self.module,
-            settings.plan,
-            world=world,
-            global_batch=settings.data.global_batch,
-            microbatch=settings.data.microbatch,
-            compress=settings.compress,
-        )
+        self._sample = settings.data.sample()
+        self._planned = Planned(link, world, settings, source.module, self._sample)
+        self.plan = self._planned.plan
+        self._divides = self.plan.world_size > self.plan.dp_replicate
+        check_last_step(self.plan, settings.data)
+        self.parallel = self._spread()
         self.reporter = Reporter(
-            link, world, self.module, total_steps=settings.total_steps, log_every_s=settings.log_every_s
+            link, world, self.parallel, total_steps=settings.total_steps, log_every_s=settings.log_every_s
         )
         self.step = 0
         self.position = DataPosition()
@@ -85,7 +83,27 @@ class Run:
         self._saves = Saves(link, storage, self.parallel.collectives, self._on_committed)
         self._stepper: Stepper | None = None
 
+    @property
+    def module(self) -> nn.Module:
+        """The model of this generation."""
+        return self.parallel.module
+
     # ---- the start
+
+    def _spread(self) -> ParallelModel:
+        """The model by this generation's plan. One that is divided is made anew, so that another plan can follow."""
+        model = self._source.build() if self._divides else self._source.module
+        with self._membership.connecting():
+            return spread(
+                model,
+                self.plan,
+                self.world,
+                loss=self.settings.loss,
+                sample=self._sample,
+                seed=self.settings.seed,
+                precision=self.settings.precision,
+                compiled=self.settings.compiled,
+            )
 
     def restore(self) -> None:
         """Load what this generation starts from, on every rank the same. Collective.
@@ -106,9 +124,7 @@ class Run:
         if found.ref is None:
             if found.damaged:
                 self._start_again(found.damaged)
-            self._source.reset()
-            self._fresh()
-            self.parallel.synchronise()
+            self._first_weights(overwritten=bool(found.damaged))
         else:
             place: dict[str, Any] = more["trainer"]
             self.step, self.position = int(place["step"]), DataPosition(int(place["epoch"]), int(place["index"]))
@@ -122,17 +138,23 @@ class Run:
             parallel=self.parallel,
             optimizer=self._optimizer,
             scheduler=self._scheduler,
-            loss=settings.loss,
             data=settings.data,
             world=world,
-            seed=settings.seed,
             grad_clip=settings.grad_clip,
             stop_at_non_finite=settings.non_finite == "fail",
             wishes=self._wishes,
         )
-        self.reporter.plan(
-            self.parallel.plan, global_batch=settings.data.global_batch, parameters=parameter_count(self.module)
-        )
+        self._planned.tell(parameter_count(self._source.module))
+
+    def _first_weights(self, *, overwritten: bool) -> None:
+        if not self._divides:
+            self._source.reset()
+        elif overwritten:
+            self.parallel.close()
+            self.parallel = self._spread()
+        self._fresh()
+        if not self._divides:
+            self.parallel.synchronise()
 
     def _start_again(self, damaged: int) -> None:
         if self.settings.without_checkpoint == "fail" or not self._source.can_reset:
@@ -142,7 +164,7 @@ class Run:
 
     def _fresh(self) -> tuple[nn.Module, Optimizer, dict[str, Any]]:
         """A new optimizer and scheduler, and the further state that a checkpoint fills."""
-        self._optimizer = fresh_optimizer(self.settings, self.module)
+        self._optimizer = fresh_optimizer(self.settings, self.parallel.parameters())
         self._scheduler = self.settings.lr_scheduler(self._optimizer) if self.settings.lr_scheduler else None
         return self.module, self._optimizer, self._more()
 
@@ -207,6 +229,7 @@ class Run:
             wishes |= step.wishes
             first = self.reporter.last is None
             self.reporter.step(step.info)
+            self._planned.step(step.info, last=step.info.step == self.settings.total_steps)
             if first:
                 self.reporter.record(step.info, "generation")
             for callback in self.settings.callbacks:
@@ -298,7 +321,7 @@ class Run:
             world_size=self.world.world_size,
             generation=self.world.generation,
             restored_step=self.restored.step if self.restored else None,
-            fingerprint=fingerprint(0.0, self.module.named_parameters()),
+            fingerprint=fingerprint(0.0, self.parallel.local_tensors()),
         )
 
     def abandon(self, *, failed: bool) -> None:

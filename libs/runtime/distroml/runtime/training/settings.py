@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distroml.runtime.data import DataLoader
-from distroml.runtime.parallel import Plan
-from distroml.runtime.training.types import Callback, LossFunction
+from distroml.runtime.parallel import LossFunction, Plan, PlanRefused, Precision
+from distroml.runtime.training.types import Callback
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -36,6 +36,8 @@ class Settings:
     grad_clip: float | None
     plan: str | Plan
     compress: str
+    precision: Precision
+    compiled: bool
     seed: int
     callbacks: Sequence[Callback]
     non_finite: Literal["fail", "ignore"]
@@ -51,6 +53,8 @@ class Settings:
             raise ValueError("eval_every is set, but there is no eval_data to evaluate on")
         if self.non_finite not in ("fail", "ignore"):
             raise ValueError(f"non_finite must be 'fail' or 'ignore', got {self.non_finite!r}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
         if self.without_checkpoint not in ("restart", "fail"):
             raise ValueError(f"without_checkpoint must be 'restart' or 'fail', got {self.without_checkpoint!r}")
 
@@ -62,19 +66,26 @@ def total_steps_of(data: DataLoader[Any], steps: int | None, epochs: int | None)
     return steps if steps is not None else (epochs or 0) * data.steps_per_epoch
 
 
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that an optimizer gets, in the model's order."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
 def parameter_count(module: nn.Module) -> int:
     """Number of elements of all parameters, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def fresh_optimizer(settings: Settings, module: nn.Module) -> Optimizer:
-    """A new optimizer over the module's trainable parameters; raises `TypeError` where it is none."""
-    made = settings.optimizer(trainable(module))
+def check_last_step(plan: Plan, data: DataLoader[Any]) -> None:
+    """Refuse a smaller last step of an epoch that a plan cannot share out evenly; raises `PlanRefused`."""
+    rest = data.size % data.global_batch
+    if rest and not data.drop_last and plan.world_size > plan.dp_replicate:
+        piece = plan.dp * (plan.microbatch or rest)
+        if rest % plan.dp or rest % piece:
+            raise PlanRefused(
+                f"the last step of an epoch has {rest} samples, which the plan {plan} cannot share out evenly; pass "
+                "drop_last=True to DataLoader, or a plan that only replicates"
+            )
+
+
+def fresh_optimizer(settings: Settings, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """A new optimizer over these parameters; raises `TypeError` where it is none."""
+    made = settings.optimizer(parameters)
     if not isinstance(made, torch.optim.Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"optimizer= must be a function from parameters to an optimizer; it gave {type(made).__name__}")
     return made

@@ -11,14 +11,17 @@ from torch import nn
 from distroml.runtime.typed import seed_torch
 
 
-def meta_copy(module: nn.Module) -> nn.Module:
-    """A copy of `module` whose parameters and buffers have shapes but no memory."""
+def hollow_copy(module: nn.Module, device: str) -> nn.Module:
+    """A copy of `module` with parameters and buffers of the same shapes, whose values are not set; "meta": no memory.
+
+    What is shared stays shared, which `nn.Module.to_empty` would undo.
+    """
     memo: dict[int, torch.Tensor] = {}
     for parameter in module.parameters():
-        empty = torch.empty_like(parameter, device="meta")
+        empty = torch.empty_like(parameter, device=device)
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+        memo[id(buffer)] = torch.empty_like(buffer, device=device)
     return copy.deepcopy(module, memo)
 
 
@@ -35,9 +38,12 @@ class ModelSource:
         self._seed = seed
         self._meta: nn.Module | None = None
         self._initial: dict[str, torch.Tensor] | None = None
+        self._buffers: dict[str, torch.Tensor] = {}
         if model is not None:
-            self._meta = meta_copy(model)
+            self._meta = hollow_copy(model, "meta")
             self._initial = {name: t.detach().to("cpu", copy=True) for name, t in _tensors(model).items()}
+            # Tables that no checkpoint holds must outlive the first weights.
+            self._buffers = {name: self._initial[name] for name, _ in model.named_buffers()}
             self.module = model
         else:
             self.module = self._make()
@@ -68,12 +74,17 @@ class ModelSource:
         """A checkpoint is committed: the copy of the first weights is of no more use."""
         self._initial = None
 
-    def blank(self) -> nn.Module:
-        """The model without memory, for a plan that builds its own parts of it and loads them by name."""
-        if self._meta is not None:
-            return meta_copy(self._meta)
-        with torch.device("meta"):
+    def build(self) -> nn.Module:
+        """A model of its own for a plan that takes it apart, with its first weights where they can still be had."""
+        if self._meta is None:
             return self._make()
+        made = hollow_copy(self._meta, "cpu")
+        known = self._initial if self._initial is not None else self._buffers
+        with torch.no_grad():
+            for name, tensor in _tensors(made).items():
+                if name in known:
+                    tensor.copy_(known[name])
+        return made
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

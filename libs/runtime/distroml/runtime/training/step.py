@@ -15,10 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from distroml.runtime.data import DataLoader, DataPosition, StepRange
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import ParallelModel
-from distroml.runtime.training.randomness import seed_step
-from distroml.runtime.training.types import LossFunction, NonFiniteError, StepInfo, check_loss
+from distroml.runtime.training.types import NonFiniteError, StepInfo
 from distroml.runtime.training.votes import HEAD, Wish, ballot, tally
-from distroml.runtime.typed import backward, floats
+from distroml.runtime.typed import floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +69,8 @@ class Stepper:
         parallel: ParallelModel,
         optimizer: Optimizer,
         scheduler: LRScheduler | None,
-        loss: LossFunction[Any],
         data: DataLoader[Any],
         world: World,
-        seed: int,
         grad_clip: float | None,
         stop_at_non_finite: bool,
         wishes: Callable[[], Wish],
@@ -81,10 +78,8 @@ class Stepper:
         self._parallel = parallel
         self._optimizer = optimizer
         self._scheduler = scheduler
-        self._loss = loss
         self._data = data
         self._world = world
-        self._seed = seed
         self._grad_clip = grad_clip
         self._stop_at_non_finite = stop_at_non_finite
         self._wishes = wishes
@@ -104,19 +99,12 @@ class Stepper:
         """
         started = time.perf_counter()
         device = self._world.device
-        seed_step(self._seed, step, self._world.rank)
-        work = self._data.step_batches(position, self._world.rank, self._world.world_size)
+        mesh = self._parallel.mesh
+        work = self._data.step_batches(position, mesh.dp_rank, mesh.dp_size, self._parallel.plan.microbatch)
         data_wait_s = time.perf_counter() - started
         gradients = self._parallel.gradients
-        gradients.begin()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        count = torch.zeros((), dtype=torch.float64, device=device)
-        for number, batch in enumerate(work.batches):
-            total, terms = check_loss(self._loss(self._parallel.module, to_device(batch, device)))
-            gradients.last = number == len(work.batches) - 1
-            backward(total)
-            loss_sum += total.detach()
-            count += terms
+        batches = [to_device(batch, device) for batch in work.batches]
+        loss_sum, count = self._parallel.forward_backward(batches, step)
         fired = gradients.flush()
         votes = ballot(loss_sum, count, self._wishes(), fired, device)
         pending = self._parallel.collectives.sum_async(votes)

@@ -1,0 +1,149 @@
+"""A profile's units as running sums, so that any stage's seconds and bytes are two look-ups.
+
+Units of one shape cost the same: each sum costs one evaluation per shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from distroml.planner.cost.collectives import all_reduce_s
+from distroml.planner.cost.compute import Measured, Roofline, rank_parameters
+from distroml.planner.plan import Recompute
+from distroml.planner.profile import MeasuredUnit, ModelProfile, Unit
+from distroml.planner.topology import Device, Route
+from distroml.planner.training import Training
+
+Span = tuple[int, int]
+"""Units from the first up to, not including, the second."""
+
+
+class Sums:
+    """Running sums of one value per unit."""
+
+    __slots__ = ("_upto",)
+
+    def __init__(self, values: Iterable[float]) -> None:
+        self._upto = list(accumulate(values, initial=0.0))
+
+    def over(self, span: Span) -> float:
+        """The sum over the units of `span`."""
+        return self._upto[span[1]] - self._upto[span[0]]
+
+
+class Times(NamedTuple):
+    """Seconds of one microbatch, unit by unit: computing, and the collectives of tp in both passes."""
+
+    forward: Sums
+    backward: Sums
+    recompute: Sums
+    tp_forward: Sums
+    tp_backward: Sums
+
+
+class Sizes(NamedTuple):
+    """What one tp rank holds, unit by unit: trainable and frozen elements."""
+
+    trainable: Sums
+    frozen: Sums
+
+
+class Chain:
+    """One profile's sums for one kind of device; remembers those that were asked for."""
+
+    def __init__(
+        self,
+        profile: ModelProfile,
+        device: Device,
+        training: Training,
+        measured: Sequence[MeasuredUnit],
+    ) -> None:
+        self.profile = profile
+        self.units = profile.units
+        self.blocks = len(profile.blocks)
+        self.first = next((n for n, unit in enumerate(self.units) if unit.kind == "block"), 0)
+        self.shapes = {unit.shape: unit for unit in self.units}
+        # Blocks of one shape: stages with equally many blocks then cost the same wherever they lie.
+        self.uniform = len({unit.shape for unit in profile.blocks}) <= 1
+        roofline = Roofline(device, training, profile.parameter_itemsize)
+        self._clock = Measured(measured, roofline, self.shapes) if measured else roofline
+        self._times: dict[tuple[float, int, bool, Recompute, Route], Times] = {}
+        self._sizes: dict[int, Sizes] = {}
+        self._saved: dict[tuple[int, bool, Recompute], Sums] = {}
+
+    def spans(self, stages: Sequence[int]) -> list[Span]:
+        """The units of each stage: what comes before the chain lies on the first, what comes after on the last."""
+        if not stages:
+            return [(0, len(self.units))]
+        ends = [self.first + upto for upto in accumulate(stages)]
+        ends[-1] = len(self.units)
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def alike(self, span: Span) -> object:
+        """Equal for stages that cost the same."""
+        inside = span[0] >= self.first and span[1] <= self.first + self.blocks
+        return span[1] - span[0] if self.uniform and inside else span
+
+    def _each(self, value: Callable[[Unit], float]) -> list[float]:
+        by_shape = {shape: value(unit) for shape, unit in self.shapes.items()}
+        return [by_shape[unit.shape] for unit in self.units]
+
+    def times(self, samples: float, tp: int, sequence: bool, recompute: Recompute, route: Route) -> Times:
+        """Seconds of a microbatch of `samples`; the groups of tp take `route`."""
+        key = (samples, tp, sequence, recompute, route)
+        if found := self._times.get(key):
+            return found
+        computed = {
+            shape: self._clock.time(unit, samples, tp, sequence=sequence, recompute=recompute)
+            for shape, unit in self.shapes.items()
+        }
+        reduced = {
+            shape: all_reduce_s(route, unit.tp_reduced_bytes * samples, count=max(1, unit.tp_collectives))
+            for shape, unit in self.shapes.items()
+        }
+        again = 2 if recompute == "full" else 1
+        times = Times(
+            forward=Sums(computed[unit.shape].forward_s for unit in self.units),
+            backward=Sums(computed[unit.shape].backward_s for unit in self.units),
+            recompute=Sums(computed[unit.shape].recompute_s for unit in self.units),
+            tp_forward=Sums(reduced[unit.shape] for unit in self.units),
+            tp_backward=Sums(reduced[unit.shape] * (again if unit.kind == "block" else 1) for unit in self.units),
+        )
+        self._times[key] = times
+        return times
+
+    def sizes(self, tp: int) -> Sizes:
+        """Elements on one of `tp` ranks."""
+        if tp not in self._sizes:
+            trainable = self._each(lambda unit: rank_parameters(unit, tp))
+            self._sizes[tp] = Sizes(Sums(trainable), Sums(self._each(lambda unit: unit.frozen_parameters)))
+        return self._sizes[tp]
+
+    def trainable(self, tp: int, span: Span) -> float:
+        """Trainable elements of a stage on one tp rank; what its units share counts once."""
+        total = self.sizes(tp).trainable.over(span)
+        for group, elements in zip(self.profile.tied, self.profile.tied_parameters, strict=True):
+            here = sum(span[0] <= index < span[1] for index in group)
+            if here > 1:
+                total -= (here - 1) * self.tied(group, elements, tp)
+        return total
+
+    def tied(self, group: tuple[int, ...], elements: int, tp: int) -> float:
+        """Elements that the units of `group` share, on one tp rank."""
+        # Shared parameters are split where their first unit's are.
+        return elements / tp if self.units[group[0]].split_parameters >= elements else float(elements)
+
+    def saved(self, tp: int, sequence: bool, recompute: Recompute) -> Sums:
+        """Bytes per sample that forward passes leave on one tp rank, unit by unit."""
+        key = (tp, sequence, recompute)
+        if key not in self._saved:
+            self._saved[key] = Sums(self._each(lambda unit: saved_bytes(unit, tp, sequence, recompute)))
+        return self._saved[key]
+
+
+def saved_bytes(unit: Unit, tp: int, sequence: bool, recompute: Recompute) -> float:
+    """Bytes per sample that a forward pass of `unit` leaves on one tp rank."""
+    saved = unit.saved.get(recompute) or unit.saved["none"]
+    return saved.whole_bytes / (tp if sequence else 1) + saved.split_bytes / tp

@@ -1,0 +1,166 @@
+"""Bytes that one rank needs at its peak, by part.
+
+Parameters, gradients and optimizer state lie there all the time (fully sharded along dp_shard); activations by how
+many microbatches the schedule keeps in flight. Gradients that no buffer holds (one microbatch, no sums along
+dp_replicate) come while activations go, and the peak is the larger moment of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from distroml.planner.cost.chain import Chain, Span, saved_bytes
+from distroml.planner.cost.compute import rank_parameters
+from distroml.planner.cost.pipeline import in_flight
+from distroml.planner.plan import Plan
+from distroml.planner.prediction import BYTES, Corrections
+from distroml.planner.profile import Unit
+from distroml.planner.topology import Device
+from distroml.planner.training import Training
+
+_MIB = 1 << 20
+
+
+class _Unit(NamedTuple):
+    """The largest of a stage's units, on one tp rank."""
+
+    elements: float
+    transient_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """Peak memory of plans for one profile, kind of device and training."""
+
+    chain: Chain
+    device: Device
+    training: Training
+    corrections: Corrections
+
+    def ranks(self, plan: Plan, spans: Sequence[Span], microbatch: int, microbatches: int) -> list[dict[str, float]]:
+        """Parts of the peak on each pp coordinate; coordinates that are alike share one result."""
+        seen: dict[tuple[object, ...], dict[str, float]] = {}
+        found: list[dict[str, float]] = []
+        for rank in range(plan.pp):
+            held = spans[rank :: plan.pp]
+            flying = in_flight(plan.schedule, plan.pp, plan.chunks, microbatches, rank) if plan.pp > 1 else (1,)
+            key = (flying, *(self.chain.alike(span) for span in held))
+            if key not in seen:
+                seen[key] = self._rank(plan, held, flying, microbatch, microbatches)
+            found.append(seen[key])
+        return found
+
+    def peak_bytes(self, plan: Plan, spans: Sequence[Span], microbatch: int, microbatches: int) -> float:
+        """Most memory of any rank. Of coordinates whose stages are alike, the first holds most microbatches."""
+        first: dict[object, int] = {}
+        for rank in range(plan.pp):
+            first.setdefault(tuple(self.chain.alike(span) for span in spans[rank :: plan.pp]), rank)
+        return max(
+            sum(
+                self._rank(
+                    plan,
+                    spans[rank :: plan.pp],
+                    in_flight(plan.schedule, plan.pp, plan.chunks, microbatches, rank) if plan.pp > 1 else (1,),
+                    microbatch,
+                    microbatches,
+                ).values()
+            )
+            for rank in first.values()
+        )
+
+    def _rank(
+        self, plan: Plan, held: Sequence[Span], flying: Sequence[int], microbatch: int, microbatches: int
+    ) -> dict[str, float]:
+        item, training, chain = self.chain.profile.parameter_itemsize, self.training, self.chain
+        sizes = chain.sizes(plan.tp)
+        trainable = sum(chain.trainable(plan.tp, span) for span in held)
+        elements = trainable + sum(sizes.frozen.over(span) for span in held)
+        largest = self._largest(plan, held, microbatch)
+        gradient = training.gradient_bytes(item)
+        parts = dict.fromkeys(BYTES, 0.0)
+        parts["parameters"] = elements * item / plan.dp_shard
+        parts["gradients"] = trainable * gradient / plan.dp_shard
+        parts["optimizer"] = trainable * training.state_bytes(item) / plan.dp_shard
+        parts["gathered"] = self._gathered(plan, elements, trainable, largest.elements)
+        saved = chain.saved(plan.tp, plan.sequence_parallel, plan.recompute)
+        parts["activations"] = microbatch * sum(
+            count * saved.over(span) for span, count in zip(held, flying, strict=True)
+        )
+        parts["transient"] = largest.transient_bytes
+        if not (training.has_master(item) or plan.dp_replicate > 1 or microbatches > 1 or plan.pp > 1):
+            self._come_and_go(parts, plan, held[0], microbatch)
+        parts["buffers"] = self._buffers(plan, held, microbatch, microbatches, parts["gradients"])
+        for part in BYTES[:-1]:
+            parts[part] *= self.corrections.memory(part)
+        moving = parts["gathered"] + parts["activations"] + parts["transient"] + parts["buffers"]
+        parts["margin"] = moving * self.device.margin * self.corrections.memory("margin")
+        return parts
+
+    def _largest(self, plan: Plan, held: Sequence[Span], microbatch: int) -> _Unit:
+        # One representative of each shape stands for all.
+        units = {unit.shape: unit for span in held for unit in self._ends(span)}.values()
+        return _Unit(
+            max((rank_parameters(unit, plan.tp) + unit.frozen_parameters for unit in units), default=0.0),
+            max((self._transient(unit, plan) * microbatch for unit in units), default=0.0),
+        )
+
+    def _ends(self, span: Span) -> Sequence[Unit]:
+        units = self.chain.units
+        if not self.chain.uniform or span[1] - span[0] <= 3:
+            return units[span[0] : span[1]]
+        return (units[span[0]], units[span[0] + 1], units[span[1] - 1])
+
+    def _transient(self, unit: Unit, plan: Plan) -> float:
+        """Bytes per sample while the unit runs; a recomputed unit has all its activations then."""
+        split = unit.split
+        own = unit.transient_bytes * (1 - split + split / plan.tp)
+        again = 0.0
+        if unit.kind == "block" and plan.recompute != "none":
+            again = saved_bytes(unit, plan.tp, plan.sequence_parallel, "none") - saved_bytes(
+                unit, plan.tp, plan.sequence_parallel, plan.recompute
+            )
+        return own + max(0.0, again)
+
+    def _gathered(self, plan: Plan, elements: float, trainable: float, largest: float) -> float:
+        item, training = self.chain.profile.parameter_itemsize, self.training
+        if plan.dp_shard == 1:
+            # Computing in fewer bits than are stored makes copies, which live until the backward pass.
+            return elements * training.compute_itemsize if training.compute_itemsize < item else 0.0
+        gradient = training.gradient_bytes(item)
+        if plan.reshard_after_forward:
+            # The unit that runs, the next one on its way, and the gradients of one before they are scattered.
+            return min(elements, 2 * largest) * training.compute_itemsize + largest * gradient
+        kept = elements * training.compute_itemsize
+        # A pipelined stage scatters once a step and sums whole gradients until then.
+        return kept + (trainable if plan.pp > 1 else largest) * gradient
+
+    def _come_and_go(self, parts: dict[str, float], plan: Plan, span: Span, microbatch: int) -> None:
+        """Take gradients and activations at the moment of the backward pass when both together are largest."""
+        chain, item = self.chain, self.chain.profile.parameter_itemsize
+        saved = chain.saved(plan.tp, plan.sequence_parallel, plan.recompute)
+        per_element = self.training.gradient_bytes(item) / plan.dp_shard
+        trainable = chain.sizes(plan.tp).trainable
+        best = (-1.0, 0.0, 0.0)
+        for at in range(span[0], span[1] + 1):
+            activations = saved.over((span[0], at)) * microbatch
+            gradients = min(trainable.over((at, span[1])) * per_element, parts["gradients"])
+            best = max(best, (activations + gradients, activations, gradients))
+        _, parts["activations"], parts["gradients"] = best
+
+    def _buffers(self, plan: Plan, held: Sequence[Span], microbatch: int, microbatches: int, gradients: float) -> float:
+        bucket = min(plan.bucket_mb * _MIB, gradients) if plan.dp_replicate > 1 else 0.0
+        if plan.pp == 1:
+            return bucket
+        profile = self.chain.profile
+        share = plan.tp if profile.output_split else 1
+        # torch's stages allocate a buffer for each microbatch beforehand; engines that scatter reuse two.
+        slots = 2 if profile.output_split else microbatches
+        crossing = 0.0
+        for start, end in held:
+            if start > 0:
+                crossing += profile.units[start - 1].output_bytes
+            if end < len(profile.units):
+                crossing += profile.units[end - 1].output_bytes
+        return bucket + slots * crossing * microbatch / share

@@ -1,0 +1,129 @@
+"""What is predicted of a plan: seconds and bytes, each with the parts that add up to it; or why it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from distroml.planner.plan import Plan
+
+SECONDS: tuple[str, ...] = (
+    "compute",
+    "recompute",
+    "tp",
+    "bubble",
+    "p2p",
+    "dp_shard",
+    "dp_replicate",
+    "tied",
+    "optimizer",
+    "other",
+)
+BYTES: tuple[str, ...] = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "gathered",
+    "activations",
+    "transient",
+    "buffers",
+    "margin",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage of the pipeline, for one microbatch: seconds with collectives of tp, recomputation in the backward."""
+
+    blocks: int
+    forward_s: float
+    backward_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One step under one plan.
+
+    Attributes:
+        plan: what is predicted.
+        step_seconds: one optimizer step.
+        peak_bytes_per_rank: most memory of any rank.
+        seconds: parts of `step_seconds` by the names in `SECONDS`; exchanges count as far as nothing hides them.
+        bytes: parts of `peak_bytes_per_rank` by the names in `BYTES`, on the rank that needs most.
+        mfu: the model's own operations over what the devices' peak could do in that time.
+        binding: the largest part of the step, with the level of links that it is spent on.
+        capacity_bytes: memory that the plan may fill.
+        microbatches: forward passes of one rank (and chunk) in a step.
+        stages: in the order of the chain.
+        send_s: time until one microbatch's output is on the next stage.
+        rank_bytes: parts of the peak on each pp coordinate.
+    """
+
+    plan: Plan
+    step_seconds: float
+    peak_bytes_per_rank: float
+    seconds: Mapping[str, float]
+    bytes: Mapping[str, float]
+    mfu: float
+    binding: str
+    capacity_bytes: float
+    microbatches: int
+    stages: tuple[Stage, ...] = ()
+    send_s: float = 0.0
+    rank_bytes: tuple[Mapping[str, float], ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """The JSON object of a prediction: its totals and its parts, without zeros."""
+        return {
+            "step_seconds": self.step_seconds,
+            "peak_bytes_per_rank": round(self.peak_bytes_per_rank),
+            "mfu": self.mfu,
+            "binding": self.binding,
+            "parts": {
+                "seconds": {name: value for name, value in self.seconds.items() if value},
+                "bytes": {name: round(value) for name, value in self.bytes.items() if value},
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Why a plan is not possible, and the nearest that is.
+
+    Attributes:
+        reason: what is wrong, as a sentence.
+        nearest: what would work, or "".
+        missing_bytes: by how much it does not fit into memory, 0 where that is not the cause.
+        prediction: what it would cost were there enough memory.
+    """
+
+    reason: str
+    nearest: str = ""
+    missing_bytes: float = 0.0
+    prediction: Prediction | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.nearest}" if self.nearest else self.reason
+
+    def as_dict(self) -> dict[str, object]:
+        """The JSON object of a refusal; of a plan that only lacks memory it has the prediction too."""
+        told: dict[str, object] = {"reason": self.reason, "nearest": self.nearest}
+        if self.prediction is not None:
+            told |= {"missing_bytes": round(self.missing_bytes), "prediction": self.prediction.as_dict()}
+        return told
+
+
+@dataclass(frozen=True, slots=True)
+class Corrections:
+    """Factors from measurements, by part; parts without one are taken as predicted."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    bytes: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def time(self, part: str) -> float:
+        """Factor of a part of the step."""
+        return self.seconds.get(part, 1.0)
+
+    def memory(self, part: str) -> float:
+        """Factor of a part of the peak."""
+        return self.bytes.get(part, 1.0)

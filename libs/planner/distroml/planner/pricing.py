@@ -1,0 +1,363 @@
+"""Prices one plan: seconds and bytes by part, or the reason why the plan is not possible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from distroml.planner.cost.chain import Chain, Span
+from distroml.planner.cost.collectives import all_reduce_s, gather_s, send_s
+from distroml.planner.cost.exchange import StageLoad, replicate_s, shard_s
+from distroml.planner.cost.pipeline import bubble_s, sends
+from distroml.planner.memory import MemoryModel
+from distroml.planner.plan import Axis, Plan
+from distroml.planner.possible import impossible
+from distroml.planner.prediction import SECONDS, Corrections, Prediction, Refused, Stage
+from distroml.planner.profile import MeasuredUnit, ModelProfile
+from distroml.planner.topology import Route, Topology
+from distroml.planner.training import Training
+
+_MIB = 1 << 20
+
+
+class _Rank(NamedTuple):
+    """One pp coordinate's seconds for one microbatch through all its chunks, and what it holds."""
+
+    compute: float
+    recompute: float
+    tp: float
+    forward: float
+    backward: float
+    elements: float
+    units: int
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+class Core(NamedTuple):
+    """The pipeline's share of a step: computation, tp, bubble and messages between stages."""
+
+    stages: Sequence[_Rank]
+    ends: Sequence[tuple[_Rank, float]]
+    """Ranks that differ, each with the time by which its last backward pass ends before the first rank's."""
+    seconds: dict[str, float]
+    send: float
+    elements: float
+
+
+# Enough for a search's sweep over data-parallel splits; what is forgotten is computed again.
+_REMEMBERED = 4096
+
+
+class Pricer:
+    """Prices plans of one model on one cluster; what plans have in common is computed once.
+
+    Args:
+        profile: the model.
+        topology: the machines.
+        training: optimizer and precision.
+        global_batch: samples of a step; None: as many as the plan's microbatches make.
+        measured: real times of units, which stand instead of the roofline's.
+        corrections: factors that earlier measurements taught.
+    """
+
+    def __init__(
+        self,
+        profile: ModelProfile,
+        topology: Topology,
+        training: Training,
+        global_batch: int | None = None,
+        *,
+        measured: Sequence[MeasuredUnit] = (),
+        corrections: Corrections | None = None,
+    ) -> None:
+        self.profile = profile
+        self.topology = topology
+        self.training = training
+        self.global_batch = global_batch
+        self.corrections = corrections or Corrections()
+        self.chain = Chain(profile, topology.device, training, measured)
+        self.memory = MemoryModel(self.chain, topology.device, training, self.corrections)
+        # Routes are shared, so that equal ones are one object and tell cores apart.
+        self._routes: dict[tuple[int, int], Route] = {}
+        self._shared: dict[Route, Route] = {}
+        self._cores: dict[tuple[object, ...], Core] = {}
+
+    def route(self, plan: Plan, axis: Axis) -> Route:
+        """The levels that `axis` crosses under the plan's order."""
+        mesh, stride = plan.mesh, 1
+        for inner in reversed(plan.order):
+            if inner == axis:
+                break
+            stride *= mesh[inner]
+        return self.path(mesh[axis], stride)
+
+    def path(self, size: int, stride: int) -> Route:
+        """`Topology.route`, remembered; equal routes are one object."""
+        key = (size, stride)
+        if key not in self._routes:
+            route = self.topology.route(size, stride)
+            self._routes[key] = self._shared.setdefault(route, route)
+        return self._routes[key]
+
+    def price(self, plan: Plan) -> Prediction | Refused:
+        """The prediction for `plan`, or why it is not possible."""
+        if refused := impossible(plan, self.profile, self.topology, self.global_batch):
+            return refused
+        prediction = self.predict(plan)
+        missing = prediction.peak_bytes_per_rank - prediction.capacity_bytes
+        if missing > 0:
+            worst = max(prediction.bytes, key=lambda part: prediction.bytes[part])
+            return Refused(
+                reason=f"it needs {_gib(prediction.peak_bytes_per_rank)} of memory per rank and "
+                f"{self.topology.device.name} has {_gib(prediction.capacity_bytes)} to give: "
+                f"{_gib(missing)} too much",
+                nearest=f"most of it is {worst} ({_gib(prediction.bytes[worst])}): {_remedy(worst)}",
+                missing_bytes=missing,
+                prediction=prediction,
+            )
+        return prediction
+
+    def samples(self, plan: Plan) -> tuple[int, int]:
+        """Samples of a microbatch, and microbatches of a step, on the data-parallel rank that has most."""
+        if self.global_batch is None:
+            return plan.microbatch or 1, plan.grad_accum_steps
+        share = -(-self.global_batch // plan.dp)
+        microbatch = min(plan.microbatch or share, share)
+        return microbatch, -(-share // microbatch)
+
+    def predict(self, plan: Plan) -> Prediction:
+        """The prediction for a plan that is possible, whether or not it fits into memory."""
+        microbatch, count = self.samples(plan)
+        spans = self.chain.spans(plan.stages)
+        core = self.core(plan)
+        seconds = self.seconds(plan)
+        step = sum(seconds.values())
+        memory = self.memory.ranks(plan, spans, microbatch, count)
+        peak = max(memory, key=lambda parts: sum(parts.values()))
+        done = self.profile.model_flops * (self.global_batch or plan.dp * microbatch * count)
+        able = step * plan.world_size * self.topology.device.peak(self.training.precision)
+        return Prediction(
+            plan=plan,
+            step_seconds=step,
+            peak_bytes_per_rank=sum(peak.values()),
+            seconds=seconds,
+            bytes=peak,
+            mfu=done / able if able else 0.0,
+            binding=self.binding(plan, seconds),
+            capacity_bytes=self.topology.device.usable_bytes,
+            microbatches=count,
+            stages=tuple(
+                Stage(blocks=blocks, forward_s=stage.forward, backward_s=stage.backward)
+                for blocks, stage in zip(plan.stages or (self.chain.blocks,), core.stages, strict=True)
+            ),
+            send_s=core.send,
+            rank_bytes=tuple(memory),
+        )
+
+    def seconds(self, plan: Plan) -> dict[str, float]:
+        """The step's parts under a plan that is possible."""
+        _, count = self.samples(plan)
+        core = self.core(plan)
+        seconds = dict(core.seconds)
+        self._exchanges(plan, core.ends, count, seconds)
+        seconds["tied"] = self._tied_s(plan, self.chain.spans(plan.stages)) if self.profile.tied else 0.0
+        seconds["optimizer"] = self._optimizer_s(plan, core.elements)
+        seconds["other"] = self.topology.device.step_s
+        return self._corrected(seconds)
+
+    def least_s(self, plan: Plan) -> float:
+        """Seconds of the step without what data-parallel ranks exchange: no split of the same core takes less."""
+        return sum(self._corrected(self.core(plan).seconds).values())
+
+    def _corrected(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        return {part: value * self.corrections.time(part) for part, value in seconds.items()}
+
+    def peak_bytes(self, plan: Plan) -> float:
+        """Most memory of any rank under a plan that is possible."""
+        microbatch, count = self.samples(plan)
+        return self.memory.peak_bytes(plan, self.chain.spans(plan.stages), microbatch, count)
+
+    def core(self, plan: Plan) -> Core:
+        """What of a plan's cost does not depend on how data-parallel ranks share parameters."""
+        microbatch, count = self.samples(plan)
+        tp_route, pp_route = self.route(plan, "tp"), self.route(plan, "pp")
+        schedule = plan.schedule if plan.pp > 1 else ""
+        sharing = (microbatch, count, plan.tp, plan.pp, plan.stages, schedule, plan.recompute)
+        key = (*sharing, plan.sequence_parallel, id(tp_route), id(pp_route))
+        if found := self._cores.get(key):
+            return found
+        if len(self._cores) >= _REMEMBERED:
+            self._cores.clear()
+        self._cores[key] = core = self._core(plan, microbatch, count, tp_route)
+        return core
+
+    def _core(self, plan: Plan, microbatch: int, count: int, tp_route: Route) -> Core:
+        spans = self.chain.spans(plan.stages)
+        stages = self._stages(plan, spans, microbatch, tp_route)
+        ranks = [self._rank(stages[rank :: plan.pp]) for rank in range(plan.pp)]
+        worst = max(ranks, key=lambda rank: rank.total)
+        seconds = dict.fromkeys(SECONDS, 0.0)
+        seconds["compute"] = count * worst.compute
+        seconds["recompute"] = count * worst.recompute
+        seconds["tp"] = count * worst.tp
+        seconds["bubble"] = bubble_s(
+            plan.schedule,
+            plan.chunks,
+            count,
+            [rank.forward for rank in ranks],
+            [rank.backward for rank in ranks],
+            [rank.recompute for rank in ranks],
+        )
+        send = self._send_s(plan, spans, microbatch, tp_route)
+        seconds["p2p"] = send * sends(plan.schedule, plan.pp, plan.chunks, count)
+        ends: dict[object, tuple[_Rank, float]] = {}
+        early = 0.0
+        for number, rank in enumerate(ranks):
+            # Of ranks that are alike the first ends last.
+            ends.setdefault(tuple(map(self.chain.alike, spans[number :: plan.pp])), (rank, early))
+            early += rank.backward / plan.chunks
+        return Core(stages, list(ends.values()), seconds, send, max(rank.elements for rank in ranks))
+
+    def _stages(self, plan: Plan, spans: Sequence[Span], microbatch: int, route: Route) -> list[_Rank]:
+        times = self.chain.times(microbatch, plan.tp, plan.sequence_parallel, plan.recompute, route)
+        twice = self.topology.device.split_backward if plan.pp > 1 and plan.schedule == "zero_bubble" else 1.0
+        stages: list[_Rank] = []
+        for span in spans:
+            forward, backward = times.forward.over(span), times.backward.over(span) * twice
+            again, tp_forward, tp_backward = (
+                times.recompute.over(span),
+                times.tp_forward.over(span),
+                times.tp_backward.over(span),
+            )
+            stages.append(
+                _Rank(
+                    compute=forward + backward,
+                    recompute=again,
+                    tp=tp_forward + tp_backward,
+                    forward=forward + tp_forward,
+                    backward=backward + again + tp_backward,
+                    elements=self.chain.trainable(plan.tp, span),
+                    units=span[1] - span[0],
+                )
+            )
+        return stages
+
+    @staticmethod
+    def _rank(chunks: Sequence[_Rank]) -> _Rank:
+        if len(chunks) == 1:
+            return chunks[0]
+        return _Rank(*(sum(values) for values in zip(*chunks, strict=True)))
+
+    def _send_s(self, plan: Plan, spans: Sequence[Span], microbatch: int, tp_route: Route) -> float:
+        if plan.pp == 1:
+            return 0.0
+        crossing = max(self.profile.units[end - 1].output_bytes for _, end in spans[:-1]) * microbatch
+        route = self.route(plan, "pp")
+        if not self.profile.output_split or plan.tp == 1:
+            return send_s(route, crossing)
+        # Each tp rank sends its part; without sequence parallelism the parts are gathered again on arrival.
+        gathered = 0.0 if plan.sequence_parallel else gather_s(tp_route, crossing)
+        return send_s(route, crossing / plan.tp) + gathered
+
+    def _exchanges(
+        self, plan: Plan, ends: Sequence[tuple[_Rank, float]], count: int, seconds: dict[str, float]
+    ) -> None:
+        """Adds what exchanges along dp_shard and dp_replicate stand uncovered on the coordinate that is last."""
+        item, device = self.profile.parameter_itemsize, self.topology.device
+        shard_route, replicate_route = self.route(plan, "dp_shard"), self.route(plan, "dp_replicate")
+        if not shard_route and not replicate_route:
+            return
+        last = (-math.inf, 0.0, 0.0)
+        for rank, slack in ends:
+            shard = shard_s(
+                shard_route,
+                StageLoad(elements=rank.elements, units=rank.units, forward_s=rank.forward, backward_s=rank.backward),
+                gather_bytes=min(item, self.training.compute_itemsize),
+                scatter_bytes=self.training.reduced_bytes(item),
+                microbatches=count,
+                reshard=plan.reshard_after_forward,
+                pipelined=plan.pp > 1,
+                overlap=device.overlap,
+                call_s=device.shard_call_s,
+            )
+            replicate = replicate_s(
+                replicate_route,
+                rank.elements / plan.dp_shard * self.training.reduced_bytes(item),
+                bucket_bytes=plan.bucket_mb * _MIB,
+                compression=self.training.compression,
+                codec_s_per_byte=self.training.codec_s_per_byte,
+                window_s=rank.backward,
+                overlap=device.overlap,
+            )
+            last = max(last, (shard + replicate - slack, shard, replicate))
+        _, seconds["dp_shard"], seconds["dp_replicate"] = last
+
+    def _tied_s(self, plan: Plan, spans: Sequence[Span]) -> float:
+        """Sums of the gradients of parameters that several stages hold."""
+        total = 0.0
+        for group, elements in zip(self.profile.tied, self.profile.tied_parameters, strict=True):
+            holders = {n for index in group for n, span in enumerate(spans) if span[0] <= index < span[1]}
+            if len(holders) > 1:
+                shared = self.chain.tied(group, elements, plan.tp) / plan.dp_shard
+                # The holders are a group of their own; it crosses what the whole pipeline crosses.
+                bytes_ = shared * self.training.reduced_bytes(self.profile.parameter_itemsize)
+                total += all_reduce_s(self.route(plan, "pp")[-1:], bytes_)
+        return total
+
+    def _optimizer_s(self, plan: Plan, elements: float) -> float:
+        device = self.topology.device
+        traffic = elements / plan.dp_shard * self.training.step_bytes(self.profile.parameter_itemsize)
+        rate = device.memory_bytes_per_s * device.memory_efficiency
+        return traffic / rate
+
+    def binding(self, plan: Plan, seconds: dict[str, float]) -> str:
+        """The largest part of the step; of exchanges with the outermost level of links that they cross."""
+        grouped = dict(seconds)
+        grouped["compute"] += grouped.pop("recompute")
+        part = max(grouped, key=lambda name: grouped[name])
+        axis: dict[str, Axis] = {
+            "tp": "tp",
+            "p2p": "pp",
+            "tied": "pp",
+            "dp_shard": "dp_shard",
+            "dp_replicate": "dp_replicate",
+        }
+        if part not in axis:
+            return part
+        route = self.route(plan, axis[part])
+        return f"{part} over {route[-1].level.name} links" if route else part
+
+
+def _gib(bytes_: float) -> str:
+    return f"{bytes_ / (1 << 30):.2f} GiB"
+
+
+def _remedy(part: str) -> str:
+    return {
+        "parameters": "more dp_shard, tp or pp divides it",
+        "gradients": "more dp_shard, tp or pp divides it",
+        "optimizer": "more dp_shard, tp or pp divides it, and sgd has none",
+        "gathered": "reshard_after_forward=yes or more tp makes it smaller",
+        "activations": "a smaller microbatch, recompute=full or more tp makes it smaller",
+        "transient": "a smaller microbatch or more tp makes it smaller",
+        "buffers": "a smaller bucket_mb or microbatch makes it smaller",
+        "margin": "a smaller microbatch makes it smaller",
+    }[part]
+
+
+def price(
+    profile: ModelProfile,
+    topology: Topology,
+    training: Training,
+    plan: Plan,
+    *,
+    global_batch: int | None = None,
+    measured: Sequence[MeasuredUnit] = (),
+    corrections: Corrections | None = None,
+) -> Prediction | Refused:
+    """One plan's prediction, or why it is not possible. See `Pricer`, which is quicker for many plans."""
+    return Pricer(profile, topology, training, global_batch, measured=measured, corrections=corrections).price(plan)

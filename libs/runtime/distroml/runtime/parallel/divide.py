@@ -1,0 +1,148 @@
+"""A model divided by a plan: cut into stages, split along tp, recomputed, sharded; this rank's part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from distroml.planner import Plan, PlanRefused
+from distroml.runtime.parallel.mesh import Mesh
+from distroml.runtime.parallel.pipeline import NoCut, Pipeline
+from distroml.runtime.parallel.recompute import recompute
+from distroml.runtime.parallel.sharding import shard
+from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, apply_tensor_plan, choose_tensor_plan
+from distroml.runtime.profile import Chain, NoChain, find_chain
+
+Loss = Callable[[nn.Module, Any], tuple[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of a model lies on this rank.
+
+    Attributes:
+        module: what the user's code calls; runs the whole model on any plan.
+        roots: modules that hold this rank's parameters and buffers.
+        held: those parameters by their names in the whole model, each once.
+        counted: by name, whether this rank's stage is the one whose copy counts (norms, checkpoints).
+        pipeline: the stages' steps, where there are stages.
+        split: what tp divides.
+    """
+
+    module: nn.Module
+    roots: list[nn.Module]
+    held: list[tuple[str, nn.Parameter]]
+    counted: dict[str, bool] = field(default_factory=dict[str, bool])
+    pipeline: Pipeline | None = None
+    split: TensorPlan | None = None
+
+
+def chain_of(model: nn.Module, loss: Loss | None, sample: Any) -> Chain:
+    """The model's chain of blocks.
+
+    Raises:
+        NoChain: there is none, or nothing to find it with.
+    """
+    if loss is None or sample is None:
+        raise NoChain("the blocks are found by running the loss on a sample: pass loss= and sample= to parallelize")
+    return find_chain(model, lambda one: loss(one, sample))
+
+
+def divide(model: nn.Module, plan: Plan, mesh: Mesh, loss: Loss | None, sample: Any, *, compiled: bool) -> Part:
+    """Make `model`, equal on all ranks, this rank's part. In place: it is not to be used any more by itself.
+
+    Raises:
+        PlanRefused: the model cannot be divided so; names the cause. Nothing is changed where it is raised before
+            the first block is.
+    """
+    try:
+        chain = chain_of(model, loss, sample)
+    except NoChain as error:
+        if plan.pp > 1 or plan.tp > 1 or plan.recompute != "none":
+            raise PlanRefused(f"the plan {plan} needs a chain of blocks, but {error}") from None
+        chain = Chain(())
+    split = None
+    if plan.tp > 1:
+        try:
+            split = choose_tensor_plan(model, chain.blocks, loss, sample, plan.tp)
+        except NoTensorPlan as error:
+            raise PlanRefused(f"tp={plan.tp} is not possible: {error}") from None
+    pipeline = None
+    whole: dict[str, nn.Parameter] = dict(model.named_parameters())
+    if plan.pp > 1:
+        assert loss is not None
+        try:
+            pipeline = Pipeline(model, loss, sample, blocks=chain.blocks, plan=plan, coordinate=mesh.place["pp"])
+        except NoCut as error:
+            raise PlanRefused(f"pp={plan.pp} is not possible: {error}") from None
+    stages: list[nn.Module] = list(pipeline.modules) if pipeline is not None else [model]
+    parts = [_owned(stage, chain.blocks) for stage in stages]
+    if split is not None:
+        for stage in stages:
+            apply_tensor_plan(_inner(stage), split, mesh.devices("tp"))
+    for blocks in parts:
+        recompute(blocks, plan.recompute)
+        for block in blocks if compiled else ():
+            block.compile()
+    if plan.dp_shard > 1:
+        for stage, blocks in zip(stages, parts, strict=True):
+            shard(stage, blocks, mesh)
+    if pipeline is not None:
+        group = mesh.group("pp")
+        assert group is not None
+        pipeline.bind(group, mesh.world.device)
+    held = _held(stages, pipeline)
+    if pipeline is None:
+        return Part(model, stages, held, dict.fromkeys(whole, True), None, split)
+    mine = {stage.index for stage in pipeline.modules}
+    counted = {name: pipeline.owner[name] in mine for name in whole}
+    return Part(PipelinedModel(pipeline), stages, held, counted, pipeline, split)
+
+
+def _inner(stage: nn.Module) -> nn.Module:
+    """The user's model in a stage."""
+    inner = getattr(stage, "model", None)
+    return inner if isinstance(inner, nn.Module) and hasattr(stage, "index") else stage
+
+
+def _owned(stage: nn.Module, blocks: Sequence[str]) -> list[nn.Module]:
+    """The blocks whose parameters lie in this stage."""
+    model = _inner(stage)
+    found = [model.get_submodule(path) for path in blocks]
+    return [block for block in found if next(block.parameters(), None) is not None]
+
+
+def _held(stages: Sequence[nn.Module], pipeline: Pipeline | None) -> list[tuple[str, nn.Parameter]]:
+    if pipeline is None:
+        return list(stages[0].named_parameters())
+    held: dict[str, nn.Parameter] = {}
+    for stage in pipeline.modules:
+        own = dict(stage.named_parameters())
+        for name, original in stage.names.items():
+            held.setdefault(original, own[name])
+    return list(held.items())
+
+
+class PipelinedModel(nn.Module):
+    """Stands for a model whose parts lie on several ranks: calling it gives the whole model's output on all of them.
+
+    Everything else (a configuration, a tokenizer's sizes) is the user's model's own.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self._pipeline = pipeline
+        self.stages = nn.ModuleList(pipeline.modules)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Pipeline.forward`."""
+        return self._pipeline.forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["stages"][0].model, name)  # type: ignore[index]

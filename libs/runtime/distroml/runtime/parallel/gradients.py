@@ -1,0 +1,211 @@
+"""Gradients of a model whose parameters are divided over ranks: summed along the replicas, measured, scaled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from distroml.planner.plan import Axis
+from distroml.runtime.elastic import Pending, communication
+from distroml.runtime.parallel.buckets import BucketSpec, lay_out
+from distroml.runtime.parallel.mesh import Mesh
+from distroml.runtime.typed import norm_of
+
+_SUMMED: tuple[Axis, ...] = ("tp", "dp_shard", "pp")
+
+
+class Gradients(Protocol):
+    """The gradients of one step on one rank: `begin()`, backward passes, `flush()`, `wait()`, then norm and scale.
+
+    `last` is set before the last backward pass. `wait_s` counts seconds of waiting for other ranks.
+    """
+
+    last: bool
+    wait_s: float
+
+    def begin(self) -> None:
+        """A new step: no gradient is there yet."""
+        ...
+
+    def flush(self) -> list[bool]:
+        """All backward passes are done. Returns for each trainable parameter of the model whether they reached it."""
+        ...
+
+    def wait(self) -> None:
+        """Return when all sums are there. Raises `PeerLost`."""
+        ...
+
+    def drop_unused(self, used: Sequence[bool]) -> None:
+        """Parameters that no rank reached get no gradient, as in one process."""
+        ...
+
+    def norm(self) -> torch.Tensor:
+        """The 2-norm of the whole model's gradient as it is now, bit-equal on every rank. Collective."""
+        ...
+
+    def scale(self, factor: torch.Tensor | float) -> None:
+        """Multiply all gradients by `factor`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model."""
+        ...
+
+
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class DividedGradients:
+    """`Gradients` of parameters that lie divided over dp_shard, tp or pp; sums along dp_replicate once per step.
+
+    Torch sums along dp_shard and tp itself, during the backward passes. What is left is done after them: tied
+    parameters over the stages that hold them, then local parts along dp_replicate, in flat buckets.
+    """
+
+    def __init__(
+        self,
+        held: Sequence[tuple[str, nn.Parameter]],
+        mesh: Mesh,
+        *,
+        names: Sequence[str],
+        counted: Mapping[str, bool],
+        bucket_mb: float,
+        sum_tied: Callable[[], None] | None,
+        partial: Collection[str] = (),
+    ) -> None:
+        """Take over the gradients of `held`.
+
+        Args:
+            held: this rank's trainable parameters by their names in the whole model.
+            mesh: of the plan.
+            names: all trainable parameters of the whole model, in its order.
+            counted: by name, whether this stage's copy of a parameter counts in the norm.
+            bucket_mb: size of one exchange along dp_replicate.
+            sum_tied: sums gradients of parameters that several stages hold.
+            partial: names of parameters that are whole on every tp rank, with gradients that are summed along tp.
+        """
+        self.parameters = list(held)
+        if not names:
+            raise ValueError("the model has no parameter that requires a gradient: there is nothing to train")
+        self._mesh = mesh
+        self._places = {name: place for place, name in enumerate(names)}
+        self._counted = counted
+        self._sum_tied = sum_tied
+        self._partial = [parameter for name, parameter in held if name in partial]
+        self._group = mesh.group("dp_replicate")
+        self._layout: tuple[BucketSpec, ...] = ()
+        if self._group is not None:
+            parts = [(name, nn.Parameter(local_of(p.detach()), requires_grad=False)) for name, p in held]
+            self._layout = lay_out(parts, bucket_mb)
+        self._flying: list[tuple[Pending, BucketSpec, torch.Tensor]] = []
+        self.last = False
+        self.wait_s = 0.0
+
+    def begin(self) -> None:
+        """See `Gradients`."""
+        for _, parameter in self.parameters:
+            parameter.grad = None
+        self._flying.clear()
+        self.last = False
+        self.wait_s = 0.0
+
+    def flush(self) -> list[bool]:
+        """See `Gradients`."""
+        fired = [False] * len(self._places)
+        self._sum_partial()
+        if self._sum_tied is not None:
+            self._sum_tied()
+        for name, parameter in self.parameters:
+            fired[self._places[name]] = parameter.grad is not None
+        for spec in self._layout:
+            flat = torch.zeros(spec.numel, dtype=spec.dtype, device=spec.device)
+            for segment in spec.segments:
+                gradient = self.parameters[segment.index][1].grad
+                if gradient is not None:
+                    flat[segment.offset : segment.offset + segment.numel] = local_of(gradient).reshape(-1)
+            with communication():
+                work = cast("Any", dist.all_reduce(flat, group=self._group, async_op=True))
+            self._flying.append((Pending(work), spec, flat))
+        return fired
+
+    def _sum_partial(self) -> None:
+        owns = [local_of(parameter.grad) for parameter in self._partial if parameter.grad is not None]
+        if owns:
+            flat = torch.cat([own.reshape(-1) for own in owns])
+            with communication():
+                dist.all_reduce(flat, group=self._mesh.group("tp"))
+            for own, part in zip(owns, flat.split([own.numel() for own in owns]), strict=True):
+                own.copy_(part.view(own.shape))
+
+    def wait(self) -> None:
+        """See `Gradients`."""
+        started = time.perf_counter()
+        for pending, spec, flat in self._flying:
+            pending.wait()
+            for segment in spec.segments:
+                parameter = self.parameters[segment.index][1]
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                own = local_of(parameter.grad)
+                own.copy_(flat[segment.offset : segment.offset + segment.numel].view(own.shape))
+        self._flying.clear()
+        self.wait_s += time.perf_counter() - started
+
+    def drop_unused(self, used: Sequence[bool]) -> None:
+        """See `Gradients`."""
+        for name, parameter in self.parameters:
+            if not used[self._places[name]]:
+                parameter.grad = None
+
+    def norm(self) -> torch.Tensor:
+        """See `Gradients`."""
+        device = self._mesh.world.device
+        owns = [
+            local_of(parameter.grad)
+            for name, parameter in self.parameters
+            if parameter.grad is not None and self._counts(name, parameter)
+        ]
+        squares = [norm_of(own).double().square() for own in owns if own.numel()]
+        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
+        for axis in _SUMMED:
+            group = self._mesh.group(axis)
+            if group is not None:
+                with communication():
+                    dist.all_reduce(total, group=group)
+        return total.sqrt()
+
+    def _counts(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether this rank's elements of a gradient are among those that are added up: each element once."""
+        if not self._counted[name]:
+            return False
+        divided = _divided_axes(parameter)
+        return all(axis in divided or self._mesh.place[axis] == 0 for axis in ("tp", "dp_shard"))
+
+    def scale(self, factor: torch.Tensor | float) -> None:
+        """See `Gradients`."""
+        for _, parameter in self.parameters:
+            if parameter.grad is not None:
+                local_of(parameter.grad).mul_(factor)
+
+    def close(self) -> None:
+        """See `Gradients`."""
+        self._flying.clear()
+        for _, parameter in self.parameters:
+            parameter.grad = None
+
+
+def _divided_axes(parameter: nn.Parameter) -> set[str]:
+    """The axes along which ranks hold different elements of a parameter."""
+    if not isinstance(parameter, DTensor):
+        return set()
+    names = parameter.device_mesh.mesh_dim_names or ()
+    # FSDP's placement of a parameter that tp divides, too, says of itself that it is no shard.
+    return {name for name, placement in zip(names, parameter.placements, strict=True) if not placement.is_replicate()}

@@ -1,0 +1,100 @@
+"""Carry out a tensor-parallel plan on a module: split parameters become DTensors, the code around them stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from distroml.runtime.parallel.tensor.layout import Layout
+from distroml.runtime.parallel.tensor.parts import set_apart
+from distroml.runtime.parallel.tensor.plan import Split, TensorPlan
+from distroml.runtime.parallel.tensor.regions import Region
+from distroml.runtime.parallel.tensor.split import split_module
+from distroml.runtime.parallel.tensor.sums import GroupRanks, Ranks
+
+
+def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> None:
+    """Split `module`, in place, over the one-dimensional tp mesh; before `fully_shard`, on meta or with real parameters.
+
+    Activations between modules stay plain tensors. Split parameters become DTensors `Shard(dim)` on `mesh`, whose rows
+    `TensorPlan.rows` puts in the whole tensor's order. All others stay the plain parameters they were and get gradients
+    of equal bits on every rank of `mesh`, but for `TensorPlan.summed`: those are partial, to be summed over the ranks
+    once per step. Parameters of the plan that `module` lacks (a pipeline stage has a part of them) are passed over; a
+    parameter that two names share stays shared.
+
+    Args:
+        module: the whole model, or what a stage keeps of it under the same names.
+        plan: from `choose_tensor_plan`.
+        mesh: one dimension of `plan.degree` ranks.
+
+    Raises:
+        ValueError: the mesh has another shape.
+    """
+    if mesh.ndim != 1 or mesh.size() != plan.degree:
+        raise ValueError(
+            f"the plan splits over {plan.degree} ranks, the mesh has shape {tuple(mesh.shape)}: "
+            f"hand over the tp axis of the mesh, of size {plan.degree}"
+        )
+    ranks = GroupRanks(mesh.get_group(), mesh.get_local_rank(), plan.degree)
+    done: dict[int, nn.Parameter] = {}
+    for path, split in plan.modules.items():
+        owner = find_module(module, path)
+        for name, layout in split.parameters.items() if owner else ():
+            whole = owner._parameters.get(name) if owner else None  # pyright: ignore[reportPrivateUsage]
+            if owner is None or not isinstance(whole, nn.Parameter):
+                continue
+            if id(whole) not in done:
+                done[id(whole)] = _divided(whole, layout, mesh)
+            owner._parameters[name] = done[id(whole)]  # pyright: ignore[reportPrivateUsage]
+    ranks = GroupRanks(mesh.get_group(), mesh.get_local_rank(), plan.degree)
+    hook_modules(module, plan.modules, plan.blocks, ranks, random=plan.random)
+
+
+def _divided(whole: nn.Parameter, layout: Layout, mesh: DeviceMesh) -> nn.Parameter:
+    local = layout.take(whole.detach(), mesh.get_local_rank(), mesh.size()).clone(memory_format=torch.contiguous_format)
+    stride = torch.empty(whole.shape, device="meta").stride()
+    parts = DTensor.from_local(local, mesh, [Shard(layout.dim)], run_check=False, shape=whole.shape, stride=stride)
+    return nn.Parameter(parts, requires_grad=whole.requires_grad)
+
+
+def hook_modules(
+    module: nn.Module, splits: Mapping[str, Split], blocks: Sequence[str], ranks: Ranks, *, random: bool
+) -> None:
+    """Make modules whose parameters are local already compute their parts. Blocks without parameters are left alone."""
+    regions: dict[str, dict[str, Region]] = {}
+    here = [path for path in blocks if next((find_module(module, path) or nn.Module()).parameters(), None) is not None]
+    for path, split in splits.items():
+        found = find_module(module, path)
+        block = next((block for block in here if not block or path == block or path.startswith(f"{block}.")), None)
+        if found is not None and block is not None:
+            region = regions.setdefault(block, {}).setdefault(split.region or path, Region(ranks, random))
+            split_module(found, split, ranks, region)
+    for path, inside in regions.items():
+        block = module.get_submodule(path)
+        block.forward = _FromTheStart(block.forward, list(inside.values()))
+
+
+class _FromTheStart:
+    """A block's forward whose regions start anew. No hook: recomputation calls the forward past the hooks."""
+
+    def __init__(self, forward: Callable[..., Any], regions: list[Region]) -> None:
+        self._forward = forward
+        self._regions = regions
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for region in self._regions:
+            region.reset()
+        return set_apart(self._forward(*args, **kwargs))
+
+
+def find_module(module: nn.Module, path: str) -> nn.Module | None:
+    """The submodule at `path`, or None."""
+    found: nn.Module | None = module
+    for name in path.split(".") if path else ():
+        found = None if found is None else found._modules.get(name)
+    return found

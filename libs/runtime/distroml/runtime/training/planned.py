@@ -1,0 +1,156 @@
+"""The plan of one generation: how it was chosen, what it promised, and what it turned out to cost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import statistics
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from distroml.planner import Measurement, parse_wish
+from distroml.runtime.elastic import World
+from distroml.runtime.link import Link
+from distroml.runtime.parallel import Plan, choose_plan
+from distroml.runtime.parallel.live import LivePlan, cache_folder, plan_live, remember
+from distroml.runtime.training.settings import Settings
+from distroml.runtime.training.types import StepInfo
+from distroml.workerlink import LinksProbed, PlanChosen, PlanMeasured
+
+log = logging.getLogger("distroml.runtime.train")
+
+# The first steps warm caches and allocators; then enough for a median that one stall does not move.
+_SKIPPED = 3
+_COUNTED = 20
+
+
+class Planned:
+    """Chooses the plan, on all ranks alike, and speaks of it on rank 0. Collective to make.
+
+    Raises:
+        PlanRefused: the plan cannot be made; says why, and what is possible.
+    """
+
+    def __init__(self, link: Link, world: World, settings: Settings, model: nn.Module, sample: Any) -> None:
+        self._link = link
+        self._world = world
+        self._settings = settings
+        self._cache = cache_folder(os.environ)
+        self._live: LivePlan | None = None
+        self._step_s: list[float] = []
+        self._told = False
+        data = settings.data
+        request = settings.plan
+        if request == "auto":
+            self._live = plan_live(
+                model,
+                settings.loss,
+                sample,
+                world,
+                settings.optimizer,
+                global_batch=data.global_batch,
+                microbatch=data.microbatch,
+                wish=parse_wish("auto"),
+                cache=self._cache,
+            )
+        self.plan: Plan = (
+            self._live.plan
+            if self._live is not None
+            else choose_plan(
+                model,
+                request,
+                world,
+                loss=settings.loss,
+                sample=sample,
+                global_batch=data.global_batch,
+                microbatch=data.microbatch,
+            )
+        )
+
+    def tell(self, parameters: int) -> None:
+        """Say which plan this generation trains with, and what is promised of it."""
+        if not self._world.is_main:
+            return
+        world, live = self._world, self._live
+        log.info(
+            "generation %d: %d worker(s) on %s, %.2f million parameters, plan %s",
+            world.generation,
+            world.world_size,
+            world.device.type,
+            parameters / 1e6,
+            self.plan,
+        )
+        inputs: dict[str, Any] = {"world_size": world.world_size, "global_batch": self._settings.data.global_batch}
+        inputs["parameters"] = parameters
+        prediction = live.prediction if live is not None else None
+        if live is not None:
+            inputs |= json.loads(live.inputs)
+        if live is not None and live.links is not None:
+            links = {"levels": live.links.levels, "samples": sum(len(some) for some in live.links.samples.values())}
+            self._link.send(
+                LinksProbed(
+                    generation=world.generation,
+                    topology=json.dumps(links),
+                    seconds=live.links.seconds,
+                    reused=live.links.reused,
+                )
+            )
+        self._link.send(
+            PlanChosen(
+                generation=world.generation,
+                plan=self.plan.to_json(),
+                inputs=json.dumps(inputs),
+                prediction=json.dumps(prediction.as_dict()) if prediction is not None else "",
+                best=live.best if live is not None else "",
+            )
+        )
+
+    def step(self, info: StepInfo, *, last: bool) -> None:
+        """Count a step; once enough are known, say what the plan turned out to cost."""
+        self._step_s.append(info.step_s)
+        enough = len(self._step_s) >= _SKIPPED + _COUNTED or last
+        if self._told or not enough or not self._world.is_main or len(self._step_s) <= _SKIPPED:
+            return
+        self._told = True
+        counted = self._step_s[_SKIPPED:]
+        measured = Measurement(step_seconds=statistics.median(counted), peak_bytes=_peak_bytes(self._world))
+        prediction = self._live.prediction if self._live is not None else None
+        how, then = ("", "")
+        # On the CPU the process's peak is not the model's: interpreter and libraries are in it.
+        judged = measured if self._world.device.type == "cuda" else Measurement(step_seconds=measured.step_seconds)
+        if self._live is not None:
+            how, then = remember(self._live, judged, self._cache)
+        self._link.send(
+            PlanMeasured(
+                generation=self._world.generation,
+                steps=len(counted),
+                step_seconds=measured.step_seconds,
+                peak_bytes_per_rank=int(measured.peak_bytes),
+                predicted_step_seconds=prediction.step_seconds if prediction is not None else 0.0,
+                predicted_peak_bytes_per_rank=int(prediction.peak_bytes_per_rank) if prediction is not None else 0,
+                verdict=_verdict(measured.step_seconds, prediction.step_seconds if prediction else 0.0, bool(how)),
+                message="; ".join(filter(None, (how, then))),
+            )
+        )
+        if how:
+            log.info("the plan's prediction does not stand: %s; %s", how, then)
+
+
+def _verdict(step_s: float, predicted_s: float, contradicted: bool) -> str:
+    if not predicted_s:
+        return "NotPredicted"
+    if not contradicted:
+        return "AsPredicted"
+    return "Slower" if step_s > predicted_s else "Faster"
+
+
+def _peak_bytes(world: World) -> float:
+    if world.device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(world.device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,104 @@
+"""What the ranks of `test_materialise` do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from distroml.runtime.checkpoint.layout import Rows
+from distroml.runtime.parallel.weights import materialise, named_tensors, record
+from libs.runtime.tests.weights.models import Model, make, make_untied
+
+PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+
+
+def reference(model_factory=make) -> Model:
+    torch.manual_seed(7)
+    return model_factory()
+
+
+def check(module: torch.nn.Module, expected: Model) -> None:
+    wanted = named_tensors(expected)
+    found = named_tensors(module)
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        assert torch.equal(whole.detach(), wanted[name].detach()), name
+        assert tensor.requires_grad == wanted[name].requires_grad
+
+
+def tokens() -> torch.Tensor:
+    return torch.arange(12).reshape(3, 4)
+
+
+def fsdp(rank: int, world_size: int, folder: Path) -> None:
+    """Sharded over all ranks, 13 rows unevenly; the tied head stays tied and the forward pass is the same."""
+    del rank, folder
+    model, source = record(make, 7, small_bytes=64)
+    mesh = init_device_mesh("cpu", (world_size,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    materialise(model, source)
+    assert model.head.weight is model.embed.weight
+    assert model.original_table is model.table
+    expected = reference()
+    check(model, expected)
+    torch.testing.assert_close(model(tokens()), expected(tokens()), rtol=0, atol=0)
+    check(model, expected)
+
+
+def fsdp_after_to_empty(rank: int, world_size: int, folder: Path) -> None:
+    """The same where memory is there already."""
+    del rank, folder
+    model, source = record(make_untied, 7, small_bytes=64)
+    fully_shard(model, mesh=init_device_mesh("cpu", (world_size,)))
+    model.to_empty(device="cpu")
+    materialise(model, source)
+    check(model, reference(make_untied))
+    torch.testing.assert_close(model(tokens()), reference(make_untied)(tokens()), rtol=0, atol=0)
+
+
+def tensor_and_fsdp(rank: int, world_size: int, folder: Path) -> None:
+    """Two by two: strided shards of shards."""
+    del folder
+    model, source = record(make, 7, small_bytes=64)
+    mesh = init_device_mesh("cpu", (world_size // 2, 2), mesh_dim_names=("dp_shard", "tp"))
+    for block in model.blocks:
+        parallelize_module(block, mesh["tp"], PLAN)
+        fully_shard(block, mesh=mesh["dp_shard"])
+    fully_shard(model, mesh=mesh["dp_shard"])
+    materialise(model, source)
+    expected = reference()
+    check(model, expected)
+    torch.testing.assert_close(model(tokens()), expected(tokens()), rtol=1e-5, atol=1e-6)
+    assert rank < world_size
+
+
+def tensor_with_rows(rank: int, world_size: int, folder: Path) -> None:
+    """A fused projection [Q|K|V] dealt out so that each rank holds its rows of all three."""
+    del folder
+    model, source = record(make, 7, small_bytes=64)
+    mesh = init_device_mesh("cpu", (world_size,), mesh_dim_names=("tp",))
+    for block in model.blocks:
+        parallelize_module(block, mesh, PLAN)
+    share = 16 // world_size
+    order = tuple(
+        (part * 16 + owner * share, part * 16 + (owner + 1) * share) for owner in range(world_size) for part in range(3)
+    )
+    layouts = {f"blocks.{i}.up.{kind}": Rows(0, order) for i in range(4) for kind in ("weight", "bias")}
+    layouts |= {f"blocks.{i}.down.weight": Rows(1, order) for i in range(4)}
+    materialise(model, source, rows=layouts)
+    expected = reference()
+    mine = [index for start, stop in order[3 * rank : 3 * rank + 3] for index in range(start, stop)]
+    for i, block in enumerate(expected.blocks):
+        up, down = model.blocks[i].up, model.blocks[i].down
+        assert torch.equal(up.weight.to_local(), block.up.weight[mine])
+        assert torch.equal(up.bias.to_local(), block.up.bias[mine])
+        assert torch.equal(down.weight.to_local(), block.down.weight[:, mine])
+    torch.testing.assert_close(model(tokens()), expected(tokens()), rtol=1e-5, atol=1e-6)
