@@ -111,7 +111,8 @@ def test_a_prediction_is_drawn_on_the_machines_it_is_made_for():
     assert shown.microbatches == 8
     parts = prediction.seconds
     passes = sum(parts[name] for name in ("compute", "recompute", "tp", "bubble", "p2p"))
-    assert shown.passes_s == pytest.approx(passes, rel=0.03)
+    # The price lets every message hold its rank up; drawn, it does so where nothing else is to do.
+    assert passes - parts["p2p"] <= shown.passes_s * 1.001 <= passes * 1.01
     assert "small" in words(parsed(shown))
     assert max(sum(rank.values()) for rank in shown.memory_bytes) == pytest.approx(prediction.peak_bytes_per_rank)
 

@@ -39,11 +39,11 @@ def profile_of(model: Mapping[str, Any], folder: Path) -> ModelProfile:
         ) from error
     with _importable(folder):
         factory = _named("model.entry", str(model["entry"]))
-        module = _called("model.entry", str(model["entry"]), factory)
+        module = _built(str(model["entry"]), factory)
         sample = _sample(model["sample"])
         loss = _named("model.loss", str(model["loss"])) if "loss" in model else default_loss
         try:
-            return profile(module, loss, sample)
+            return profile(module, loss, sample, name=str(model["entry"]))
         except Exception as error:
             raise UsageError(
                 f"the model of {model['entry']} cannot be profiled: {type(error).__name__}: {error}",
@@ -73,6 +73,18 @@ def _named(field: str, text: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"`{field}`: {module} has no function or class {name}")
     return found
+
+
+def _built(text: str, factory: Callable[..., Any]) -> Any:
+    """The model, without weights where it can be built so."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return factory()
+    except Exception:
+        # Some models look at values while they are built, or load them.
+        return _called("model.entry", text, factory)
 
 
 def _called(field: str, text: str, function: Callable[..., Any]) -> Any:
