@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 import torch
-from torch import nn
 
 from distroml.planner import Measurement, parse_wish
 from distroml.runtime.elastic import World
@@ -19,6 +18,7 @@ from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
 from distroml.runtime.parallel.live import LivePlan, cache_folder, plan_live, remember
 from distroml.runtime.training.settings import Settings
+from distroml.runtime.training.source import ModelSource
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import LinksProbed, PlanChosen, PlanMeasured
 
@@ -36,7 +36,7 @@ class Planned:
         PlanRefused: the plan cannot be made; says why, and what is possible.
     """
 
-    def __init__(self, link: Link, world: World, settings: Settings, model: nn.Module, sample: Any) -> None:
+    def __init__(self, link: Link, world: World, settings: Settings, source: ModelSource, sample: Any) -> None:
         self._link = link
         self._world = world
         self._settings = settings
@@ -48,7 +48,7 @@ class Planned:
         request = settings.plan
         if request == "auto":
             self._live = plan_live(
-                model,
+                source.module,
                 settings.loss,
                 sample,
                 world,
@@ -62,7 +62,7 @@ class Planned:
             self._live.plan
             if self._live is not None
             else choose_plan(
-                model,
+                source.blank(),
                 request,
                 world,
                 loss=settings.loss,

@@ -19,7 +19,7 @@ from distroml.runtime.parallel.tensor.sums import GroupRanks, Ranks
 
 
 def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> None:
-    """Split `module`, in place, over the one-dimensional tp mesh; before `fully_shard`, on meta or with real parameters.
+    """Split `module`, in place, over the one-dimensional tp mesh; before `fully_shard`, on meta or really.
 
     Activations between modules stay plain tensors. Split parameters become DTensors `Shard(dim)` on `mesh`, whose rows
     `TensorPlan.rows` puts in the whole tensor's order. All others stay the plain parameters they were and get gradients

@@ -1,4 +1,4 @@
-"""What could be split in a block, and the ways to try: groups of columns that feed rows, layouts, counts to be divided."""
+"""What could be split in a block, and the ways to try: columns that feed rows, layouts, counts to be divided."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Group:
 def groups(block: nn.Module, linears: Sequence[Linear], styles: Mapping[str, str]) -> list[Group]:
     """The groups of a block: by the model's own styles where they say enough, else by structure.
 
-    Structure: a linear that sees only what comes from outside of the block, or what rows gave, is a column; one that sees
-    only what columns gave is a row.
+    Structure: a linear that sees only what comes from outside of the block, or what rows gave, is a column; one that
+    sees only what columns gave is a row.
 
     Args:
         block: the block.

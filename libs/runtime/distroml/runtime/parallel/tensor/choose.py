@@ -160,29 +160,11 @@ def _with_group(kind: _Kind, proved: dict[str, Split], group: Group, degree: int
             kind.prover.try_shapes(splits, degree)
         except Exception as error:
             # A block may fail in any way when its parts do not fit together.
-            import os
-
-            if os.environ.get("DBG"):
-                print(
-                    group,
-                    {k: (v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k, v in splits.items()},
-                    type(error),
-                    _brief(error),
-                )
             shapes = shapes or _brief(error)
             continue
         try:
             return kind.prover.prove(splits, degree), ""
         except Exception as error:
-            import os
-
-            if os.environ.get("DBG"):
-                print(
-                    group,
-                    {k: (v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k, v in splits.items()},
-                    type(error),
-                    _brief(error),
-                )
             results = results or _brief(error)
     reason = results or shapes or "a width is not divisible"
     return proved, f"{group} cannot be split by {degree}: {reason}"

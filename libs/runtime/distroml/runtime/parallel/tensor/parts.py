@@ -91,7 +91,7 @@ def part_type(ranks: Ranks, mend: Mend, batch: Callable[[], int]) -> type[torch.
 
 
 def divided(have: Sequence[int], want: tuple[int, ...], degree: int, mend: Mend) -> tuple[int, ...]:
-    """`want`, with one entry divided by `degree` where it asks for exactly that much more than a tensor of `have` has."""
+    """`want`, with one entry divided by `degree` where it asks for exactly that much more than `have` has."""
     if -1 in want or math.prod(want) != math.prod(have) * degree:
         return want
     kept = 0
