@@ -236,6 +236,10 @@ class Trainer(Generic[Batch]):
 
         return self._elastic(measure)
 
+    def full_parameters(self) -> dict[str, torch.Tensor]:
+        """Every parameter of the whole model on the CPU, whatever plan divides it; every rank must call it."""
+        return self._elastic(lambda run: dict(run.parallel.full_tensors()))
+
     def close(self) -> None:
         """End the process group in good order; called for you when the script ends."""
         run, self._run = self._run, None

@@ -311,6 +311,18 @@ def parallelize(
     )
 
 
+def _in(precision: Precision, world: World, loss: Loss | None) -> Loss | None:
+    """`loss` in the wanted precision, for stages that run it by themselves."""
+    if precision == "fp32" or loss is None:
+        return loss
+
+    def mixed(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        with torch.autocast(world.device.type, dtype=torch.bfloat16):
+            return loss(model, batch)
+
+    return mixed
+
+
 def choose_plan(
     model: nn.Module,
     plan: str | Plan,
@@ -370,5 +382,5 @@ def spread(
             model.to(world.device)
             tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
             Collectives(world).broadcast(tensors)
-        part = divide(model, plan, mesh, loss, sample, compiled=compiled, source=source)
+        part = divide(model, plan, mesh, _in(precision, world, loss), sample, compiled=compiled, source=source)
     return ParallelModel(part, plan, mesh, loss=loss, names=names, seed=seed, precision=precision)
