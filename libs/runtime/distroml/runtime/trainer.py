@@ -170,7 +170,7 @@ class Trainer(Generic[Batch]):
     @property
     def world(self) -> World | None:
         """This process's place in the current generation, once there is one."""
-        return self._run.world if self._run is not None else self._membership.first
+        return self._run.world if self._run is not None else self._membership.world
 
     @property
     def is_main(self) -> bool:
