@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from libs.runtime.tests.tensor.zoo import BY_NAME, loss, made
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, apply_tensor_plan, choose_tensor_plan
 from distroml.runtime.profile import find_chain
+from libs.runtime.tests.tensor.zoo import BY_NAME, loss, made
 from tests.numerics.precision import Float64
 
 

@@ -3,13 +3,13 @@
 from distroml.runtime.parallel.tensor.apply import apply_tensor_plan
 from distroml.runtime.parallel.tensor.choose import choose_tensor_plan, choose_tensor_plans
 from distroml.runtime.parallel.tensor.layout import Layout
-from distroml.runtime.parallel.tensor.plan import Split, TensorPlan, NoTensorPlan
+from distroml.runtime.parallel.tensor.plan import NoTensorPlan, Split, TensorPlan
 
 __all__ = [
     "Layout",
+    "NoTensorPlan",
     "Split",
     "TensorPlan",
-    "NoTensorPlan",
     "apply_tensor_plan",
     "choose_tensor_plan",
     "choose_tensor_plans",
