@@ -48,6 +48,40 @@ def _example() -> nn.Module:
     return gpt.GPT(gpt.ModelConfig(layers=2, width=32, heads=4, context=16))
 
 
+class SizesFromInput(nn.Module):
+    """A block as many write it: heads' sizes come from the input's, which tensor parallelism leaves whole."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, T, D = x.shape
+        parts = self.qkv(self.norm(x)).chunk(3, dim=2)
+        q, k, v = (part.view(B, T, self.heads, D // self.heads).transpose(1, 2) for part in parts)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + self.out(seen.transpose(1, 2).contiguous().view(B, T, D))
+
+
+class Careless(nn.Module):
+    """A model of such blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(zoo.VOCABULARY, 32)
+        self.blocks = nn.ModuleList(SizesFromInput(32, 4) for _ in range(2))
+        self.head = nn.Linear(32, zoo.VOCABULARY)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.words(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
 def hugging_face(kind: str, **values: Any) -> Callable[[], nn.Module]:
     """A factory of the class `kind` with a configuration of these values."""
 
@@ -66,6 +100,7 @@ def _decoder(name: str, kind: str, **values: Any) -> Architecture:
 
 MORE = (
     Architecture("example_gpt", "decoder", _example, "causal"),
+    Architecture("careless", "decoder", Careless, "causal"),
     _decoder("gptj", "GPTJForCausalLM", **OLD, rotary_dim=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
     _decoder("granite", "GraniteForCausalLM", **GROUPED),
     _decoder("cohere", "CohereForCausalLM", **GROUPED),
