@@ -138,7 +138,9 @@ def binary_size(count: float) -> str:
 
 
 def short_time(seconds: float) -> str:
-    """A short time with three figures: `38.4 ms`, `24.8 s`."""
+    """A short time with three figures: `96 µs`, `38.4 ms`, `24.8 s`."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 

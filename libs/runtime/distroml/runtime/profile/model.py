@@ -14,7 +14,7 @@ from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.pipeline.errors import NoCut
 from distroml.runtime.parallel.pipeline.fakes import creation_number, now
 from distroml.runtime.parallel.pipeline.flow import follow
-from distroml.runtime.parallel.tensor.plan import NoTensorPlan, TensorPlan, choose_tensor_plan
+from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, choose_tensor_plan
 from distroml.runtime.profile.chain import NoChain, find_chain, states
 from distroml.runtime.profile.counting import Counted, Counter, nbytes
 
