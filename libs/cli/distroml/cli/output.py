@@ -145,8 +145,11 @@ def short_time(seconds: float) -> str:
 
 
 def off(predicted: float, measured: float) -> str:
-    """How far a measurement is off: `+13 %`; empty where one of them is not known."""
-    return f"{100 * (measured / predicted - 1):+.0f} %" if predicted > 0 and measured > 0 else ""
+    """How far a measurement is off: `+13 %`, `4.1 times`; empty where one of them is not known."""
+    if not (predicted > 0 and measured > 0):
+        return ""
+    ratio = measured / predicted
+    return f"{ratio:.3g} times" if ratio >= 3 else f"{100 * (ratio - 1):+.0f} %"
 
 
 def fail(message: str, hint: str = "") -> None:
