@@ -140,13 +140,18 @@ def binary_size(count: float) -> str:
 
 
 def short_time(seconds: float) -> str:
-    """A short time with three figures: `38.4 ms`, `24.8 s`."""
+    """A short time with three figures: `96 µs`, `38.4 ms`, `24.8 s`."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def off(predicted: float, measured: float) -> str:
-    """How far a measurement is off: `+13 %`; empty where one of them is not known."""
-    return f"{100 * (measured / predicted - 1):+.0f} %" if predicted > 0 and measured > 0 else ""
+    """How far a measurement is off: `+13 %`, `4.1 times`; empty where one of them is not known."""
+    if not (predicted > 0 and measured > 0):
+        return ""
+    ratio = measured / predicted
+    return f"{ratio:.3g} times" if ratio >= 3 else f"{100 * (ratio - 1):+.0f} %"
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from distroml.runtime.parallel.sharding import shard
 from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, apply_tensor_plan, choose_tensor_plan
 from distroml.runtime.parallel.weights import WeightSource, materialise
 from distroml.runtime.profile import Chain, NoChain, find_chain
+from distroml.runtime.typed import compile_in_place
 
 Loss = Callable[[nn.Module, Any], tuple[Any, Any]]
 
@@ -111,7 +112,7 @@ def divide(
     for blocks in parts:
         recompute(blocks, plan.recompute)
         for block in blocks if compiled else ():
-            block.compile()
+            compile_in_place(block)
     if plan.dp_shard > 1:
         for stage, blocks in zip(stages, parts, strict=True):
             shard(stage, blocks, mesh)

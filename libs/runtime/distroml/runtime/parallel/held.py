@@ -37,7 +37,9 @@ class HeldModel(nn.Module):
                     seen.add(original)
                     yield original, own[name]
 
-    def named_modules(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Module]]:
+    def named_modules(  # pyright: ignore[reportIncompatibleMethodOverride] - torch's own is untyped
+        self, *_: Any, **__: Any
+    ) -> Iterator[tuple[str, nn.Module]]:
         """The modules of all stages."""
         for model in self._models():
             yield from model.named_modules()

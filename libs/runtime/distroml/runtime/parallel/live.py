@@ -32,6 +32,7 @@ from distroml.planner import (
     learn,
     search,
 )
+from distroml.planner.picture import Drawing
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.parallel.divide import Loss
 from distroml.runtime.parallel.pipeline import trees
@@ -57,6 +58,9 @@ class LivePlan:
         inputs: what it was chosen for and with, as JSON.
         prediction: of it; None where nothing could be predicted.
         best: the next best plans with prediction and reason, as JSON.
+        alternatives: all of them, as JSON.
+        drawing: what a picture of the plan shows (`distroml.planner.picture`), as JSON; empty where nothing could be
+            predicted.
         links: the probe, where one was made or used.
         corrections: what earlier runs had taught.
         key: of this model on these machines, under which measurements are remembered.
@@ -66,6 +70,8 @@ class LivePlan:
     inputs: str = "{}"
     prediction: Prediction | None = None
     best: str = "[]"
+    alternatives: str = "[]"
+    drawing: str = ""
     links: Probed | None = None
     corrections: Corrections = field(default_factory=Corrections)
     key: str = ""
@@ -152,14 +158,17 @@ def plan_live(
                 "seconds": round(seconds, 2),
                 "corrected": dict(corrections.seconds),
             }
+            others = [_told(one.prediction, one.reason) for one in choice.alternatives]
             found = LivePlan(
-                choice.plan,
-                json.dumps(inputs),
-                choice.prediction,
-                json.dumps([_told(one.prediction, one.reason) for one in choice.alternatives[:_BEST]]),
-                links,
-                corrections,
-                key,
+                plan=choice.plan,
+                inputs=json.dumps(inputs),
+                prediction=choice.prediction,
+                best=json.dumps(others[:_BEST]),
+                alternatives=json.dumps(others),
+                drawing=Drawing.of(choice.prediction, topology, name=described.name).to_json(),
+                links=links,
+                corrections=corrections,
+                key=key,
             )
             _write(cache, found)
         except PlanRefused as error:
@@ -234,6 +243,8 @@ class _Kept(msgspec.Struct):
     prediction: Prediction | None
     best: str
     corrections: Corrections
+    alternatives: str = "[]"
+    drawing: str = ""
 
 
 def _key(model: nn.Module, sample: Any, global_batch: int, microbatch: int | None, wish: Wish, world: World) -> str:
@@ -257,12 +268,29 @@ def _read(cache: Path, key: str) -> LivePlan | None:
         kept = msgspec.json.decode((cache / f"plan-{key}.json").read_bytes(), type=_Kept)
     except (OSError, msgspec.DecodeError, PlanRefused):
         return None
-    return LivePlan(kept.plan, kept.inputs, kept.prediction, kept.best, None, kept.corrections, key)
+    return LivePlan(
+        plan=kept.plan,
+        inputs=kept.inputs,
+        prediction=kept.prediction,
+        best=kept.best,
+        alternatives=kept.alternatives,
+        drawing=kept.drawing,
+        corrections=kept.corrections,
+        key=key,
+    )
 
 
 def _write(cache: Path, live: LivePlan) -> None:
     cache.mkdir(parents=True, exist_ok=True)
-    kept = _Kept(live.plan, live.inputs, live.prediction, live.best, live.corrections)
+    kept = _Kept(
+        plan=live.plan,
+        inputs=live.inputs,
+        prediction=live.prediction,
+        best=live.best,
+        corrections=live.corrections,
+        alternatives=live.alternatives,
+        drawing=live.drawing,
+    )
     _replace(cache / f"plan-{live.key}.json", msgspec.json.encode(kept))
 
 

@@ -26,7 +26,7 @@ from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange
 from distroml.runtime.parallel.weights import LiveSource, WeightSource, materialise, pretrained, record
 from distroml.runtime.profile import NoChain
-from distroml.runtime.typed import backward
+from distroml.runtime.typed import backward, compile_in_place
 
 COMPRESSIONS = ("none",)
 Precision = Literal["fp32", "bf16"]
@@ -372,7 +372,7 @@ def spread(
             chain = chain_of(model, loss, sample).modules(model)
             recompute(chain, plan.recompute)
             for block in chain if compiled else ():
-                block.compile()
+                compile_in_place(block)
         if source is not None:
             materialise(model, source, device=world.device)
         model.to(world.device)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-import resource
 import statistics
-import sys
 from typing import Any
 
 import torch
 
-from distroml.planner import Measurement, parse_wish
+from distroml.objectstore import ObjectExists, ObjectStore, ObjectStoreError
+from distroml.planner import Measurement, Prediction, parse_wish
+from distroml.planner.feedback import AGREEMENT
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
@@ -27,6 +28,8 @@ log = logging.getLogger("distroml.runtime.train")
 # The first steps warm caches and allocators; then enough for a median that one stall does not move.
 _SKIPPED = 3
 _COUNTED = 20
+# An event's texts have 60 kB in all.
+_MOST_DRAWING = 36_000
 
 
 class Planned:
@@ -36,8 +39,11 @@ class Planned:
         PlanRefused: the plan cannot be made; says why, and what is possible.
     """
 
-    def __init__(self, link: Link, world: World, settings: Settings, source: ModelSource, sample: Any) -> None:
+    def __init__(
+        self, link: Link, world: World, settings: Settings, source: ModelSource, sample: Any, store: ObjectStore
+    ) -> None:
         self._link = link
+        self._store = store
         self._world = world
         self._settings = settings
         self._cache = cache_folder(os.environ)
@@ -87,7 +93,6 @@ class Planned:
         )
         inputs: dict[str, Any] = {"world_size": world.world_size, "global_batch": self._settings.data.global_batch}
         inputs["parameters"] = parameters
-        prediction = live.prediction if live is not None else None
         if live is not None:
             inputs |= json.loads(live.inputs)
         if live is not None and live.links is not None:
@@ -105,10 +110,26 @@ class Planned:
                 generation=world.generation,
                 plan=self.plan.to_json(),
                 inputs=json.dumps(inputs),
-                prediction=json.dumps(prediction.as_dict()) if prediction is not None else "",
+                prediction=_told(live) if live is not None else "",
                 best=live.best if live is not None else "",
+                alternatives_hash=self._keep_alternatives(live) if live is not None else "",
             )
         )
+
+    def _keep_alternatives(self, live: LivePlan) -> str:
+        """The hash of the object that holds every other plan, "" where there is none or the store does not take it."""
+        if live.alternatives == "[]":
+            return ""
+        body = live.alternatives.encode()
+        digest = hashlib.sha256(body).hexdigest()
+        try:
+            self._store.put(f"plans/{digest}.json", body, if_absent=True)
+        except ObjectExists:
+            pass  # an earlier generation chose among the same plans
+        except ObjectStoreError as error:
+            log.warning("the alternatives to the plan are not kept: %s", error)
+            return ""
+        return digest
 
     def step(self, info: StepInfo, *, last: bool) -> None:
         """Count a step; once enough are known, say what the plan turned out to cost."""
@@ -121,10 +142,8 @@ class Planned:
         measured = Measurement(step_seconds=statistics.median(counted), peak_bytes=_peak_bytes(self._world))
         prediction = self._live.prediction if self._live is not None else None
         how, then = ("", "")
-        # On the CPU the process's peak is not the model's: interpreter and libraries are in it.
-        judged = measured if self._world.device.type == "cuda" else Measurement(step_seconds=measured.step_seconds)
         if self._live is not None:
-            how, then = remember(self._live, judged, self._cache)
+            how, then = remember(self._live, measured, self._cache)
         self._link.send(
             PlanMeasured(
                 generation=self._world.generation,
@@ -133,7 +152,7 @@ class Planned:
                 peak_bytes_per_rank=int(measured.peak_bytes),
                 predicted_step_seconds=prediction.step_seconds if prediction is not None else 0.0,
                 predicted_peak_bytes_per_rank=int(prediction.peak_bytes_per_rank) if prediction is not None else 0,
-                verdict=_verdict(measured.step_seconds, prediction.step_seconds if prediction else 0.0, bool(how)),
+                verdict=_verdict(measured, prediction),
                 message="; ".join(filter(None, (how, then))),
             )
         )
@@ -141,16 +160,29 @@ class Planned:
             log.info("the plan's prediction does not stand: %s; %s", how, then)
 
 
-def _verdict(step_s: float, predicted_s: float, contradicted: bool) -> str:
-    if not predicted_s:
+def _told(live: LivePlan) -> str:
+    """The prediction as an event tells it, with the plan's picture where there is room for it."""
+    if live.prediction is None:
+        return ""
+    told = live.prediction.as_dict()
+    if live.drawing and len(live.drawing) <= _MOST_DRAWING:
+        told["drawing"] = json.loads(live.drawing)
+    return json.dumps(told)
+
+
+def _verdict(measured: Measurement, prediction: Prediction | None) -> str:
+    """How the measurement stands to the prediction; memory is named first, since it ends runs."""
+    if prediction is None:
         return "NotPredicted"
-    if not contradicted:
-        return "AsPredicted"
-    return "Slower" if step_s > predicted_s else "Faster"
+    for real, predicted, more, less in (
+        (measured.peak_bytes, prediction.peak_bytes_per_rank, "MoreMemory", "LessMemory"),
+        (measured.step_seconds, prediction.step_seconds, "Slower", "Faster"),
+    ):
+        if real and predicted and abs(real / predicted - 1) > AGREEMENT:
+            return more if real > predicted else less
+    return "AsPredicted"
 
 
 def _peak_bytes(world: World) -> float:
-    if world.device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(world.device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
+    """The peak of what training holds; 0 on the CPU, where the process's peak has interpreter and libraries in it."""
+    return float(torch.cuda.max_memory_allocated(world.device)) if world.device.type == "cuda" else 0.0

@@ -65,7 +65,7 @@ class Run:
         self._membership = membership
         self._storage = storage
         self._sample = settings.data.sample()
-        self._planned = Planned(link, world, settings, source, self._sample)
+        self._planned = Planned(link, world, settings, source, self._sample, storage.store)
         self.plan = self._planned.plan
         self._divides = self.plan.world_size > self.plan.dp_replicate
         check_last_step(self.plan, settings.data)
