@@ -122,6 +122,12 @@ def page(filled: dict[str, dict[tuple[str, str], Cell]]) -> str:
                 excepted.setdefault(name, set()).update(cells[name, plan].excepted)
         counts = [sum(cells[name, plan].equal for name in names) for plan in plans]
         lines += [f"| equal | of {len(names)} | {' | '.join(map(str, counts))} |", ""]
+    missing = [
+        f"- {title}: {', '.join(left)}"
+        for title in SETTINGS
+        if (left := [one.name for one in ARCHITECTURES if one.name not in {name for name, _ in filled.get(title, {})}])
+    ]
+    lines += ["## What this run left out", "", *(missing or ["Nothing."]), ""]
     lines += ["## What is not equal, and why", "", *(refused or ["Nothing."]), ""]
     lines += [
         "## Parameters with a true gradient of zero",
