@@ -222,3 +222,59 @@ def test_too_little_memory_is_told_in_bytes():
     assert found.missing_bytes == pytest.approx(found.prediction.peak_bytes_per_rank - GIB)
     assert "too much" in found.reason
     assert "smaller" in found.nearest or "divides" in found.nearest
+
+
+TORCH = replace(gpt(), engine="torch", parameter_itemsize=4)
+PLAIN = Training(precision="fp32")
+
+
+def test_torchs_engine_has_no_sequence_parallelism_yet():
+    plan = Plan(tp=8, microbatch=1, sequence_parallel=True)
+    assert "not possible yet" in price(TORCH, machines(), PLAIN, plan).reason
+    assert isinstance(price(gpt(), machines(), TRAINING, plan), Prediction)
+
+
+def test_torchs_pipelined_stages_keep_what_they_gathered_and_gather_for_each_microbatch():
+    plan = Plan(pp=2, dp_shard=4, stages=(4, 4), microbatch=1)
+    kept, freed = (
+        predict(replace(plan, reshard_after_forward=reshard), model=TORCH, training=PLAIN) for reshard in (False, True)
+    )
+    assert kept.seconds == freed.seconds
+    assert kept.bytes == freed.bytes
+    few = predict(replace(plan, microbatch=8), model=TORCH, training=PLAIN)
+    assert kept.seconds["dp_shard"] > 4 * few.seconds["dp_shard"]
+    megatron = predict(replace(plan, reshard_after_forward=False), training=PLAIN)
+    assert megatron.seconds["dp_shard"] < kept.seconds["dp_shard"] / 4
+    assert megatron.bytes["gathered"] > kept.bytes["gathered"] / 2
+
+
+def test_torchs_stages_have_a_buffer_for_each_microbatch():
+    plan = Plan(pp=8, stages=(1,) * 8, microbatch=1)
+    per_message = 512 * 1024 * 2
+    assert predict(plan, model=TORCH, training=PLAIN).rank_bytes[1]["buffers"] == 64 * 2 * per_message
+    assert predict(plan).rank_bytes[1]["buffers"] == 2 * 2 * per_message
+
+
+def test_sums_of_divided_gradients_come_after_the_passes():
+    """Then activations are gone, and both gradients and the buffers that are summed are there."""
+    large = replace(TORCH, units=tuple(replace(unit, saved={"none": unit.saved["full"]}) for unit in TORCH.units))
+    found = predict(Plan(dp_replicate=2, tp=4, microbatch=1), model=large, training=PLAIN).bytes
+    assert found["activations"] == 0
+    assert found["buffers"] == found["gradients"] == found["parameters"]
+    alone = predict(Plan(dp_replicate=8, microbatch=1), model=large, training=PLAIN).bytes
+    assert alone["activations"] > 0
+    assert alone["buffers"] == 8 << 20
+
+
+def test_only_whole_copies_sum_gradients_beside_the_backward_pass():
+    slow = machines(outer=1e8, overlap=1.0)
+    hidden, shown = (
+        predict(Plan(dp_replicate=8, microbatch=8), replace(slow, device=replace(slow.device, overlap=share)))
+        for share in (1.0, 0.0)
+    )
+    assert hidden.seconds["dp_replicate"] < shown.seconds["dp_replicate"]
+    divided = [
+        predict(Plan(dp_replicate=4, tp=2, microbatch=8), replace(slow, device=replace(slow.device, overlap=share)))
+        for share in (1.0, 0.0)
+    ]
+    assert divided[0].seconds["dp_replicate"] == divided[1].seconds["dp_replicate"]

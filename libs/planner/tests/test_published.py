@@ -4,8 +4,7 @@ import statistics
 
 import pytest
 
-from benchmarks._published import rows
-from benchmarks.planner_tables import errors, single_rate
+from benchmarks._published import errors, rows, single_rate
 from distroml.planner import Pricer, transformer_profile
 
 TABLES = {}

@@ -257,7 +257,7 @@ class Pricer:
             return 0.0
         crossing = max(self.profile.units[end - 1].output_bytes for _, end in spans[:-1]) * microbatch
         route = self.route(plan, "pp")
-        if not self.profile.output_split or plan.tp == 1:
+        if self.profile.engine == "torch" or plan.tp == 1:
             return send_s(route, crossing)
         # Each tp rank sends its part; without sequence parallelism the parts are gathered again on arrival.
         gathered = 0.0 if plan.sequence_parallel else gather_s(tp_route, crossing)
@@ -271,6 +271,11 @@ class Pricer:
         shard_route, replicate_route = self.route(plan, "dp_shard"), self.route(plan, "dp_replicate")
         if not shard_route and not replicate_route:
             return
+        # See `ModelProfile.engine`.
+        keeps = plan.pp > 1 and self.profile.engine == "torch"
+        once = plan.pp > 1 and self.profile.engine == "megatron" and not plan.reshard_after_forward
+        # Sums along dp_replicate run beside the backward pass only where nothing else divides the model.
+        window = 1.0 if plan.dp_shard == plan.tp == plan.pp == 1 else 0.0
         last = (-math.inf, 0.0, 0.0)
         for rank, slack in ends:
             shard = shard_s(
@@ -278,9 +283,8 @@ class Pricer:
                 StageLoad(elements=rank.elements, units=rank.units, forward_s=rank.forward, backward_s=rank.backward),
                 gather_bytes=min(item, self.training.compute_itemsize),
                 scatter_bytes=self.training.reduced_bytes(item),
-                microbatches=count,
-                reshard=plan.reshard_after_forward,
-                pipelined=plan.pp > 1,
+                times=1 if once else count,
+                again=plan.reshard_after_forward and not keeps,
                 overlap=device.overlap,
                 call_s=device.shard_call_s,
             )
@@ -290,7 +294,7 @@ class Pricer:
                 bucket_bytes=plan.bucket_mb * _MIB,
                 compression=self.training.compression,
                 codec_s_per_byte=self.training.codec_s_per_byte,
-                window_s=rank.backward,
+                window_s=rank.backward * window,
                 overlap=device.overlap,
             )
             last = max(last, (shard + replicate - slack, shard, replicate))

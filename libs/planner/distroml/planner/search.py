@@ -248,7 +248,11 @@ class Search:
         """All ways to share one core's parameters among its data-parallel ranks, and to lay its axes on levels."""
         found: list[tuple[float, Plan]] = []
         capacity = self.pricer.topology.device.usable_bytes
+        # Pipelined stages of torch's engine keep what they gathered, whatever the plan says.
+        means_nothing = plan.pp > 1 and self.pricer.profile.engine == "torch"
         for reshard in (True, False):
+            if means_nothing and not reshard and self.wish.reshard_after_forward is None:
+                continue
             if plan.dp > 1 and self.wish.reshard_after_forward not in (None, reshard):
                 continue
             # Among sharded plans, fewer shards never need less memory.

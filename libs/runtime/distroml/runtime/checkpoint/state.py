@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from distroml.manifest import Manifest, TensorEntry
@@ -18,6 +20,9 @@ from distroml.runtime.checkpoint.planner import PlainLoadPlanner, State
 from distroml.runtime.checkpoint.reader import ManifestReader
 from distroml.runtime.checkpoint.tensors import dtype_of
 from distroml.runtime.checkpoint.whole import NOTHING_ELSE, Whole, clean
+
+CONFIG_KEY = "model_config"
+"""Where `capture` puts the configuration of a model that has one, as JSON; `distroml checkpoints export` reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,8 @@ def capture(
         if per_parameter:
             part["state"] = per_parameter
         state["optimizer"] = part
+    if config := _config_of(bare):
+        state[CONFIG_KEY] = config
     for key, value in more.items():
         state[key] = value
     return state
@@ -106,6 +113,8 @@ def restore(
             cast("dict[str, object]", state["optimizer"])["state"] = {}
     else:
         state = capture(bare)
+    # The model that is there has its own already.
+    state.pop(CONFIG_KEY, None)
     for key, value in (more or {}).items():
         state[key] = value
     _load(reader, state, whole)
@@ -124,6 +133,20 @@ def load_into(
     reader = ManifestReader(store, job, manifest_hash, threads=threads)
     _load(reader, state)
     return _restored(reader.manifest, rank)
+
+
+def _config_of(model: nn.Module) -> str:
+    """What a Hugging Face model's `config.json` says, so that an export needs no more than the checkpoint."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    if not callable(to_dict):
+        return ""
+    try:
+        # FSDP puts its own class before the model's.
+        kind = type(model).__name__ if not isinstance(model, FSDPModule) else type(model).__mro__[2].__name__
+        return json.dumps({**cast("dict[str, object]", to_dict()), "architectures": [kind]}, default=str, indent=2)
+    except (TypeError, ValueError):
+        # A configuration of another kind; it never keeps a checkpoint from being saved.
+        return ""
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -161,9 +161,15 @@ class _UnitTimes:
             tensors = [t for t in trees.leaves_of(result) if isinstance(t, torch.Tensor) and t.requires_grad]
             if tensors:
                 # The gradient of a block's result is there when all that runs after the block has been gone through.
-                tensors[0].register_hook(lambda _: self._marks.append(("back", number, time.perf_counter())))
+                cast("Any", tensors[0]).register_hook(self._back(number))
 
         return left
+
+    def _back(self, number: int) -> Callable[[torch.Tensor], None]:
+        def arrived(_: torch.Tensor) -> None:
+            self._marks.append(("back", number, time.perf_counter()))
+
+        return arrived
 
     def _sorted(self, started: float, middle: float, ended: float) -> tuple[dict[int, float], dict[int, float]]:
         enter = {number: at for what, number, at in self._marks if what == "enter"}

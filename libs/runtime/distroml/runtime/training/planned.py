@@ -10,7 +10,6 @@ import statistics
 from typing import Any
 
 import torch
-from torch import nn
 
 from distroml.objectstore import ObjectExists, ObjectStore, ObjectStoreError
 from distroml.planner import Measurement, Prediction, parse_wish
@@ -20,6 +19,7 @@ from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
 from distroml.runtime.parallel.live import LivePlan, cache_folder, plan_live, remember
 from distroml.runtime.training.settings import Settings
+from distroml.runtime.training.source import ModelSource
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import LinksProbed, PlanChosen, PlanMeasured
 
@@ -40,7 +40,7 @@ class Planned:
     """
 
     def __init__(
-        self, link: Link, world: World, settings: Settings, model: nn.Module, sample: Any, store: ObjectStore
+        self, link: Link, world: World, settings: Settings, source: ModelSource, sample: Any, store: ObjectStore
     ) -> None:
         self._link = link
         self._store = store
@@ -54,7 +54,7 @@ class Planned:
         request = settings.plan
         if request == "auto":
             self._live = plan_live(
-                model,
+                source.module,
                 settings.loss,
                 sample,
                 world,
@@ -68,7 +68,7 @@ class Planned:
             self._live.plan
             if self._live is not None
             else choose_plan(
-                model,
+                source.blank(),
                 request,
                 world,
                 loss=settings.loss,

@@ -14,12 +14,12 @@ from distroml.runtime.parallel.tensor.layout import Layout
 from distroml.runtime.parallel.tensor.parts import set_apart
 from distroml.runtime.parallel.tensor.plan import Split, TensorPlan
 from distroml.runtime.parallel.tensor.regions import Region
-from distroml.runtime.parallel.tensor.split import split_module
+from distroml.runtime.parallel.tensor.split import own_parameters, split_module
 from distroml.runtime.parallel.tensor.sums import GroupRanks, Ranks
 
 
 def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> None:
-    """Split `module`, in place, over the one-dimensional tp mesh; before `fully_shard`, on meta or with real parameters.
+    """Split `module`, in place, over the one-dimensional tp mesh: before `fully_shard`, on meta or with values.
 
     Activations between modules stay plain tensors. Split parameters become DTensors `Shard(dim)` on `mesh`, whose rows
     `TensorPlan.rows` puts in the whole tensor's order. All others stay the plain parameters they were and get gradients
@@ -45,12 +45,12 @@ def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> 
     for path, split in plan.modules.items():
         owner = find_module(module, path)
         for name, layout in split.parameters.items() if owner else ():
-            whole = owner._parameters.get(name) if owner else None  # pyright: ignore[reportPrivateUsage]
+            whole = own_parameters(owner).get(name) if owner else None
             if owner is None or not isinstance(whole, nn.Parameter):
                 continue
             if id(whole) not in done:
                 done[id(whole)] = _divided(whole, layout, mesh)
-            owner._parameters[name] = done[id(whole)]  # pyright: ignore[reportPrivateUsage]
+            setattr(owner, name, done[id(whole)])
     ranks = GroupRanks(mesh.get_group(), mesh.get_local_rank(), plan.degree)
     hook_modules(module, plan.modules, plan.blocks, ranks, random=plan.random)
 
@@ -94,7 +94,7 @@ class _FromTheStart:
 
 def find_module(module: nn.Module, path: str) -> nn.Module | None:
     """The submodule at `path`, or None."""
-    found: nn.Module | None = module
-    for name in path.split(".") if path else ():
-        found = None if found is None else found._modules.get(name)
-    return found
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None

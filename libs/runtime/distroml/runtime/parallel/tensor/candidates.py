@@ -1,4 +1,4 @@
-"""What could be split in a block, and the ways to try: groups of columns that feed rows, layouts, counts to be divided."""
+"""What could be split in a block, and the ways to try: columns that feed rows, their layouts, counts to be divided."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 
 from distroml.runtime.parallel.tensor.layout import Layout
 from distroml.runtime.parallel.tensor.parts import Mend
 from distroml.runtime.parallel.tensor.plan import Split
-from distroml.runtime.parallel.tensor.trace import Linear, output_dim
+from distroml.runtime.parallel.tensor.trace import Linear, modules_of, output_dim
 
 # A block's code reads few of its integers; more than this is not tried.
 MOST_ATTRIBUTES = 8
@@ -50,8 +50,8 @@ class Group:
 def groups(block: nn.Module, linears: Sequence[Linear], styles: Mapping[str, str]) -> list[Group]:
     """The groups of a block: by the model's own styles where they say enough, else by structure.
 
-    Structure: a linear that sees only what comes from outside of the block, or what rows gave, is a column; one that sees
-    only what columns gave is a row.
+    Structure: a linear that sees only what comes from outside of the block, or what rows gave, is a column; one that
+    sees only what columns gave is a row.
 
     Args:
         block: the block.
@@ -67,8 +67,8 @@ def groups(block: nn.Module, linears: Sequence[Linear], styles: Mapping[str, str
     found += [
         group for group in _connected(linears, inferred, "structure") if not any(path in placed for path in group.paths)
     ]
-    for path, module in block.named_modules():
-        if sum(parameter.ndim == 3 for parameter in module.parameters(recurse=False)) >= 2:
+    for path, module in modules_of(block):
+        if sum(parameter.ndim == 3 for _, parameter in _own(module)) >= 2:
             found.append(Group(experts=path, source="model" if path in styles else "structure"))
     return found
 
@@ -106,18 +106,19 @@ def read_attributes(block: nn.Module, call: Callable[[nn.Module], Any]) -> list[
     """
 
     def is_read(holder: Any, name: str) -> bool:
-        value = vars(holder).pop(name)
+        held = cast("dict[str, Any]", vars(holder))
+        value = held.pop(name)
         try:
             call(block)
         except Exception:
             # `hasattr` and the like lead the code elsewhere: any failure says that it was read.
             return True
         finally:
-            vars(holder)[name] = value
+            held[name] = value
         return False
 
     found: list[tuple[str, str, int]] = []
-    for path, module in block.named_modules():
+    for path, module in modules_of(block):
         if output_dim(module) is not None:
             continue
         found += [(path, name, value) for name, value in _counts(module) if is_read(module, name)]
@@ -129,7 +130,12 @@ def read_attributes(block: nn.Module, call: Callable[[nn.Module], Any]) -> list[
 
 
 def _counts(holder: Any) -> list[tuple[str, int]]:
-    return [(name, value) for name, value in vars(holder).items() if type(value) is int and value > 1]
+    held = cast("dict[str, Any]", vars(holder))
+    return [(name, value) for name, value in held.items() if type(value) is int and value > 1]
+
+
+def _own(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(cast("Any", module).named_parameters(recurse=False))
 
 
 def candidates(
@@ -215,7 +221,7 @@ def _segments(outputs: int, width: int) -> list[tuple[int, ...]]:
 
 
 def _expert_layouts(block: nn.Module, group: Group, degree: int) -> Iterator[dict[str, Split]]:
-    weights = [(n, p) for n, p in block.get_submodule(group.experts).named_parameters(recurse=False) if p.ndim == 3]
+    weights = [(name, weight) for name, weight in _own(block.get_submodule(group.experts)) if weight.ndim == 3]
     (first, up), (last, down) = weights[0], weights[-1]
     for row_dim, column_dim in itertools.product((2, 1), (1, 2)):
         inner, outer = down.shape[row_dim], up.shape[column_dim]
@@ -232,10 +238,10 @@ def _other_parameters(block: nn.Module, group: Group, degree: int) -> Iterator[t
     parts = [path.split(".")[:-1] for path in group.paths]
     shared = [names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))]
     above = ".".join(shared)
-    for path, module in block.named_modules():
+    for path, module in modules_of(block):
         if output_dim(module) is not None or not f"{path}.".startswith(f"{above}." if above else ""):
             continue
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in _own(module):
             for dim in reversed(range(parameter.ndim)):
                 if parameter.shape[dim] % degree == 0 and parameter.ndim < 3:
                     yield path, name, Layout(dim, (parameter.shape[dim],))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.tensor.apply import find_module
@@ -114,12 +116,25 @@ def _capture(model: nn.Module, blocks: Sequence[str], run: Callable[[nn.Module],
         for path in paths:
             replace(path, kind)
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with cast("Any", torch.random).fork_rng(devices=[]), torch.enable_grad(), _Lookups():
             run(stand_in)
     except _AllSeen:
         return list(samples.values())
     unseen = next(paths[0] for kind, paths in kinds.items() if kind not in samples)
     raise ValueError(f"block {unseen} does not run")
+
+
+class _Lookups(TorchFunctionMode):
+    """Looks up rows of a table that is one repeated zero without making it whole, as torch would."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """See torch."""
+        if func is F.embedding and not any(args[1].stride()):
+            indices, table = args[:2]
+            return table.select(0, 0).expand(*indices.shape, table.shape[1])
+        return func(*args, **(kwargs or {}))
 
 
 def _kind(block: nn.Module) -> object:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from distroml.runtime.parallel.tensor.candidates import Group, candidates, group
 from distroml.runtime.parallel.tensor.capture import Sample, capture
 from distroml.runtime.parallel.tensor.plan import NoTensorPlan, Split, TensorPlan
 from distroml.runtime.parallel.tensor.proof import Prover
-from distroml.runtime.parallel.tensor.trace import linears
+from distroml.runtime.parallel.tensor.trace import linears, modules_of
 
 # Kinds of a transformers plan that say the same as ours; others (gathered outputs, experts spread over ranks) are not
 # taken over, and structure decides.
@@ -56,7 +56,7 @@ def choose_tensor_plans(
     if not blocks or loss is None:
         none = NoTensorPlan("tensor parallelism splits the blocks of a chain, and there is none")
         return dict.fromkeys(degrees, none)
-    with torch.random.fork_rng(devices=[]):
+    with cast("Any", torch.random).fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         try:
             samples = capture(model, blocks, loss, sample)
@@ -98,7 +98,7 @@ def _own_styles(model: nn.Module) -> dict[str, str]:
     if not isinstance(plan, dict):
         return {}
     styles: dict[str, str] = {}
-    for path, _ in model.named_modules():
+    for path, _ in modules_of(model):
         kind = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", path))  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
         if kind in _OWN_STYLES:
             styles[path] = _OWN_STYLES[kind]
@@ -160,29 +160,11 @@ def _with_group(kind: _Kind, proved: dict[str, Split], group: Group, degree: int
             kind.prover.try_shapes(splits, degree)
         except Exception as error:
             # A block may fail in any way when its parts do not fit together.
-            import os
-
-            if os.environ.get("DBG"):
-                print(
-                    group,
-                    {k: (v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k, v in splits.items()},
-                    type(error),
-                    _brief(error),
-                )
             shapes = shapes or _brief(error)
             continue
         try:
             return kind.prover.prove(splits, degree), ""
         except Exception as error:
-            import os
-
-            if os.environ.get("DBG"):
-                print(
-                    group,
-                    {k: (v.mend, v.attributes, [l.segments for l in v.parameters.values()]) for k, v in splits.items()},
-                    type(error),
-                    _brief(error),
-                )
             results = results or _brief(error)
     reason = results or shapes or "a width is not divisible"
     return proved, f"{group} cannot be split by {degree}: {reason}"

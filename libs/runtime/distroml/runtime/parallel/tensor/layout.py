@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
@@ -48,10 +49,10 @@ class Layout:
         """The whole tensor from all ranks' parts one after the other, as `DTensor.full_tensor` gives them."""
         if len(self.segments) == 1:
             return dealt
-        parts = [
-            part.split([size // degree for size in self.segments], self.dim) for part in dealt.chunk(degree, self.dim)
-        ]
-        return torch.cat([part[segment] for segment in range(len(self.segments)) for part in parts], self.dim)
+        sizes = [size // degree for size in self.segments]
+        chunks = dealt.chunk(degree, self.dim)
+        parts = [cast("list[torch.Tensor]", cast("Any", torch).split(chunk, sizes, self.dim)) for chunk in chunks]
+        return torch.cat([part[segment] for segment in range(len(sizes)) for part in parts], self.dim)
 
     def _narrow(self, whole: torch.Tensor, piece: slice) -> torch.Tensor:
         return whole.narrow(self.dim, piece.start, piece.stop - piece.start)

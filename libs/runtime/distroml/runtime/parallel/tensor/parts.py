@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -22,8 +22,12 @@ Mend = Literal["", "first", "last"]
 _SHAPES = {"view", "reshape"}
 _OPERANDS = {"add", "radd", "iadd", "sub", "mul", "rmul", "imul", "baddbmm", "masked_fill", "where"}
 # What may be asked of an `OwnPart`: attributes, and what containers and printers of tensors need.
-_HANDLING = {"__get__", "__set__", "__repr__", "__hash__", "detach", "as_subclass", "size", "dim", "numel"}
-_HANDLING |= {"is_floating_point", "is_complex", "element_size", "stride", "data_ptr", "view_as"}
+_HANDLING = frozenset(
+    {
+        *("__get__", "__set__", "__repr__", "__hash__", "detach", "as_subclass", "view_as", "data_ptr"),
+        *("size", "dim", "numel", "stride", "element_size", "is_floating_point", "is_complex"),
+    }
+)
 _ATTENTION = "scaled_dot_product_attention"
 
 
@@ -39,11 +43,12 @@ class OwnPart(torch.Tensor):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name not in _HANDLING:
+            shape = next(tuple(value.shape) for value in args if isinstance(value, OwnPart))
             raise OwnPartUsed(
-                f"{name} of a tensor of shape {tuple(args[0].shape)} that holds the heads of one tp rank only: "
-                "use tp=1 where a loss needs attention weights"
+                f"{name} of a tensor of shape {shape} that holds the heads of one tp rank only: use tp=1 where a loss "
+                "needs attention weights"
             )
-        return super().__torch_function__(func, types, args, kwargs)
+        return cast("Any", super()).__torch_function__(func, types, args, kwargs)
 
 
 class OwnPartUsed(RuntimeError):
@@ -76,22 +81,23 @@ def part_type(ranks: Ranks, mend: Mend, batch: Callable[[], int]) -> type[torch.
         ) -> Any:
             name, kwargs = getattr(func, "__name__", "").strip("_"), kwargs or {}
             if name in _SHAPES and len(args) > 1:
-                shape = args[1] if isinstance(args[1], Sequence) else args[1:]
-                args = (args[0], divided(args[0].shape, tuple(map(int, shape)), ranks.degree, mend))
+                shape = cast("tuple[Any, ...]", args[1] if isinstance(args[1], Sequence) else args[1:])
+                args = (args[0], divided(args[0].shape, tuple(int(size) for size in shape), ranks.degree, mend))
             elif name in _OPERANDS:
                 like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Mending))
                 args = tuple(_own(value, like, ranks, batch()) for value in args)
                 kwargs = {key: _own(value, like, ranks, batch()) for key, value in kwargs.items()}
-            elif name == _ATTENTION and isinstance(args[0], Mending):
-                args = (*args[:3], *(_own(value, args[0], ranks, batch()) for value in args[3:]))
-                kwargs = {key: _own(value, args[0], ranks, batch()) for key, value in kwargs.items()}
-            return super().__torch_function__(func, types, args, kwargs)
+            elif name == _ATTENTION and len(args) > 2 and isinstance(args[0], Mending):
+                query = args[0]
+                args = (*args[:3], *(_own(value, query, ranks, batch()) for value in args[3:]))
+                kwargs = {key: _own(value, query, ranks, batch()) for key, value in kwargs.items()}
+            return cast("Any", super()).__torch_function__(func, types, args, kwargs)
 
     return Mending
 
 
 def divided(have: Sequence[int], want: tuple[int, ...], degree: int, mend: Mend) -> tuple[int, ...]:
-    """`want`, with one entry divided by `degree` where it asks for exactly that much more than a tensor of `have` has."""
+    """`want`, with one entry divided by `degree` where it asks for exactly that many times what `have` has."""
     if -1 in want or math.prod(want) != math.prod(have) * degree:
         return want
     kept = 0
@@ -115,7 +121,8 @@ def _own(operand: Any, like: torch.Tensor, ranks: Ranks, batch: int) -> Any:
         inside = enter(operand, ranks)
         if dim == 0 and like.ndim == operand.ndim == 3 and many % batch == 0 and batch > 1:
             # Batch and heads in one dimension, batch outermost.
-            heads = inside.unflatten(0, (batch, many // batch))
-            return heads.narrow(1, ranks.rank * few // batch, few // batch).flatten(0, 1)
+            heads = inside.view(batch, many // batch, *operand.shape[1:])
+            own = heads.narrow(1, ranks.rank * few // batch, few // batch)
+            return own.reshape(few, *operand.shape[1:])
         return inside.narrow(dim, ranks.rank * few, few)
     return operand

@@ -1,8 +1,8 @@
 """Where a split region begins and ends on one rank: what enters, and random numbers that are the rank's own.
 
 Where activations are copies, all tp ranks must draw the same dropout mask; where they are divided, each its own. The
-inner stream starts from one number of the common stream and its end is forgotten, so that a block that is computed again
-draws the same masks, and what follows it does not depend on how much was drawn inside.
+inner stream starts from one number of the common stream and its end is forgotten, so that a block that is computed
+again draws the same masks, and what follows it does not depend on how much was drawn inside.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from distroml.runtime.typed import seed_generators
 class Region:
     """One column-to-row passage on one rank.
 
-    Modules that are handed the very same tensor (queries, keys and values; gate and up) share one `enter`, hence one sum
-    in the backward pass instead of three.
+    Modules that are handed the very same tensor (queries, keys and values; gate and up) share one `enter`, hence one
+    sum in the backward pass instead of three.
 
     Attributes:
         ranks: the tp axis.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -34,15 +34,15 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
     """
     for name, value in split.attributes.items():
         set_count(module, name, value)
-    own = [name for name in split.parameters if module._parameters.get(name) is not None]
+    own = [name for name in split.parameters if own_parameters(module).get(name) is not None]
     # What is added after the sum must not be added by each rank before it.
-    bias = "bias" if split.style == "row" and module._parameters.get("bias") is not None else None
+    bias = "bias" if split.style == "row" and own_parameters(module).get("bias") is not None else None
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         for name in own:
             _show(module, name, _local(module, name))
         if bias:
-            whole = module._parameters[bias]
+            whole = own_parameters(module)[bias]
             _show(module, bias, None if isinstance(module, nn.Linear) else torch.zeros_like(_is_there(whole)))
         if split.style == "row":
             region.closed()
@@ -61,7 +61,7 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
             return region.mark(output, split.mend)
         elif split.style == "row":
             output = leave(output, ranks)
-            return output + _is_there(module._parameters[bias]) if bias else output
+            return output + _is_there(own_parameters(module)[bias]) if bias else output
         elif split.style == "experts":
             region.closed()
             return _each_float(output, lambda tensor: leave(tensor, ranks))
@@ -85,13 +85,19 @@ def set_count(module: nn.Module, name: str, value: int) -> None:
     setattr(module, first, own)
 
 
+def own_parameters(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """A module's own parameters by name, also while something else is shown in their place."""
+    # The dictionary itself: the attribute may be hidden, and `named_parameters` makes a new one for each forward pass.
+    return cast("Any", module)._parameters
+
+
 def _show(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
     # An instance attribute hides the entry of `_parameters`, and goes by none of `nn.Module`'s own rules.
     object.__setattr__(module, name, value)
 
 
 def _local(module: nn.Module, name: str) -> torch.Tensor:
-    parameter = _is_there(module._parameters[name])
+    parameter = _is_there(own_parameters(module)[name])
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 

@@ -1,8 +1,8 @@
 """Sums over the ranks of a tp axis, and the two operators that enclose a split region.
 
-The pair of operators is Megatron's f and g (Shoeybi et al., arXiv 1909.08053, section 3): what enters is copied forward
-and its gradient summed backward; what leaves is summed forward and its gradient copied backward. Both sums give the same
-bits on every rank, hence so do all activations and all gradients outside of regions, without a further exchange.
+They are Megatron's f and g (Shoeybi et al., arXiv:1909.08053, section 3): what enters is copied forward and its
+gradient summed backward; what leaves is summed forward and its gradient copied backward. Both sums give the same bits
+on every rank, hence so do all activations and all gradients outside of regions, without a further exchange.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,6 +30,11 @@ class Linear:
     output_dim: int
     bias: bool
     feeds: frozenset[str]
+
+
+def modules_of(block: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Path and module of everything in `block`, itself included."""
+    return list(cast("Any", block).named_modules())
 
 
 def output_dim(module: nn.Module) -> int | None:
@@ -65,7 +70,7 @@ def linears(block: nn.Module, call: Callable[[nn.Module], Any]) -> list[Linear]:
         hooks.extend((module.register_forward_pre_hook(before), module.register_forward_hook(after)))
 
     dims: dict[str, int] = {}
-    for path, module in block.named_modules():
+    for path, module in modules_of(block):
         dim = output_dim(module)
         if dim is not None:
             dims[path] = dim
