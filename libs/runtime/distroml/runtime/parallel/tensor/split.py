@@ -53,12 +53,12 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         for name in own:
-            object.__delattr__(module, name)
+            vars(module).pop(name)
         if bias:
-            object.__delattr__(module, bias)
+            vars(module).pop(bias)
         if split.style == "column":
             region.opened(output.device, module.training)
-            return region.mark(output, split.mend)
+            return region.mark(output)
         elif split.style == "row":
             output = leave(output, ranks)
             return output + _is_there(own_parameters(module)[bias]) if bias else output
@@ -92,7 +92,7 @@ def own_parameters(module: nn.Module) -> dict[str, torch.Tensor | None]:
 
 
 def _show(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
-    # An instance attribute hides the entry of `_parameters`, and goes by none of `nn.Module`'s own rules.
+    # An instance attribute hides the parameter of that name. It goes by none of `nn.Module`'s own rules, and compiles.
     object.__setattr__(module, name, value)
 
 
