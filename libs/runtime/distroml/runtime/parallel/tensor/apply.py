@@ -88,11 +88,13 @@ class _FromTheStart:
     def __init__(self, forward: Callable[..., Any], regions: list[Region]) -> None:
         self._forward = forward
         self._regions = regions
+        self._mending = any(region.mend for region in regions)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for region in self._regions:
             region.reset()
-        return set_apart(self._forward(*args, **kwargs))
+        result = self._forward(*args, **kwargs)
+        return set_apart(result) if self._mending else result
 
 
 def find_module(module: nn.Module, path: str) -> nn.Module | None:

@@ -61,12 +61,14 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
             return region.mark(output)
         elif split.style == "row":
             output = leave(output, ranks)
-            return output + _is_there(own_parameters(module)[bias]) if bias else output
+            return output + _is_there(own_parameters(module)[bias]).to(output.dtype) if bias else output
         elif split.style == "experts":
             region.closed()
             return _each_float(output, lambda tensor: leave(tensor, ranks))
         return output
 
+    if split.style == "inside" and not own:
+        return
     if split.style == "experts":
         # Its columns and rows are inside of one forward pass.
         module.register_forward_pre_hook(lambda module, _: region.opened(_device(module), module.training))
