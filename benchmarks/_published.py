@@ -1,4 +1,4 @@
-"""Published measurements of training steps, as plans with the seconds that they took.
+"""Published measurements of training steps, as plans with the seconds that they took; errors of predictions of them.
 
 - megatron: Narayanan et al., arXiv 2104.04473, table 1; sizes from the run scripts that Megatron-LM keeps
   (examples/academic_paper_scripts/sc21/run_table_1.sh), seconds from the paper's TFLOP/s by its own formula.
@@ -9,9 +9,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from distroml.planner import Plan, Topology, Training, Transformer, described, gpu
+from distroml.planner import (
+    Device,
+    Plan,
+    Pricer,
+    Topology,
+    Training,
+    Transformer,
+    described,
+    gpu,
+    transformer_profile,
+)
 
 # h, L, a, tp, pp, GPUs, global batch, microbatch, layers in a chunk (0: one stage per rank), seconds
 _MEGATRON = {
@@ -177,3 +189,35 @@ def rows() -> list[Row]:
             )
         )
     return found
+
+
+def predicted_s(row: Row, device: Device | None = None) -> float:
+    """What the planner says of a row."""
+    profile = transformer_profile(row.transformer, row.training.precision)
+    topology = row.topology() if device is None else replace(row.topology(), device=device)
+    return Pricer(profile, topology, row.training, row.global_batch).predict(row.plan).step_seconds
+
+
+def spent_flops(row: Row) -> float:
+    """Operations of the step on one GPU, what is recomputed among them."""
+    profile = transformer_profile(row.transformer, row.training.precision)
+    blocks = sum(unit.forward.flops for unit in profile.blocks)
+    again = {
+        "none": 0.0,
+        "selective": sum(unit.recomputed.flops for unit in profile.blocks),
+        "full": blocks,
+    }[row.plan.recompute]
+    return (profile.model_flops + again) * row.global_batch / row.gpus
+
+
+def errors(table: Sequence[Row], device: Device | None = None) -> list[float]:
+    """Signed relative errors."""
+    return [predicted_s(row, device) / row.seconds - 1 for row in table]
+
+
+def single_rate(table: Sequence[Row]) -> tuple[float, float]:
+    """The least median and the least worst error that one rate can have on the table; they may be two rates."""
+    rates = [spent_flops(row) / row.seconds for row in table]
+    candidates = [low + (high - low) * i / 2000 for low, high in [(min(rates), max(rates))] for i in range(2001)]
+    found = [[abs(rate / candidate - 1) for rate in rates] for candidate in candidates]
+    return min(map(statistics.median, found)), min(map(max, found))

@@ -13,43 +13,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from _published import Row, rows
+from _published import Row, errors, rows, single_rate
 
-from distroml.planner import Device, Pricer, gpu, transformer_profile
+from distroml.planner import gpu
 
 MEDIAN, WORST, KORTHIKANTI_WORST = 0.05, 0.10, 0.08
-
-
-def predicted_s(row: Row, device: Device | None = None) -> float:
-    """What the planner says of a row."""
-    profile = transformer_profile(row.transformer, row.training.precision)
-    topology = row.topology() if device is None else replace(row.topology(), device=device)
-    return Pricer(profile, topology, row.training, row.global_batch).predict(row.plan).step_seconds
-
-
-def spent_flops(row: Row) -> float:
-    """Operations of the step on one GPU, what is recomputed among them."""
-    profile = transformer_profile(row.transformer, row.training.precision)
-    blocks = sum(unit.forward.flops for unit in profile.blocks)
-    again = {
-        "none": 0.0,
-        "selective": sum(unit.recomputed.flops for unit in profile.blocks),
-        "full": blocks,
-    }[row.plan.recompute]
-    return (profile.model_flops + again) * row.global_batch / row.gpus
-
-
-def errors(table: Sequence[Row], device: Device | None = None) -> list[float]:
-    """Signed relative errors."""
-    return [predicted_s(row, device) / row.seconds - 1 for row in table]
-
-
-def single_rate(table: Sequence[Row]) -> tuple[float, float]:
-    """The least median and the least worst error that one rate can have on the table; they may be two rates."""
-    rates = [spent_flops(row) / row.seconds for row in table]
-    candidates = [low + (high - low) * i / 2000 for low, high in [(min(rates), max(rates))] for i in range(2001)]
-    found = [[abs(rate / candidate - 1) for rate in rates] for candidate in candidates]
-    return min(map(statistics.median, found)), min(map(max, found))
 
 
 def told(values: Sequence[float]) -> str:

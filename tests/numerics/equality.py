@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel import PlanRefused, parallelize
+from distroml.runtime.parallel import ParallelModel, PlanRefused, parallelize
 from tests.numerics.precision import Float64
 from tests.numerics.reference import (
     GLOBAL_BATCH,
@@ -20,7 +22,7 @@ from tests.numerics.reference import (
     seeded,
     train_alone,
 )
-from tests.numerics.zoo import BY_NAME, loss
+from tests.numerics.zoo import BY_NAME, Architecture, loss
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -41,22 +43,6 @@ def compare(
         "refused" with the reason; or, on rank 0, "loss" (largest difference of any step), "parameter" (largest normwise
         difference of any tensor) with its "name", and "excepted": names with elements of zero true gradient.
     """
-    if dtype == "float64":
-        with Float64():
-            return _compare(world, name, plan, optimizer, dtype, microbatch, grad_clip, steps)
-    return _compare(world, name, plan, optimizer, dtype, microbatch, grad_clip, steps)
-
-
-def _compare(
-    world: World,
-    name: str,
-    plan: str,
-    optimizer: OptimizerName,
-    dtype: str,
-    microbatch: int,
-    grad_clip: float | None,
-    steps: int,
-) -> dict[str, Any]:
     architecture = BY_NAME[name]
     try:
         parallel = parallelize(
@@ -71,6 +57,21 @@ def _compare(
         )
     except PlanRefused as error:
         return {"refused": str(error)}
+    torch.manual_seed(SEED)
+    twin = seeded(architecture, _DTYPES[dtype])()
+    with Float64() if dtype == "float64" else nullcontext():
+        return _compare(parallel, twin, architecture, optimizer, microbatch, grad_clip, steps)
+
+
+def _compare(
+    parallel: ParallelModel,
+    twin: nn.Module,
+    architecture: Architecture,
+    optimizer: OptimizerName,
+    microbatch: int,
+    grad_clip: float | None,
+    steps: int,
+) -> dict[str, Any]:
     stepping = make_optimizer(optimizer, parallel.parameters())
     share = GLOBAL_BATCH // parallel.mesh.dp_size
     start = parallel.mesh.dp_rank * share
@@ -85,11 +86,9 @@ def _compare(
         stepping.step()
     found = dict(parallel.full_tensors())
     parallel.close()
-    if not world.is_main:
+    if not parallel.mesh.world.is_main:
         return {}
-    right = train_alone(
-        architecture, optimizer, _DTYPES[dtype], microbatch=microbatch, grad_clip=grad_clip, steps=steps
-    )
+    right = train_alone(twin, architecture, optimizer, microbatch=microbatch, grad_clip=grad_clip, steps=steps)
     errors: dict[str, float] = {}
     for parameter, whole in right.parameters.items():
         difference = found[parameter] - whole

@@ -67,17 +67,15 @@ class Reference:
 
 
 def train_alone(
+    model: nn.Module,
     architecture: Architecture,
     optimizer: OptimizerName,
-    dtype: torch.dtype,
     *,
     microbatch: int,
     grad_clip: float | None = None,
     steps: int = STEPS,
 ) -> Reference:
-    """Train in this process, accumulating microbatches of `microbatch` samples."""
-    torch.manual_seed(SEED)
-    model = seeded(architecture, dtype)()
+    """Train `model` in this process, accumulating microbatches of `microbatch` samples."""
     stepping = make_optimizer(optimizer, list(model.parameters()))
     found = Reference()
     largest: dict[str, torch.Tensor] = {}

@@ -14,6 +14,7 @@ ROOTS = [
     "distroml.manifest",
     "distroml.objectstore",
     "distroml.observability",
+    "distroml.planner",
     "distroml.rpc",
     "distroml.statestore",
     "distroml.workerlink",

@@ -30,7 +30,7 @@ def plan(**more: object) -> t.JobPlan:
 def test_a_plan_that_is_not_measured_yet():
     assert list(job_plan.lines(plan())) == [
         "plan of generation 2: pp=2,accum=8",
-        "  because one rank cannot hold it",
+        "  - one rank cannot hold it",
         "  what binds: the bubble: 18%",
         "  step: predicted 240 ms, not measured yet",
         "  memory of a rank: predicted 477 MiB, not measured yet",
@@ -45,6 +45,9 @@ def test_prediction_beside_measurement():
     assert "step: predicted 240 ms, measured 300 ms (+25 %, median of 20 steps)" in text
     assert "memory of a rank: predicted 477 MiB, measured 954 MiB (+100 %, largest peak)" in text
     assert "more memory than predicted: kept" in text
+    on_cpu = "\n".join(job_plan.lines(plan(steps=20, step_seconds=2.4, verdict="Slower")))
+    assert "measured 2.4 s (10 times, median of 20 steps)" in on_cpu
+    assert on_cpu.count("predicted 477 MiB, not measured\n") == 1
 
 
 def test_a_plan_without_a_prediction_says_nothing_of_costs():

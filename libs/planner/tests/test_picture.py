@@ -6,7 +6,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from distroml.planner import Plan
+from distroml.planner import (
+    Plan,
+    Prediction,
+    Pricer,
+    Training,
+    Transformer,
+    complete,
+    described,
+    gpu,
+    parse_wish,
+    transformer_profile,
+)
 from distroml.planner.picture import Drawing, Level, draw
 from distroml.planner.picture.mesh import axis_place
 
@@ -80,6 +91,30 @@ def test_the_bubble_is_said_and_what_the_prediction_has_beside_the_passes_is_sho
     assert rest.startswith("rest: ")
     exact = shown.passes_s + 0.05
     assert not bars(parsed(drawing(step_seconds=exact)), "rest")
+
+
+def test_a_prediction_that_is_less_than_its_passes_take_is_said_to_be_so():
+    assert not any("pass by pass" in text for text in words(parsed(drawing())))
+    short = drawing(step_seconds=1.0)
+    assert any("where 1 s are predicted in all" in text for text in words(parsed(short)))
+    assert not bars(parsed(short), "rest")
+
+
+def test_a_prediction_is_drawn_on_the_machines_it_is_made_for():
+    model = transformer_profile(Transformer(hidden=1024, layers=8, heads=8, vocab=32000, seq=512))
+    machines = described(gpu("a100"), nodes=2, devices_per_node=4, intra_bytes_per_s=300e9, inter_bytes_per_s=25e9)
+    wish = parse_wish("pp=2,tp=2,dp_shard=2,microbatch=2,schedule=1f1b")
+    prediction = complete(Pricer(model, machines, Training(), 32), wish)
+    assert isinstance(prediction, Prediction)
+    shown = Drawing.of(prediction, machines, name="small")
+    assert [(level.name, level.ranks) for level in shown.levels] == [("node", 4), ("cluster", 8)]
+    assert shown.microbatches == 8
+    parts = prediction.seconds
+    passes = sum(parts[name] for name in ("compute", "recompute", "tp", "bubble", "p2p"))
+    # The price lets every message hold its rank up; drawn, it does so where nothing else is to do.
+    assert passes - parts["p2p"] <= shown.passes_s * 1.001 <= passes * 1.01
+    assert "small" in words(parsed(shown))
+    assert max(sum(rank.values()) for rank in shown.memory_bytes) == pytest.approx(prediction.peak_bytes_per_rank)
 
 
 def test_memory_by_part_its_limit_and_the_mesh_are_there():

@@ -33,8 +33,12 @@ def test_every_name_is_read():
     )
 
 
-def test_one_given_plan_has_size_1_on_axes_that_it_does_not_name():
-    assert parse_wish("tp=2").whole() == Wish(dp_replicate=1, dp_shard=1, tp=2, pp=1)
+def test_one_given_plan_is_plain_where_it_says_nothing():
+    whole = parse_wish("tp=2,microbatch=4").whole()
+    assert whole.allows(Plan(tp=2, microbatch=4))
+    assert not whole.allows(Plan(tp=2, microbatch=4, sequence_parallel=True))
+    assert not whole.allows(Plan(tp=2, dp_shard=2, microbatch=4))
+    assert parse_wish("pp=2,stages=1/1/1/1").whole().schedule == "interleaved"
 
 
 plans = st.builds(

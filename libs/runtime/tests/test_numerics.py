@@ -171,7 +171,7 @@ def test_a_model_that_is_given_can_be_made_again() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
-    built = source.build()
+    built, _ = source.build()
     assert all(torch.equal(first[name], t) for name, t in built.state_dict().items())
     assert built.head.weight is built.embed.weight
     assert not {id(p) for p in built.parameters()} & {id(p) for p in model.parameters()}

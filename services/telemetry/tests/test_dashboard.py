@@ -212,6 +212,7 @@ def test_the_plan_its_picture_and_its_measurement_are_shown_and_followed(
     expect(panel.locator("h2 .pill")).to_have_text("not measured yet")
     expect(panel.locator("tr[data-key=step]")).to_contain_text("240 ms")
     expect(page.locator(".plan-picture rect.forward:has(title)")).to_have_count(16)
+    expect(page.locator(".facts [data-key=world]")).to_contain_text("pp 2")
     fed.do(world.push(steps=steps(job, 1, 4, step_s=0.36)))
     expect(panel.locator("tr[data-key=step] td").last).to_contain_text(re.compile(r"3\d\d ms"))
     fed.do(world.log.measured(job, step_s=0.36, verdict="Slower"))

@@ -158,6 +158,7 @@ async def test_the_summary_tells_each_plan_and_of_the_newest_why(world: World) -
     assert second.predicted_peak_bytes_per_rank == 500_000_000
     assert list(second.reasons) == ["two stages fit, one does not"]
     assert second.binding == "the bubble: 18%"
+    assert second.alternatives_hash == "ab" * 32
     (other,) = second.others
     assert (other.plan, other.step_seconds) == ("dp_replicate=2,microbatch=4", 0.48)
     assert other.reason.startswith("needs 1.4 GB")

@@ -178,6 +178,7 @@ class EventLog:
             prediction=json.dumps(prediction),
             best=json.dumps(best),
             inputs="{}",
+            alternatives_hash="ab" * 32,
         )
         await self.tell(f"rendezvous/job/{job}", ("rendezvous.plan.PlanChosen", chosen), at_ms=at)
 

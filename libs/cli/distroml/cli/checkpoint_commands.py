@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,10 +12,24 @@ from distroml.api.checkpoint.v1 import checkpoint_pb2
 from distroml.cli import output
 from distroml.cli.client import Plane, call
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, UsageError
+from distroml.cli.export import LOCAL_JOB, SHARD_BYTES, Exported, export_checkpoint, local_manifest
 from distroml.cli.options import Data, JobName, Json
 from distroml.events import fresh_id
+from distroml.objectstore import ObjectStore
+from distroml.objectstore.filesystem import open_object_store
 
-app = typer.Typer(no_args_is_help=True, help="List, verify and delete checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="List, verify, export and delete checkpoints.")
+# A pin that an interrupted export leaves goes by itself.
+_PIN_S = 3600
+
+
+class Format(StrEnum):
+    """What an export writes."""
+
+    SAFETENSORS = "safetensors"
+    HF = "hf"
+
+
 Step = Annotated[int, typer.Option("--step", min=0, help="The checkpoint's step.")]
 
 
@@ -104,6 +120,88 @@ def delete(job: JobName, step: Step, data: Data, json: Json = False) -> None:
         output.print_json({"deleted": step})
     else:
         output.out.print(f"checkpoint of step {step} deleted")
+
+
+@app.command()
+def export(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Job id or name; or a stand-alone run's folder.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder for the files.")],
+    data: Data,
+    step: Annotated[int, typer.Option(min=0, help="The checkpoint's step [default: the newest].")] = 0,
+    format_: Annotated[
+        Format, typer.Option("--format", help="Plain safetensors; or hf: with config.json, for from_pretrained.")
+    ] = Format.SAFETENSORS,
+    hf_config: Annotated[
+        Path | None, typer.Option(help="config.json to use with --format hf [default: the one in the checkpoint].")
+    ] = None,
+    shard_gb: Annotated[float, typer.Option(min=0.000001, help="Most gigabytes of a file.")] = SHARD_BYTES / 1e9,
+    json: Json = False,
+) -> None:
+    """Write the model of a checkpoint as safetensors files; every byte is verified on the way."""
+    if hf_config is not None and format_ is not Format.HF:
+        raise UsageError("--hf-config goes with --format hf")
+    try:
+        config = hf_config.read_text() if hf_config is not None else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {hf_config}: {error}") from error
+
+    def write(store: ObjectStore, id_: str, manifest_hash: str) -> Exported:
+        with output.byte_progress("exporting") as progress:
+            return export_checkpoint(
+                store,
+                id_,
+                manifest_hash,
+                to,
+                hugging_face=format_ is Format.HF,
+                config=config,
+                shard_bytes=int(shard_gb * 1e9),
+                progress=progress,
+            )
+
+    async def from_plane(plane: Plane) -> Exported:
+        id_ = await job_id(plane, job)
+        found = await _checkpoint(plane, job, id_, step)
+        pin = checkpoint_pb2.PinCheckpointRequest(job=id_, step=found.step, owner="export", ttl_s=_PIN_S)
+        pin.request_id = fresh_id("req")
+        # Pinned, so that retention does not take it away in between.
+        await plane.checkpoints.PinCheckpoint(pin)
+        try:
+            return write(open_object_store(data / "objects"), id_, found.manifest_hash)
+        finally:
+            pin.ttl_s, pin.request_id = 0, fresh_id("req")
+            await plane.checkpoints.PinCheckpoint(pin)
+
+    folder = Path(job)
+    if folder.is_dir():
+        store = open_object_store(folder)
+        exported = write(store, LOCAL_JOB, local_manifest(store, folder, step))
+    else:
+        exported = call(data, from_plane)
+    if json:
+        output.print_json(
+            {
+                "step": exported.step,
+                "folder": str(exported.folder),
+                "files": exported.files,
+                "tensors": exported.tensors,
+                "bytes": exported.size_bytes,
+            }
+        )
+        return
+    output.out.print(
+        f"step {exported.step}: {exported.tensors} tensors, {output.size(exported.size_bytes)}, "
+        f"in {len(exported.files)} files in {exported.folder}",
+        markup=False,
+    )
+
+
+async def _checkpoint(plane: Plane, job: str, id_: str, step: int) -> checkpoint_pb2.Checkpoint:
+    """The checkpoint of this step, or the newest sound one."""
+    newest = await plane.checkpoints.GetLatest(checkpoint_pb2.GetLatestRequest(job=id_, max_step=step))
+    if newest.HasField("checkpoint") and step in (0, newest.checkpoint.step):
+        return newest.checkpoint
+    what = f"no sound checkpoint of step {step}" if step else "no sound checkpoint"
+    raise UsageError(f"{job} has {what}", hint=f"see `distroml checkpoints list {job}`")
 
 
 async def job_id(plane: Plane, job: str) -> str:

@@ -37,7 +37,7 @@ def lines(plan: t.JobPlan) -> Iterator[str]:
     """A plan in lines of text."""
     yield f"plan of generation {plan.generation}: {plan.plan or 'one that this release cannot read'}"
     for reason in plan.reasons:
-        yield f"  because {reason}"
+        yield f"  - {reason}"
     if plan.binding:
         yield f"  what binds: {plan.binding}"
     yield from _cost(
@@ -46,6 +46,7 @@ def lines(plan: t.JobPlan) -> Iterator[str]:
         output.short_time(plan.step_seconds) if plan.step_seconds else "",
         output.off(plan.predicted_step_seconds, plan.step_seconds),
         f"median of {plan.steps} steps",
+        known=plan.steps > 0,
     )
     yield from _cost(
         "memory of a rank",
@@ -53,6 +54,7 @@ def lines(plan: t.JobPlan) -> Iterator[str]:
         output.binary_size(plan.peak_bytes_per_rank) if plan.peak_bytes_per_rank else "",
         output.off(plan.predicted_peak_bytes_per_rank, plan.peak_bytes_per_rank),
         "largest peak",
+        known=plan.steps > 0,
     )
     if verdict := _VERDICTS.get(plan.verdict):
         yield f"  {verdict}{f': {plan.message}' if plan.message else ''}"
@@ -101,11 +103,11 @@ def _object(text: object) -> dict[str, Any]:
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
-def _cost(what: str, predicted: str, measured: str, off: str, how: str) -> Iterator[str]:
+def _cost(what: str, predicted: str, measured: str, off: str, how: str, *, known: bool) -> Iterator[str]:
     said = [f"predicted {predicted}"] if predicted else []
     if measured:
         said.append(f"measured {measured} ({', '.join(text for text in (off, how) if text)})")
     elif predicted:
-        said.append("not measured yet")
+        said.append("not measured" if known else "not measured yet")
     if said:
         yield f"  {what}: {', '.join(said)}"

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from distroml.cli import strict_yaml
-from distroml.cli.strict_yaml import Field
+import yaml
+
+from distroml.cli.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What one field of a job file takes: its type in words, and the fields below it."""
+
+    kind: str
+    below: Mapping[str, Field] = field(default_factory=dict[str, "Field"])
+
 
 _INT, _TEXT, _TEXTS, _MAP = Field("whole number"), Field("text"), Field("list of texts"), Field("mapping of texts")
 SCHEMA: Mapping[str, Field] = {
@@ -28,7 +39,6 @@ SCHEMA: Mapping[str, Field] = {
     "dataset": _TEXT,
     "log_cap_bytes": _INT,
 }
-_EXAMPLE = "command: [train.py]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +55,65 @@ def read(path: Path) -> JobFile:
     Raises:
         UsageError: no such file, no YAML, or fields that are unknown or ill-typed: all of them, each with its line.
     """
-    document = strict_yaml.read(path, SCHEMA, what="job file", such_as=_EXAMPLE)
-    if "command" not in document.values and "command" not in document.problems:
-        document.problems.add(1, f"`command` is missing: the script and its arguments, such as `{_EXAMPLE}`")
-    document.problems.check()
-    return JobFile(document.values, path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the job file {path}: {error}") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is no YAML: {error}") from error
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    if not isinstance(node, yaml.MappingNode):
+        problems.append("line 1: a job file is a mapping of fields, such as `command: [train.py]`")
+    else:
+        values = _mapping(node, SCHEMA, "", problems)
+        if "command" not in values and not any("command" in problem for problem in problems):
+            problems.append("line 1: `command` is missing: the script and its arguments, such as `command: [train.py]`")
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UsageError(f"{path} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return JobFile(values, path)
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1 if node.start_mark is not None else 0
+
+
+def _mapping(node: yaml.MappingNode, schema: Mapping[str, Field], prefix: str, problems: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
+    for key_node, value_node in pairs:
+        key = str(key_node.value)
+        name = prefix + key
+        if key not in schema:
+            near = difflib.get_close_matches(key, schema, 1, 0.5)
+            advice = f"; did you mean `{prefix}{near[0]}`?" if near else f"; known are {', '.join(schema)}"
+            problems.append(f"line {_line(key_node)}: unknown field `{name}`{advice}")
+        elif key in values:
+            problems.append(f"line {_line(key_node)}: `{name}` is given twice")
+        else:
+            values[key] = _value(value_node, schema[key], name, problems)
+    return values
+
+
+def _value(node: yaml.Node, wanted: Field, name: str, problems: list[str]) -> Any:
+    if wanted.below and isinstance(node, yaml.MappingNode):
+        return _mapping(node, wanted.below, name + ".", problems)
+    tag = node.tag.rpartition(":")[2]
+    if wanted.kind.startswith("whole number") and tag == "int":
+        return int(str(node.value).replace("_", ""), 0)
+    if wanted.kind == "text" and isinstance(node, yaml.ScalarNode) and tag == "str":
+        return str(node.value)
+    if wanted.kind == "list of texts" and isinstance(node, yaml.SequenceNode):
+        items = cast("list[yaml.Node]", node.value)
+        if all(isinstance(item, yaml.ScalarNode) for item in items):
+            return [str(item.value) for item in items]
+    if wanted.kind == "mapping of texts" and isinstance(node, yaml.MappingNode):
+        pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
+        if all(isinstance(value, yaml.ScalarNode) for _, value in pairs):
+            return {str(key.value): str(value.value) for key, value in pairs}
+    shown = repr(str(node.value))[:40] if isinstance(node, yaml.ScalarNode) else f"a {tag}"
+    problems.append(f"line {_line(node)}: `{name}` takes a {wanted.kind}, not {shown}")
+    return None

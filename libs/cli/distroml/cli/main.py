@@ -15,6 +15,7 @@ from distroml.cli import (
     doctor,
     job_commands,
     output,
+    plan_command,
     plane_commands,
     replay_commands,
     run_commands,
@@ -55,6 +56,7 @@ app.add_typer(job_commands.app, name="job")
 app.command()(cluster_commands.nodes)
 app.command()(cluster_commands.queue)
 app.add_typer(checkpoint_commands.app, name="checkpoints")
+app.command()(plan_command.plan)
 app.command()(replay_commands.events)
 app.command()(replay_commands.replay)
 app.command()(doctor.doctor)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,6 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 # Colours and width follow the terminal; a pipe gets plain text.
 out = Console(highlight=False, soft_wrap=True)
@@ -138,13 +140,34 @@ def binary_size(count: float) -> str:
 
 
 def short_time(seconds: float) -> str:
-    """A short time with three figures: `38.4 ms`, `24.8 s`."""
+    """A short time with three figures: `96 µs`, `38.4 ms`, `24.8 s`."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def off(predicted: float, measured: float) -> str:
-    """How far a measurement is off: `+13 %`; empty where one of them is not known."""
-    return f"{100 * (measured / predicted - 1):+.0f} %" if predicted > 0 and measured > 0 else ""
+    """How far a measurement is off: `+13 %`, `4.1 times`; empty where one of them is not known."""
+    if not (predicted > 0 and measured > 0):
+        return ""
+    ratio = measured / predicted
+    return f"{ratio:.3g} times" if ratio >= 3 else f"{100 * (ratio - 1):+.0f} %"
+
+
+@contextmanager
+def byte_progress(what: str) -> Generator[Callable[[int, int], None]]:
+    """A bar on the terminal's error stream, moved by (bytes done, bytes in all); nothing where it is no terminal."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def fail(message: str, hint: str = "") -> None:

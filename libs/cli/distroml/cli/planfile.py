@@ -1,140 +1,108 @@
-"""Specs for `distroml plan`: a model, a cluster, a batch and how to train, read strictly from YAML.
+"""Specs for `distroml plan`: YAML whose every mistake is named with its line.
 
-model: {transformer: {hidden: 8192, layers: 80, heads: 64, kv_heads: 8, ffn: 28672, vocab: 128256, seq: 8192}}
-cluster: {nodes: 64, gpus_per_node: 8, gpu: h100, intra_gb_per_s: 450, inter_gb_per_s: 50}
-batch: {global: 1024}
-training: {optimizer: adamw, precision: bf16, recompute: auto}
+    model: {transformer: {hidden: 8192, layers: 80, heads: 64, kv_heads: 8, ffn: 28672, vocab: 128256, seq: 8192}}
+    cluster: {nodes: 64, gpus_per_node: 8, gpu: h100, intra_gb_per_s: 450, inter_gb_per_s: 50}
+    batch: {global: 1024}
+    training: {optimizer: adamw, precision: bf16, recompute: auto}
+
+What the fields are is the planner's to say (`distroml.planner.spec`); here each gets its line.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from distroml.cli import strict_yaml
-from distroml.cli.strict_yaml import Document, Field
+import yaml
+
+from distroml.cli.errors import UsageError
+from distroml.planner import PlanRefused, Spec, read_spec
 
 
-def _count(*, required: bool = False) -> Field:
-    return Field("whole number", above=0, required=required)
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 2e3 for a text; here it is a number."""
 
 
-def _amount(*, required: bool = False) -> Field:
-    return Field("number", above=0, required=required)
+cast(Any, _Loader).add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
-_TRANSFORMER: Mapping[str, Field] = {
-    "hidden": _count(required=True),
-    "layers": _count(required=True),
-    "heads": _count(required=True),
-    "kv_heads": _count(),
-    "ffn": _count(),
-    "vocab": _count(required=True),
-    "seq": _count(required=True),
-    "params_dtype": Field("text"),
-}
-_GPU: Mapping[str, Field] = {
-    "tflops": _amount(required=True),
-    "memory_gib": _amount(required=True),
-    "memory_gb_per_s": _amount(required=True),
-}
-SCHEMA: Mapping[str, Field] = {
-    "model": Field(
-        "mapping",
-        {
-            "entry": Field("text"),
-            "sample": Field("anything"),
-            "loss": Field("text"),
-            "transformer": Field("mapping", _TRANSFORMER),
-        },
-        required=True,
-    ),
-    "cluster": Field(
-        "mapping",
-        {
-            "nodes": _count(),
-            "gpus_per_node": _count(),
-            "gpu": Field("text or mapping", _GPU),
-            "intra_gb_per_s": _amount(),
-            "inter_gb_per_s": _amount(),
-            "intra_latency_us": Field("number", above=-1e-9),
-            "inter_latency_us": Field("number", above=-1e-9),
-        },
-    ),
-    "batch": Field("mapping", {"global": _count(required=True)}, required=True),
-    "training": Field(
-        "mapping",
-        {
-            "optimizer": Field("text"),
-            "precision": Field("text"),
-            "recompute": Field("text", one_of=("none", "selective", "full", "auto")),
-        },
-    ),
-}
+_DEPTH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
-    """A spec's values; absent fields are absent. Exactly one of `model.entry` and `model.transformer` is there."""
+    """A spec's raw values, and the line of each dotted name."""
 
-    document: Document
+    values: Mapping[str, Any]
+    lines: Mapping[str, int]
     path: Path
 
-    @property
-    def values(self) -> Mapping[str, Any]:
-        """The fields, typed as `SCHEMA` says."""
-        return self.document.values
+    def spec(self, *, live: Mapping[str, object] | None = None) -> Spec:
+        """What the file says. `live` are fields of the cluster that the control plane knows better.
+
+        Raises:
+            UsageError: fields are unknown, missing or ill-typed: all of them, each with its line.
+        """
+        values = dict(self.values)
+        if live is not None:
+            cluster: object = values.get("cluster") or {}
+            known = cast("dict[str, object]", cluster) if isinstance(cluster, dict) else None
+            values["cluster"] = cluster if known is None else {**known, **live}
+        try:
+            return read_spec(values)
+        except PlanRefused as error:
+            raise _refused(self.path, sorted(map(self._placed, str(error).splitlines()))) from error
+
+    def _placed(self, problem: str) -> tuple[int, str]:
+        name = problem.partition(" ")[0].removesuffix(":")
+        while name and name not in self.lines:
+            name = name.rpartition(".")[0]
+        return self.lines.get(name, 1), problem
 
 
-def read(path: Path, *, live: bool = False) -> PlanFile:
-    """Read a spec. With `live`, the control plane says how many machines there are.
+def read(path: Path) -> PlanFile:
+    """Read a spec.
 
     Raises:
-        UsageError: no such file, no YAML, or fields that are unknown, missing or ill-typed: all of them, each with
-            its line.
+        UsageError: no such file, no YAML, or a field is given twice.
     """
-    document = strict_yaml.read(path, SCHEMA, what="plan's spec", such_as="batch: {global: 512}")
-    _check_model(document)
-    _check_cluster(document, live=live)
-    document.problems.check()
-    return PlanFile(document, path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the spec {path}: {error}") from error
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        values: object = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{path}: a spec is a mapping of `model`, `cluster`, `batch` and `training`")
+    lines: dict[str, int] = {}
+    twice = list(_walk(node, "", lines))
+    if twice:
+        raise _refused(path, twice)
+    return PlanFile(cast("dict[str, Any]", values), lines, path)
 
 
-def _check_model(document: Document) -> None:
-    given = document.values.get("model")
-    if not isinstance(given, dict):
-        return
-    model = cast("dict[str, object]", given)
-    line = document.line("model")
-    if ("entry" in model) == ("transformer" in model):
-        text = "`model` takes either `entry: module:factory` with `sample`, or `transformer` with its numbers"
-        document.problems.add(line, text + (", not both" if "entry" in model else ""))
-    for name in ("entry", "loss"):
-        value = model.get(name)
-        if isinstance(value, str) and not all(part.strip() for part in value.partition(":")):
-            document.problems.add(
-                document.line(f"model.{name}"), f"`model.{name}` is `module:name`, such as train:build_model"
-            )
-    if "entry" in model and "sample" not in model:
-        document.problems.add(line, "`model.sample` is missing: `module:function` that returns one microbatch")
-    for name in ("sample", "loss"):
-        if "transformer" in model and name in model:
-            document.problems.add(document.line(f"model.{name}"), f"`model.{name}` goes with `model.entry`")
+def _walk(node: yaml.MappingNode, prefix: str, lines: dict[str, int]) -> list[tuple[int, str]]:
+    twice: list[tuple[int, str]] = []
+    for key, value in cast("list[tuple[yaml.Node, yaml.Node]]", node.value):
+        name = f"{prefix}{key.value}"
+        line = key.start_mark.line + 1 if key.start_mark is not None else 1
+        if name in lines:
+            twice.append((line, f"{name} is given twice"))
+        lines[name] = line
+        # An alias may lead back to where it stands.
+        if isinstance(value, yaml.MappingNode) and name.count(".") < _DEPTH:
+            twice += _walk(value, f"{name}.", lines)
+    return twice
 
 
-def _check_cluster(document: Document, *, live: bool) -> None:
-    cluster: object = document.values.get("cluster")
-    if cluster is None and not live and "cluster" not in document.lines:
-        document.problems.add(
-            1, "`cluster` is missing: it takes a mapping; --live plans for the control plane's machines"
-        )
-    if not isinstance(cluster, dict):
-        return
-    line = document.line("cluster")
-    needed = {"nodes": "a whole number", "gpus_per_node": "a whole number"} if not live else {}
-    needed["gpu"] = "the name of a GPU, or {tflops, memory_gib, memory_gb_per_s}"
-    for name, what in needed.items():
-        if name not in cluster and not (live and name == "gpu"):
-            document.problems.add(line, f"`cluster.{name}` is missing: it takes {what}")
+def _refused(path: Path, problems: list[tuple[int, str]]) -> UsageError:
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return UsageError(f"{path} has {count}:\n" + "\n".join(f"  line {line}: {text}" for line, text in problems))

@@ -41,10 +41,12 @@ def _cut(blocks_s: tuple[float, ...], stages: int, before_s: float, after_s: flo
         following = [float("inf")] * (n + 1)
         source = [0] * (n + 1)
         for j in range(stage + 1, n + 1):
-            for i in range(stage, j):
-                slowest = max(best[i], upto[j] - upto[i] + extra)
-                # Later cuts win ties: earlier stages get more.
-                if slowest <= following[j]:
+            # From the latest cut on, so that ties give earlier stages more.
+            for i in range(j - 1, stage - 1, -1):
+                last = upto[j] - upto[i] + extra
+                if last >= following[j]:
+                    break
+                if (slowest := max(best[i], last)) < following[j]:
                     following[j], source[j] = slowest, i
         best = following
         came.append(source)

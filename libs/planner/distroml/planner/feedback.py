@@ -73,6 +73,8 @@ def _joined(
     left = total - sum(parts[part] for part in factors)
     if total and rest > 0 and left > 0:
         factors |= {part: left / rest for part, value in predicted.items() if value and part not in factors}
+    # The margin is a share of other parts and follows them.
+    factors.pop("margin", None)
     joined = dict(known)
     for part, factor in factors.items():
         # The prediction held the factor known before; the new one stands on top of it. Joined as ratios.

@@ -45,8 +45,8 @@ _VOLTA = _architecture(0.8, 0.7, 0.4, flash=False)
 _AMPERE = _architecture(0.895, 0.705, 0.55, flash=False)
 _ADA = _architecture(0.8, 0.7, 0.5, flash=True)
 # Hopper and later lower their clocks under a full load of matrix products.
-_HOPPER = _architecture(0.75, 0.7, 0.32, flash=True)
-_BLACKWELL = _architecture(0.75, 0.7, 0.32, flash=True)
+_HOPPER = _architecture(0.77, 0.7, 0.31, flash=True)
+_BLACKWELL = _architecture(0.77, 0.7, 0.31, flash=True)
 
 _GPUS = {
     device.name: device

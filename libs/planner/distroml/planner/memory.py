@@ -52,6 +52,24 @@ class MemoryModel:
             found.append(seen[key])
         return found
 
+    def peak_bytes(self, plan: Plan, spans: Sequence[Span], microbatch: int, microbatches: int) -> float:
+        """Most memory of any rank. Of coordinates whose stages are alike, the first holds most microbatches."""
+        first: dict[object, int] = {}
+        for rank in range(plan.pp):
+            first.setdefault(tuple(self.chain.alike(span) for span in spans[rank :: plan.pp]), rank)
+        return max(
+            sum(
+                self._rank(
+                    plan,
+                    spans[rank :: plan.pp],
+                    in_flight(plan.schedule, plan.pp, plan.chunks, microbatches, rank) if plan.pp > 1 else (1,),
+                    microbatch,
+                    microbatches,
+                ).values()
+            )
+            for rank in first.values()
+        )
+
     def _rank(
         self, plan: Plan, held: Sequence[Span], flying: Sequence[int], microbatch: int, microbatches: int
     ) -> dict[str, float]:
@@ -71,9 +89,15 @@ class MemoryModel:
             count * saved.over(span) for span, count in zip(held, flying, strict=True)
         )
         parts["transient"] = largest.transient_bytes
-        if not (training.has_master(item) or plan.dp_replicate > 1 or microbatches > 1 or plan.pp > 1):
+        whole = parts["gradients"]
+        alone = plan.dp_shard == plan.tp == plan.pp == 1
+        # Whole copies have buffers for gradients, as have engines with 32-bit sums.
+        lasting = alone or training.has_master(item)
+        if not lasting and microbatches == 1 and plan.pp == 1:
             self._come_and_go(parts, plan, held[0], microbatch)
-        parts["buffers"] = self._buffers(plan, held, microbatch, microbatches, parts["gradients"])
+        parts["buffers"] = self._buffers(plan, held, microbatch, microbatches, whole)
+        if plan.dp_replicate > 1 and not lasting:
+            parts = self._after_passes(parts, whole)
         for part in BYTES[:-1]:
             parts[part] *= self.corrections.memory(part)
         moving = parts["gathered"] + parts["activations"] + parts["transient"] + parts["buffers"]
@@ -111,12 +135,14 @@ class MemoryModel:
             # Computing in fewer bits than are stored makes copies, which live until the backward pass.
             return elements * training.compute_itemsize if training.compute_itemsize < item else 0.0
         gradient = training.gradient_bytes(item)
-        if plan.reshard_after_forward:
+        keeps = plan.pp > 1 and self.chain.profile.engine == "torch"
+        if plan.reshard_after_forward and not keeps:
             # The unit that runs, the next one on its way, and the gradients of one before they are scattered.
             return min(elements, 2 * largest) * training.compute_itemsize + largest * gradient
         kept = elements * training.compute_itemsize
-        # A pipelined stage scatters once a step and sums whole gradients until then.
-        return kept + (trainable if plan.pp > 1 else largest) * gradient
+        # A stage that scatters once a step sums whole gradients until then.
+        once = plan.pp > 1 and not keeps
+        return kept + (trainable if once else largest) * gradient
 
     def _come_and_go(self, parts: dict[str, float], plan: Plan, span: Span, microbatch: int) -> None:
         """Take gradients and activations at the moment of the backward pass when both together are largest."""
@@ -131,14 +157,21 @@ class MemoryModel:
             best = max(best, (activations + gradients, activations, gradients))
         _, parts["activations"], parts["gradients"] = best
 
+    @staticmethod
+    def _after_passes(parts: dict[str, float], gradients: float) -> dict[str, float]:
+        """The larger of two moments: the passes, and the sums along dp_replicate in buffers of the gradients' size."""
+        passing = {"activations": 0.0, "transient": 0.0, "gathered": 0.0}
+        after = {**parts, **passing, "gradients": gradients, "buffers": gradients}
+        return after if sum(after.values()) > sum(parts.values()) else parts
+
     def _buffers(self, plan: Plan, held: Sequence[Span], microbatch: int, microbatches: int, gradients: float) -> float:
         bucket = min(plan.bucket_mb * _MIB, gradients) if plan.dp_replicate > 1 else 0.0
         if plan.pp == 1:
             return bucket
         profile = self.chain.profile
-        share = plan.tp if profile.output_split else 1
+        share = plan.tp if profile.engine == "megatron" else 1
         # torch's stages allocate a buffer for each microbatch beforehand; engines that scatter reuse two.
-        slots = 2 if profile.output_split else microbatches
+        slots = 2 if profile.engine == "megatron" else microbatches
         crossing = 0.0
         for start, end in held:
             if start > 0:

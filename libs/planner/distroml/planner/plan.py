@@ -118,6 +118,10 @@ class Plan:
             rank = rank * self.mesh[axis] + coordinate[axis]
         return rank
 
+    def as_dict(self) -> dict[str, object]:
+        """The plan's fields as a JSON object, with `reasons`, and `text`, which can be asked for again."""
+        return {**asdict(self), "text": str(self)}
+
     def to_json(self) -> str:
         """The plan as one JSON text, with `reasons`."""
         return json.dumps(asdict(self), sort_keys=True)

@@ -85,6 +85,8 @@ def _stages(plan: Plan, profile: ModelProfile) -> Refused | None:
 
 
 def _sequence(plan: Plan, profile: ModelProfile) -> Refused | None:
+    if plan.sequence_parallel and plan.tp > 1 and profile.engine == "torch":
+        return Refused(reason="sequence_parallel is not possible yet", nearest="sequence_parallel=no works")
     if plan.sequence_parallel and plan.tp > 1 and profile.tokens % plan.tp:
         return Refused(
             reason=f"sequence_parallel splits {profile.tokens} tokens by tp={plan.tp}, which does not divide them",

@@ -105,6 +105,13 @@ class Refused:
     def __str__(self) -> str:
         return f"{self.reason}; {self.nearest}" if self.nearest else self.reason
 
+    def as_dict(self) -> dict[str, object]:
+        """The JSON object of a refusal; of a plan that only lacks memory it has the prediction too."""
+        told: dict[str, object] = {"reason": self.reason, "nearest": self.nearest}
+        if self.prediction is not None:
+            told |= {"missing_bytes": round(self.missing_bytes), "prediction": self.prediction.as_dict()}
+        return told
+
 
 @dataclass(frozen=True, slots=True)
 class Corrections:

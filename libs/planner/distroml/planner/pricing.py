@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from distroml.planner.cost.chain import Chain, Span
 from distroml.planner.cost.collectives import all_reduce_s, gather_s, send_s
 from distroml.planner.cost.exchange import StageLoad, replicate_s, shard_s
-from distroml.planner.cost.pipeline import fill_s, sends
+from distroml.planner.cost.pipeline import bubble_s, sends
 from distroml.planner.memory import MemoryModel
 from distroml.planner.plan import Axis, Plan
 from distroml.planner.possible import impossible
@@ -79,7 +79,7 @@ class Pricer:
         self.training = training
         self.global_batch = global_batch
         self.corrections = corrections or Corrections()
-        self.chain = Chain(profile, topology.device, training, measured, self.corrections)
+        self.chain = Chain(profile, topology.device, training, measured)
         self.memory = MemoryModel(self.chain, topology.device, training, self.corrections)
         # Routes are shared, so that equal ones are one object and tell cores apart.
         self._routes: dict[tuple[int, int], Route] = {}
@@ -166,14 +166,20 @@ class Pricer:
         self._exchanges(plan, core.ends, count, seconds)
         seconds["tied"] = self._tied_s(plan, self.chain.spans(plan.stages)) if self.profile.tied else 0.0
         seconds["optimizer"] = self._optimizer_s(plan, core.elements)
-        seconds["other"] = self.topology.device.step_s * self.corrections.time("other")
-        return seconds
+        seconds["other"] = self.topology.device.step_s
+        return self._corrected(seconds)
+
+    def least_s(self, plan: Plan) -> float:
+        """Seconds of the step without what data-parallel ranks exchange: no split of the same core takes less."""
+        return sum(self._corrected(self.core(plan).seconds).values())
+
+    def _corrected(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        return {part: value * self.corrections.time(part) for part, value in seconds.items()}
 
     def peak_bytes(self, plan: Plan) -> float:
         """Most memory of any rank under a plan that is possible."""
         microbatch, count = self.samples(plan)
-        ranks = self.memory.ranks(plan, self.chain.spans(plan.stages), microbatch, count)
-        return max(sum(parts.values()) for parts in {id(parts): parts for parts in ranks}.values())
+        return self.memory.peak_bytes(plan, self.chain.spans(plan.stages), microbatch, count)
 
     def core(self, plan: Plan) -> Core:
         """What of a plan's cost does not depend on how data-parallel ranks share parameters."""
@@ -198,15 +204,16 @@ class Pricer:
         seconds["compute"] = count * worst.compute
         seconds["recompute"] = count * worst.recompute
         seconds["tp"] = count * worst.tp
-        seconds["bubble"] = self.corrections.time("bubble") * fill_s(
+        seconds["bubble"] = bubble_s(
             plan.schedule,
             plan.chunks,
             count,
-            [rank.total for rank in ranks],
-            [rank.forward + rank.recompute for rank in ranks],
+            [rank.forward for rank in ranks],
+            [rank.backward for rank in ranks],
+            [rank.recompute for rank in ranks],
         )
         send = self._send_s(plan, spans, microbatch, tp_route)
-        seconds["p2p"] = self.corrections.time("p2p") * send * sends(plan.schedule, plan.pp, plan.chunks, count)
+        seconds["p2p"] = send * sends(plan.schedule, plan.pp, plan.chunks, count)
         ends: dict[object, tuple[_Rank, float]] = {}
         early = 0.0
         for number, rank in enumerate(ranks):
@@ -250,7 +257,7 @@ class Pricer:
             return 0.0
         crossing = max(self.profile.units[end - 1].output_bytes for _, end in spans[:-1]) * microbatch
         route = self.route(plan, "pp")
-        if not self.profile.output_split or plan.tp == 1:
+        if self.profile.engine == "torch" or plan.tp == 1:
             return send_s(route, crossing)
         # Each tp rank sends its part; without sequence parallelism the parts are gathered again on arrival.
         gathered = 0.0 if plan.sequence_parallel else gather_s(tp_route, crossing)
@@ -264,25 +271,30 @@ class Pricer:
         shard_route, replicate_route = self.route(plan, "dp_shard"), self.route(plan, "dp_replicate")
         if not shard_route and not replicate_route:
             return
+        # See `ModelProfile.engine`.
+        keeps = plan.pp > 1 and self.profile.engine == "torch"
+        once = plan.pp > 1 and self.profile.engine == "megatron" and not plan.reshard_after_forward
+        # Sums along dp_replicate run beside the backward pass only where nothing else divides the model.
+        window = 1.0 if plan.dp_shard == plan.tp == plan.pp == 1 else 0.0
         last = (-math.inf, 0.0, 0.0)
         for rank, slack in ends:
-            shard = self.corrections.time("dp_shard") * shard_s(
+            shard = shard_s(
                 shard_route,
                 StageLoad(elements=rank.elements, units=rank.units, forward_s=rank.forward, backward_s=rank.backward),
                 gather_bytes=min(item, self.training.compute_itemsize),
                 scatter_bytes=self.training.reduced_bytes(item),
-                microbatches=count,
-                reshard=plan.reshard_after_forward,
-                pipelined=plan.pp > 1,
+                times=1 if once else count,
+                again=plan.reshard_after_forward and not keeps,
                 overlap=device.overlap,
+                call_s=device.shard_call_s,
             )
-            replicate = self.corrections.time("dp_replicate") * replicate_s(
+            replicate = replicate_s(
                 replicate_route,
                 rank.elements / plan.dp_shard * self.training.reduced_bytes(item),
                 bucket_bytes=plan.bucket_mb * _MIB,
                 compression=self.training.compression,
                 codec_s_per_byte=self.training.codec_s_per_byte,
-                window_s=rank.backward,
+                window_s=rank.backward * window,
                 overlap=device.overlap,
             )
             last = max(last, (shard + replicate - slack, shard, replicate))
@@ -298,13 +310,13 @@ class Pricer:
                 # The holders are a group of their own; it crosses what the whole pipeline crosses.
                 bytes_ = shared * self.training.reduced_bytes(self.profile.parameter_itemsize)
                 total += all_reduce_s(self.route(plan, "pp")[-1:], bytes_)
-        return total * self.corrections.time("tied")
+        return total
 
     def _optimizer_s(self, plan: Plan, elements: float) -> float:
         device = self.topology.device
         traffic = elements / plan.dp_shard * self.training.step_bytes(self.profile.parameter_itemsize)
         rate = device.memory_bytes_per_s * device.memory_efficiency
-        return traffic / rate * self.corrections.time("optimizer")
+        return traffic / rate
 
     def binding(self, plan: Plan, seconds: dict[str, float]) -> str:
         """The largest part of the step; of exchanges with the outermost level of links that they cross."""

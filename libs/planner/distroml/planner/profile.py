@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["before", "block", "after"]
+Engine = Literal["torch", "megatron"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +102,11 @@ class ModelProfile:
         no_tp: why tp cannot be above 1, "" where it can.
         no_pp: why pp cannot be above 1, "" where it can.
         tokens: tokens (or other terms of the loss) in one sample.
-        output_split: what crosses between stages travels as one tp-th from each tp rank (Megatron's scatter and
-            gather) and not as a copy from each.
+        engine: what runs the plan. "torch" is this project's runtime: boundary tensors of stages travel as copies
+            from each tp rank, into a buffer for each microbatch; pipelined stages gather and scatter for each
+            microbatch; there is no sequence parallelism. "megatron" stands for engines whose measurements are
+            published: boundary tensors travel as tp-th parts, and pipelined stages that keep their parameters gather
+            and scatter once a step.
     """
 
     name: str
@@ -114,7 +118,7 @@ class ModelProfile:
     no_tp: str = ""
     no_pp: str = ""
     tokens: int = 1
-    output_split: bool = False
+    engine: Engine = "torch"
 
     @property
     def model_flops(self) -> float:

@@ -11,7 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from distroml.planner.plan import AXES, RECOMPUTE, SCHEDULES, Axis, Plan, PlanRefused, Recompute, Schedule
+from distroml.planner.plan import (
+    AXES,
+    DEFAULT_BUCKET_MB,
+    RECOMPUTE,
+    SCHEDULES,
+    Axis,
+    Plan,
+    PlanRefused,
+    Recompute,
+    Schedule,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +49,21 @@ class Wish:
         return {"pp": self.pp, "dp_replicate": self.dp_replicate, "dp_shard": self.dp_shard, "tp": self.tp}
 
     def whole(self) -> Wish:
-        """The wish for one given plan: axes that it does not name have size 1."""
+        """The wish for one given plan: what it does not name is as `Plan` has it by itself.
+
+        Left free are only the microbatch, recomputation, and the cut into stages.
+        """
         axes: dict[str, Any] = {axis: size or 1 for axis, size in self.mesh.items()}
-        return replace(self, **axes)
+        several = (self.chunks or 1) > 1 or (self.stages is not None and len(self.stages) > axes["pp"])
+        return replace(
+            self,
+            **axes,
+            order=self.order or AXES,
+            schedule=self.schedule or ("interleaved" if several else "1f1b"),
+            reshard_after_forward=self.reshard_after_forward is not False,
+            sequence_parallel=bool(self.sequence_parallel),
+            bucket_mb=self.bucket_mb or DEFAULT_BUCKET_MB,
+        )
 
     def allows(self, plan: Plan) -> bool:
         """Whether `plan` is as wished."""

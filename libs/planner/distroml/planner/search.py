@@ -16,7 +16,7 @@ from distroml.planner.balance import balanced_stages
 from distroml.planner.candidates import Core, Shape, cores, orders, plan_of, shapes, splits
 from distroml.planner.plan import AXES, Axis, Plan, PlanRefused
 from distroml.planner.possible import impossible, pp_refused, tp_refused
-from distroml.planner.prediction import Corrections, Prediction
+from distroml.planner.prediction import Corrections, Prediction, Refused
 from distroml.planner.pricing import Pricer
 from distroml.planner.profile import MeasuredUnit, ModelProfile
 from distroml.planner.reasons import against, reasons_for, refusal_of_nothing
@@ -62,6 +62,19 @@ class Choice:
         """What the step's time is mostly spent on."""
         return self.prediction.binding
 
+    def as_dict(self) -> dict[str, object]:
+        """The choice as a JSON object: `plan`, `prediction`, `alternatives`, `binding`, `rejected`."""
+        return {
+            "plan": self.plan.as_dict(),
+            "prediction": self.prediction.as_dict(),
+            "binding": self.binding,
+            "alternatives": [
+                {"plan": one.plan.as_dict(), "prediction": one.prediction.as_dict(), "reason": one.reason}
+                for one in self.alternatives
+            ],
+            "rejected": dict(self.rejected),
+        }
+
 
 def search(
     profile: ModelProfile,
@@ -82,13 +95,15 @@ def search(
     return Search(pricer, wish or Wish()).run()
 
 
-def complete(pricer: Pricer, wish: Wish) -> Choice:
-    """The best plan that is exactly what `wish` says, axes that it does not name being 1.
-
-    Raises:
-        PlanRefused: there is none.
-    """
-    return Search(pricer, wish.whole(), alternatives=False).run()
+def complete(pricer: Pricer, wish: Wish) -> Prediction | Refused:
+    """The price of one given plan; what it leaves open is as `Wish.whole` says, and otherwise at its best."""
+    only = Search(pricer, wish.whole(), alternatives=False)
+    try:
+        return only.run().prediction
+    except PlanRefused as error:
+        if only.nearest is not None:
+            return pricer.price(only.nearest[1])
+        return Refused(reason=str(error))
 
 
 class Search:
@@ -102,7 +117,7 @@ class Search:
         self.batch = pricer.global_batch
         self.alternatives = alternatives
         self.rejected: Counter[str] = Counter()
-        self._nearest: tuple[float, Plan] | None = None
+        self.nearest: tuple[float, Plan] | None = None
         self._laid: dict[tuple[int, ...], list[tuple[Axis, ...]]] = {}
 
     def run(self) -> Choice:
@@ -124,7 +139,9 @@ class Search:
         chosen = self._bucketed(min(near, key=_complexity))
         prediction = self.pricer.predict(chosen)
         others = [self.pricer.predict(plan) for _, plan in found if plan.mesh != chosen.mesh]
-        plan = replace(chosen, reasons=reasons_for(prediction, self.pricer, others, dict(self.rejected)))
+        plan = chosen
+        if self.alternatives:
+            plan = replace(chosen, reasons=reasons_for(prediction, self.pricer, others, dict(self.rejected)))
         return Choice(
             plan=plan,
             prediction=replace(prediction, plan=plan),
@@ -182,7 +199,7 @@ class Search:
 
     def _bound(self, plan: Plan) -> float:
         """A step's least time for the plan's core: its pipeline with every axis on the best links for it."""
-        return min(sum(self.pricer.core(replace(plan, order=order)).seconds.values()) for order in self._inner(plan))
+        return min(self.pricer.least_s(replace(plan, order=order)) for order in self._inner(plan))
 
     @staticmethod
     def _inner(plan: Plan) -> list[tuple[Axis, ...]]:
@@ -231,7 +248,11 @@ class Search:
         """All ways to share one core's parameters among its data-parallel ranks, and to lay its axes on levels."""
         found: list[tuple[float, Plan]] = []
         capacity = self.pricer.topology.device.usable_bytes
+        # Pipelined stages of torch's engine keep what they gathered, whatever the plan says.
+        means_nothing = plan.pp > 1 and self.pricer.profile.engine == "torch"
         for reshard in (True, False):
+            if means_nothing and not reshard and self.wish.reshard_after_forward is None:
+                continue
             if plan.dp > 1 and self.wish.reshard_after_forward not in (None, reshard):
                 continue
             # Among sharded plans, fewer shards never need less memory.
@@ -262,8 +283,8 @@ class Search:
         return self._laid[mesh]
 
     def _note(self, missing: float, plan: Plan) -> None:
-        if self._nearest is None or missing < self._nearest[0]:
-            self._nearest = missing, plan
+        if self.nearest is None or missing < self.nearest[0]:
+            self.nearest = missing, plan
 
     def _bucketed(self, plan: Plan) -> Plan:
         """`plan` with the bucket size that hides most of the exchange."""
@@ -275,8 +296,10 @@ class Search:
 
     def _nothing(self, possible: Sequence[Shape]) -> str:
         pricer, wish = self.pricer, self.wish
-        if self._nearest is not None:
-            missing, plan = self._nearest
+        if self.nearest is not None and not self.alternatives:
+            return "no plan that is as wished fits into memory"
+        if self.nearest is not None:
+            missing, plan = self.nearest
             return refusal_of_nothing(pricer, wish, pricer.predict(plan), missing)
         for refused in (tp_refused(wish.tp or 1, pricer.profile), pp_refused(wish.pp or 1, pricer.profile)):
             if refused:
@@ -297,6 +320,9 @@ class Search:
         replicate, shard = next(iter(splits(shape.dp, wish)))
         blocks = self.pricer.profile.block_count
         chunks = wish.chunks or 1
+        if wish.stages is None and shape.pp * chunks > blocks:
+            made = f"chunks={chunks} on each of pp={shape.pp} ranks make {shape.pp * chunks} stages"
+            return f"{made}, the model has {blocks} blocks"
         stages = wish.stages or (balanced_stages((1.0,) * blocks, shape.pp * chunks) if shape.pp > 1 else ())
         plan = Plan(
             dp_replicate=replicate,

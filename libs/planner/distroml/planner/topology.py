@@ -34,6 +34,7 @@ class Device:
         split_backward: what a backward pass costs, as a factor, when a zero-bubble schedule runs it in two halves.
         reserved_bytes: memory that training cannot have: the driver's context, communicators.
         margin: share of the bytes that come and go which the allocator loses to fragmentation.
+        shard_call_s: what the host adds to each gather or scatter of one sharded unit; large on CPUs.
         step_s: constant part of a step that is none of the above.
         flash: whether attention by tiles is the usual kernel on it.
     """
@@ -51,6 +52,7 @@ class Device:
     split_backward: float = 1.05
     reserved_bytes: float = 0.0
     margin: float = 0.02
+    shard_call_s: float = 0.0
     step_s: float = 0.0
     flash: bool = True
 

@@ -68,10 +68,8 @@ class Training:
         return parameter_itemsize * _STATES[self.optimizer]
 
     def reduced_bytes(self, parameter_itemsize: int) -> int:
-        """Bytes of one gradient element in an exchange; fp16 travels as such, bf16 is summed in 32 bits."""
-        if self.has_master(parameter_itemsize) and self.precision == "fp16":
-            return 2
-        return self.gradient_bytes(parameter_itemsize)
+        """Bytes of one gradient element in an exchange: 16-bit parameters have 16-bit gradients, and sum them so."""
+        return min(parameter_itemsize, self.gradient_bytes(parameter_itemsize))
 
     def step_bytes(self, parameter_itemsize: int) -> int:
         """Memory traffic of one parameter's optimizer step: states read and written, the gradient read twice."""

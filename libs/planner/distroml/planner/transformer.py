@@ -82,7 +82,7 @@ def _nearest_multiple(value: int, factor: int) -> int:
 def transformer_profile(model: Transformer, precision: Precision = "bf16") -> ModelProfile:
     """The profile of `model` in training at `precision`.
 
-    Between stages a boundary tensor travels as tp-th parts, as the engines whose measurements are published do it.
+    It is priced as engines run it whose measurements are published.
     """
     block = _block(model, ITEMSIZE[precision])
     blocks = tuple(replace(block, name=f"layers.{number}") for number in range(model.layers))
@@ -100,7 +100,7 @@ def transformer_profile(model: Transformer, precision: Precision = "bf16") -> Mo
             "ffn": model.ffn or 4 * model.hidden,
         },
         tokens=model.seq,
-        output_split=True,
+        engine="megatron",
     )
 
 

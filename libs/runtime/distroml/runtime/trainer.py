@@ -170,7 +170,7 @@ class Trainer(Generic[Batch]):
     @property
     def world(self) -> World | None:
         """This process's place in the current generation, once there is one."""
-        return self._run.world if self._run is not None else self._membership.first
+        return self._run.world if self._run is not None else self._membership.world
 
     @property
     def is_main(self) -> bool:
@@ -235,6 +235,10 @@ class Trainer(Generic[Batch]):
             return self._evaluations[number]
 
         return self._elastic(measure)
+
+    def full_parameters(self) -> dict[str, torch.Tensor]:
+        """Every parameter of the whole model on the CPU, whatever plan divides it; every rank must call it."""
+        return self._elastic(lambda run: dict(run.parallel.full_tensors()))
 
     def close(self) -> None:
         """End the process group in good order; called for you when the script ends."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 
@@ -44,3 +46,18 @@ def backward(loss: torch.Tensor) -> None:
 def on_gradient(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:
     """Call `hook` whenever a backward pass has accumulated into the parameter's gradient."""
     return cast("RemovableHandle", cast("Any", parameter).register_post_accumulate_grad_hook(hook))
+
+
+def compile_in_place(module: nn.Module) -> None:
+    """Compile the module's forward pass; names of parameters stay."""
+    cast("Any", module).compile()
+
+
+def split_flat(flat: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+    """Views of consecutive parts of a one-dimensional tensor."""
+    return cast("list[torch.Tensor]", list(cast("Any", flat).split(sizes)))
+
+
+def fork_generators() -> AbstractContextManager[None]:
+    """Within it, random numbers leave no trace on torch's generators."""
+    return cast("AbstractContextManager[None]", cast("Any", torch.random).fork_rng())

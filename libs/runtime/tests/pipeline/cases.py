@@ -146,7 +146,12 @@ def train(case: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
     pipeline = cut(recipe, case, group)
     sides = 2 if case.get("wrap") == "shard" else 1  # data-parallel ranks
     side = dist.get_rank() // 2 if sides == 2 else 0
-    held = [p for module in pipeline.modules for p in module.parameters()]
+    named: dict[str, nn.Parameter] = {}
+    for module in pipeline.modules:
+        for here, parameter in module.named_parameters():
+            named.setdefault(module.names[here], parameter)
+    assert list(named) == pipeline.names
+    held = list(named.values())
     optimizer = OPTIMIZERS[case["optimizer"]](held)
     losses = []
     for step in range(steps):
@@ -165,11 +170,7 @@ def train(case: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
     model, expected = reference(recipe, case["optimizer"], steps, number * sides)
     theirs = dict(model.named_parameters())
     apart = {
-        name: difference(whole(parameter), theirs[name].detach())
-        for module in pipeline.modules
-        for (here, parameter) in module.named_parameters()
-        for name in [module.names[here]]
-        if not flat(name)
+        name: difference(whole(parameter), theirs[name].detach()) for name, parameter in named.items() if not flat(name)
     }
     worst = max(apart, key=lambda name: apart[name])
     return {
@@ -251,7 +252,7 @@ def tied(case: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
             f"{name} {module.index}": p.grad.flatten().view(torch.int64).sum().item()
             for module in pipeline.modules
             for here, p in module.named_parameters()
-            if (name := module.names[here]) in pipeline.tied
+            if p.grad is not None and (name := module.names[here]) in pipeline.tied
         },
     }
 

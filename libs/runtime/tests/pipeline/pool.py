@@ -31,7 +31,9 @@ class Pool:
         self._connections = [end for end, _ in pairs]
         for _, end in pairs:
             end.close()
-        self._streams = [end.makefile("rw") for end in self._connections]
+        # Apart: a text stream for both forgets what it has read ahead when it writes.
+        self._answers = [end.makefile("r") for end in self._connections]
+        self._cases = [end.makefile("w") for end in self._connections]
         for rank in range(SIZE):
             self.answer(rank, 100)
 
@@ -55,17 +57,16 @@ class Pool:
 
     def send(self, case: dict[str, Any], ranks: range) -> None:
         for rank in ranks:
-            print(json.dumps({**case, "pp": len(ranks)}), file=self._streams[rank], flush=True)
+            print(json.dumps({**case, "pp": len(ranks)}), file=self._cases[rank], flush=True)
 
     def answer(self, rank: int, timeout_s: float) -> dict[str, Any]:
         self._connections[rank].settimeout(timeout_s)
-        line = self._streams[rank].readline()
+        line = self._answers[rank].readline()
         assert line, f"rank {rank} ended:\n{self._errors.read_text()[-4000:]}"
         return json.loads(line)
 
     def close(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(10)
-        for stream, connection in zip(self._streams, self._connections, strict=True):
-            stream.close()
-            connection.close()
+        for end in (*self._answers, *self._cases, *self._connections):
+            end.close()

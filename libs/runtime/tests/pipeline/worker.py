@@ -23,9 +23,10 @@ def serve(rank: int, size: int, store: str, connection: socket.socket) -> None:
     dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=timeout)
     pairs = [dist.new_group(ranks, timeout=timeout) for ranks in ([0, 1], [2, 3])]
     groups = {2: pairs[rank // 2], 4: dist.new_group([0, 1, 2, 3], timeout=timeout)}
-    stream = connection.makefile("rw")
+    # Apart: a text stream for both forgets what it has read ahead when it writes.
+    cases_in, stream = connection.makefile("r"), connection.makefile("w")
     print(json.dumps({"ready": rank}), file=stream, flush=True)
-    for line in stream:
+    for line in cases_in:
         case = json.loads(line)
         try:
             answer = getattr(cases, case["run"])(case, groups[case["pp"]])

@@ -24,6 +24,9 @@ wanted = {
     "step_s": 0.0,
     "dropout": 0.1,
     "batch_norm": True,
+    "plan": "auto",
+    # Above 0: a model with a chain of so many blocks, which plans can divide.
+    "blocks": 0,
     "without_checkpoint": "restart",
     # {"rank", "generation", "step", "do": "kill" | "stop" | "raise" | "nan", "after": name of a file to wait for}
     "fault": None,
@@ -49,7 +52,32 @@ class Numbers:
         return self.x[index], self.y[index]
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.drop = nn.Dropout(wanted["dropout"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.drop(torch.tanh(self.up(x))))
+
+
+class Chained(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(8, 32), nn.Linear(32, 1)
+        self.blocks = nn.ModuleList(Block() for _ in range(wanted["blocks"]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.leave(x)
+
+
 def make_model() -> nn.Module:
+    if wanted["blocks"]:
+        return Chained().to(dtype)
     return nn.Sequential(
         nn.Linear(8, 32),
         nn.Dropout(wanted["dropout"]),
@@ -119,6 +147,7 @@ trainer = Trainer(
     checkpoint_dir=out / "checkpoints",
     grad_clip=1.0,
     seed=11,
+    plan=wanted["plan"],
     without_checkpoint=wanted["without_checkpoint"],
     callbacks=[note],
     device="cpu",
@@ -131,9 +160,10 @@ def absolute_error(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -
 
 
 scores = trainer.evaluate(metrics={"mae": absolute_error})
+state = trainer.full_parameters() if wanted["blocks"] else trainer.model.state_dict()
 if trainer.is_main:
     body = {
-        "parameters": {name: t.detach().double().flatten().tolist() for name, t in trainer.model.state_dict().items()},
+        "parameters": {name: t.detach().double().flatten().tolist() for name, t in state.items()},
         "fingerprint": result.fingerprint, "step": result.step, "eval": result.eval, "scores": scores,
         "generation": result.generation, "world": result.world_size,
     }  # fmt: skip

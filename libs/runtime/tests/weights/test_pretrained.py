@@ -65,6 +65,34 @@ def test_the_prefix_of_the_base_model_may_differ(tmp_path: Path) -> None:
         assert torch.equal(getattr(blank, "transformer", blank).h[1].mlp.c_fc.weight, wanted.h[1].mlp.c_fc.weight)
 
 
+LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+MIXTURE = {**LAYERS, "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": None}
+RENAMING = {
+    "mixtral": ("AutoModelForCausalLM", {**MIXTURE, "num_local_experts": 12}),
+    "qwen3_moe": ("AutoModelForCausalLM", {**MIXTURE, "num_experts": 4, "moe_intermediate_size": 16}),
+    "vit": ("AutoModelForImageClassification", LAYERS),
+}
+
+
+@pytest.mark.parametrize("kind", RENAMING)
+def test_what_transformers_renames_and_joins_is_read_as_from_pretrained_reads_it(kind: str, tmp_path: Path) -> None:
+    auto, options = RENAMING[kind]
+    config = transformers.AutoConfig.for_model(kind, **options)
+    torch.manual_seed(1)
+    saved = getattr(transformers, auto).from_config(config)
+    saved.save_pretrained(tmp_path)
+    loaded = getattr(transformers, auto).from_pretrained(tmp_path)
+    blank, first = record(lambda: getattr(transformers, auto).from_config(config), 2)
+    source = pretrained(tmp_path, blank, first)
+    assert source.unused == ()
+    # The file's names are not the model's: else this tests nothing.
+    assert set(SafetensorsSource(tmp_path).names()) != set(saved.state_dict())
+    materialise(blank, source)
+    for name, tensor in named_tensors(loaded).items():
+        assert torch.equal(named_tensors(blank)[name], tensor), name
+        assert torch.equal(tensor, named_tensors(saved)[name]), name
+
+
 def test_only_the_slice_is_read_and_every_dtype_survives(tmp_path: Path) -> None:
     kinds = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
     tensors = {str(kind): (torch.arange(60).reshape(3, 4, 5) % 7).to(kind) for kind in kinds}

@@ -169,6 +169,11 @@ def test_hugging_face_models(kind: str) -> None:
     check(lambda: getattr(transformers, auto).from_config(config))
 
 
+def test_a_dtype_that_is_the_default_for_a_while() -> None:
+    config = transformers.AutoConfig.for_model("llama", **COMMON)
+    check(lambda: transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
+
+
 def test_plain_attributes_have_their_values() -> None:
     blank, _ = record(Everything, SEED, small_bytes=0)
     assert torch.equal(blank.aside, torch.arange(500) / 3)

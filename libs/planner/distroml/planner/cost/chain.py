@@ -12,7 +12,6 @@ from typing import NamedTuple
 from distroml.planner.cost.collectives import all_reduce_s
 from distroml.planner.cost.compute import Measured, Roofline, rank_parameters
 from distroml.planner.plan import Recompute
-from distroml.planner.prediction import Corrections
 from distroml.planner.profile import MeasuredUnit, ModelProfile, Unit
 from distroml.planner.topology import Device, Route
 from distroml.planner.training import Training
@@ -60,7 +59,6 @@ class Chain:
         device: Device,
         training: Training,
         measured: Sequence[MeasuredUnit],
-        corrections: Corrections,
     ) -> None:
         self.profile = profile
         self.units = profile.units
@@ -69,7 +67,6 @@ class Chain:
         self.shapes = {unit.shape: unit for unit in self.units}
         # Blocks of one shape: stages with equally many blocks then cost the same wherever they lie.
         self.uniform = len({unit.shape for unit in profile.blocks}) <= 1
-        self._corrections = corrections
         roofline = Roofline(device, training, profile.parameter_itemsize)
         self._clock = Measured(measured, roofline, self.shapes) if measured else roofline
         self._times: dict[tuple[float, int, bool, Recompute, Route], Times] = {}
@@ -98,21 +95,19 @@ class Chain:
         key = (samples, tp, sequence, recompute, route)
         if found := self._times.get(key):
             return found
-        factor = self._corrections.time
         computed = {
             shape: self._clock.time(unit, samples, tp, sequence=sequence, recompute=recompute)
             for shape, unit in self.shapes.items()
         }
         reduced = {
-            shape: factor("tp")
-            * all_reduce_s(route, unit.tp_reduced_bytes * samples, count=max(1, unit.tp_collectives))
+            shape: all_reduce_s(route, unit.tp_reduced_bytes * samples, count=max(1, unit.tp_collectives))
             for shape, unit in self.shapes.items()
         }
         again = 2 if recompute == "full" else 1
         times = Times(
-            forward=Sums(factor("compute") * computed[unit.shape].forward_s for unit in self.units),
-            backward=Sums(factor("compute") * computed[unit.shape].backward_s for unit in self.units),
-            recompute=Sums(factor("recompute") * computed[unit.shape].recompute_s for unit in self.units),
+            forward=Sums(computed[unit.shape].forward_s for unit in self.units),
+            backward=Sums(computed[unit.shape].backward_s for unit in self.units),
+            recompute=Sums(computed[unit.shape].recompute_s for unit in self.units),
             tp_forward=Sums(reduced[unit.shape] for unit in self.units),
             tp_backward=Sums(reduced[unit.shape] * (again if unit.kind == "block" else 1) for unit in self.units),
         )

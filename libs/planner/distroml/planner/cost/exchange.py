@@ -32,16 +32,16 @@ def shard_s(
     *,
     gather_bytes: int,
     scatter_bytes: int,
-    microbatches: int,
-    reshard: bool,
-    pipelined: bool,
+    times: int,
+    again: bool,
     overlap: float,
+    call_s: float = 0.0,
 ) -> float:
     """Seconds of a step that gathers of parameters and scatters of gradients along dp_shard stand uncovered.
 
-    Each microbatch gathers a unit at a time, again in the backward pass where `reshard` freed it, and scatters its
-    gradients. The first gather and the last scatter have nothing to hide behind. A pipelined stage that keeps its
-    parameters gathers and scatters once a step.
+    A unit at a time is gathered, `again` in the backward pass where it was freed, and its gradients are scattered:
+    `times` in a step. The first gather and the last scatter have nothing to hide behind. `call_s` is the host's time
+    for each call, which nothing hides.
     """
     if not route:
         return 0.0
@@ -50,10 +50,9 @@ def shard_s(
     scatters = gather_s(route, load.elements * scatter_bytes, count=units)
     first, last = gathers / units, scatters / units
     forward = first + exposed_s(gathers - first, load.forward_s, overlap)
-    again = gathers if reshard else 0.0
-    backward = last + exposed_s(again + scatters - last, load.backward_s, overlap)
-    once = pipelined and not reshard
-    return (forward + backward) * (1 if once else microbatches)
+    backward = last + exposed_s((gathers if again else 0.0) + scatters - last, load.backward_s, overlap)
+    calls = (3 if again else 2) * units * call_s
+    return (forward + backward + calls) * times
 
 
 def replicate_s(

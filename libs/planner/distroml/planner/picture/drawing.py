@@ -9,9 +9,13 @@ from typing import cast
 import msgspec
 
 from distroml.planner.plan import Plan, PlanRefused
+from distroml.planner.prediction import Prediction
 from distroml.planner.timeline import Interval, bubble, timeline
+from distroml.planner.topology import Topology
 
 MAX_PASSES = 100_000
+_AFTER = ("dp_shard", "dp_replicate", "tied", "optimizer", "other")
+"""Parts of a step that follow its passes, as far as nothing hides them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,32 @@ class Drawing:
     def passes_s(self) -> float:
         """From the step's first pass to the end of the last."""
         return max(interval.end_s for interval in self.intervals)
+
+    @staticmethod
+    def of(prediction: Prediction, topology: Topology | None = None, *, name: str = "model") -> Drawing:
+        """What is predicted of a plan, on the machines it is predicted for."""
+        ranks, levels = 1, list[Level]()
+        for level in topology.levels if topology is not None else ():
+            ranks *= level.extent
+            if level.extent > 1:
+                levels.append(Level(name=level.name, ranks=ranks))
+        return Drawing(
+            plan=prediction.plan,
+            name=name,
+            blocks=tuple(stage.blocks for stage in prediction.stages),
+            levels=tuple(levels),
+            microbatches=prediction.microbatches,
+            forward_s=tuple(stage.forward_s for stage in prediction.stages),
+            backward_s=tuple(stage.backward_s for stage in prediction.stages),
+            send_s=prediction.send_s,
+            after_s={part: prediction.seconds[part] for part in _AFTER if prediction.seconds.get(part)},
+            memory_bytes=tuple(
+                {part: value for part, value in parts.items() if value} for parts in prediction.rank_bytes
+            ),
+            capacity_bytes=prediction.capacity_bytes,
+            step_seconds=prediction.step_seconds,
+            mfu=prediction.mfu,
+        )
 
     def to_json(self) -> str:
         """One JSON text; `from_json` reads it."""

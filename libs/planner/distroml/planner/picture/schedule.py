@@ -75,7 +75,11 @@ def _note(drawing: Drawing) -> str:
         count = f"{drawing.drawn} of {count} drawn"
     if plan.pp == 1:
         return f"{count} on each rank"
-    return f"schedule {plan.schedule.replace('_', ' ')}, {count}; grey is a bubble"
+    text = f"schedule {plan.schedule.replace('_', ' ')}, {count}; grey is a bubble"
+    end_s = drawing.passes_s + sum(drawing.after_s.values())
+    if drawing.drawn == drawing.microbatches and end_s > (1 + _MIN_REST) * drawing.step_seconds:
+        text += f"; pass by pass {seconds(end_s)}, where {seconds(drawing.step_seconds)} are predicted in all"
+    return text
 
 
 def _bars(intervals: Sequence[Interval], scale: float, narrow: float) -> Iterator[_Bar]:

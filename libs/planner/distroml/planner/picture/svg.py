@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from xml.sax.saxutils import escape, quoteattr
 
 from distroml.planner.plan import Plan
@@ -119,11 +118,8 @@ def stage_colour(place: int, count: int) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan in one line, with runs of equal stages counted: `stages=15×8/6`."""
-    runs = [(blocks, len(list(equal))) for blocks, equal in groupby(plan.stages)]
-    stages = "/".join(f"{count}×{blocks}" if count > 2 else "/".join([str(blocks)] * count) for blocks, count in runs)
-    parts = [f"stages={stages}" if part.startswith("stages=") else part for part in str(plan).split(",")]
-    return "  ".join(parts)
+    """The plan in one line."""
+    return str(plan).replace(",", "  ")
 
 
 def seconds(value: float) -> str:

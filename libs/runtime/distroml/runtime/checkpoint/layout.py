@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,20 @@ class Rows:
                 raise ValueError(f"the ranges {self.ranges} do not hold each row once")
             expected = stop
 
+    @classmethod
+    def dealt(cls, dim: int, segments: Sequence[int], degree: int) -> Rows:
+        """Each segment (queries, keys, values) cut in `degree` equal parts; rank r holds the r-th part of each."""
+        starts = list(itertools.accumulate(segments, initial=0))
+        parts = [size // degree for size in segments]
+        return cls(
+            dim,
+            tuple(
+                (start + rank * part, start + (rank + 1) * part)
+                for rank in range(degree)
+                for start, part in zip(starts, parts, strict=False)
+            ),
+        )
+
     @property
     def count(self) -> int:
         """How many rows there are."""
@@ -58,7 +73,19 @@ class Piece:
 
     def of_local(self, tensor: torch.Tensor) -> torch.Tensor:
         """The piece in the rank's own tensor, a view."""
-        return _box(tensor, self.local, self.sizes)
+        return narrow(tensor, self.local, self.sizes)
+
+    def holds(self, offsets: Sequence[int], sizes: Sequence[int]) -> bool:
+        """Whether that box of the whole tensor lies within the piece."""
+        return all(
+            mine <= offset and offset + size <= mine + extent
+            for mine, extent, offset, size in zip(self.offsets, self.sizes, offsets, sizes, strict=True)
+        )
+
+    def part(self, tensor: torch.Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+        """That box of the whole tensor in the rank's own one, a view."""
+        local = [at + offset - mine for at, offset, mine in zip(self.local, offsets, self.offsets, strict=True)]
+        return narrow(tensor, local, sizes)
 
     @property
     def index(self) -> tuple[slice, ...]:
@@ -150,7 +177,8 @@ def _with(values: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
     return (*values[:dim], value, *values[dim + 1 :])
 
 
-def _box(tensor: torch.Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+def narrow(tensor: torch.Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
+    """A box of a tensor, a view."""
     for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
         if size != tensor.size(dim):
             tensor = tensor.narrow(dim, offset, size)

@@ -1,11 +1,13 @@
 """Which rank writes what, decided alike on every rank without any communication.
 
 Plain tensors and values are the same on every rank of pure data parallelism, and a DTensor says by its mesh and
-placements where every other rank's part lies: so each rank can name all write items and who holds them.
+placements where every other rank's part lies: so each rank can name all write items and who holds them. Where ranks
+hold different names or meshes (pipeline stages, groups of shards that are copies of one another) `agreement` asks them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +16,8 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor import _utils as dtensor_utils  # pyright: ignore[reportPrivateUsage]
 
+from distroml.runtime.checkpoint.layout import Box, box_of, local_part
 from distroml.runtime.checkpoint.tensors import check_storable
 from distroml.runtime.checkpoint.tree import Leaf
 
@@ -42,7 +44,7 @@ def held_items(leaves: Iterable[Leaf], world_size: int) -> Iterator[Held]:
             check_storable(leaf.value, leaf.fqn)
             yield from (Held(item, size, everyone) for item, size in _of_tensor(leaf.fqn, leaf.value))
         else:
-            yield Held(WriteItem(MetadataIndex(leaf.fqn), WriteItemType.BYTE_IO), 1, everyone)
+            yield Held(value_item(leaf.fqn), 1, everyone)
 
 
 def assign(held: Sequence[Held], world_size: int) -> list[list[WriteItem]]:
@@ -62,7 +64,8 @@ def assign(held: Sequence[Held], world_size: int) -> list[list[WriteItem]]:
 def _of_tensor(fqn: str, tensor: torch.Tensor) -> Iterator[tuple[WriteItem, int]]:
     for offsets, sizes in row_pieces(tuple(tensor.shape), tensor.dtype.itemsize):
         kind = WriteItemType.TENSOR if sizes == tuple(tensor.shape) else WriteItemType.SHARD
-        yield _item(fqn, kind, tensor, offsets, sizes), math.prod(sizes) * tensor.dtype.itemsize
+        item = write_item(fqn, kind, tuple(tensor.shape), tensor.dtype, offsets, sizes)
+        yield item, math.prod(sizes) * tensor.dtype.itemsize
 
 
 def row_pieces(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -77,33 +80,39 @@ def row_pieces(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[tuple[in
 
 
 def _of_dtensor(fqn: str, tensor: DTensor) -> Iterator[Held]:
-    mesh, local = tensor.device_mesh, tensor.to_local()
-    check_storable(local, fqn)
-    parts: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
-    for coordinate in torch.cartesian_prod(*(torch.arange(extent) for extent in mesh.mesh.shape)).reshape(
-        -1, mesh.mesh.ndim
-    ):
-        place = [int(index) for index in coordinate]
-        # torch has no public way to ask for another rank's part; its own planner asks for this rank's the same way.
-        sizes, offsets = dtensor_utils._compute_local_shape_and_global_offset(  # pyright: ignore[reportPrivateUsage]
-            tensor.shape, tuple(mesh.mesh.shape), place, tensor.placements
-        )
-        parts.setdefault((tuple(offsets), tuple(sizes)), []).append(int(mesh.mesh[tuple(place)]))
+    mesh = tensor.device_mesh
+    check_storable(local_part(tensor), fqn)
+    shape, mesh_shape = tuple(tensor.shape), tuple(int(extent) for extent in mesh.shape)
+    parts: dict[Box, list[int]] = {}
+    for place in itertools.product(*map(range, mesh_shape)):
+        box = box_of(shape, mesh_shape, place, tensor.placements, fqn)
+        parts.setdefault(box, []).append(int(mesh.mesh[place]))
     for (offsets, sizes), holders in parts.items():
-        if math.prod(sizes) or not math.prod(tensor.shape):
-            item = _item(fqn, WriteItemType.SHARD, tensor, offsets, sizes)
+        if math.prod(sizes) or not math.prod(shape):
+            item = write_item(fqn, WriteItemType.SHARD, shape, tensor.dtype, offsets, sizes)
             yield Held(item, math.prod(sizes) * tensor.dtype.itemsize, tuple(sorted(holders)))
 
 
-def _item(
-    fqn: str, kind: WriteItemType, tensor: torch.Tensor, offsets: tuple[int, ...], sizes: tuple[int, ...]
+def write_item(
+    fqn: str,
+    kind: WriteItemType,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    offsets: Sequence[int],
+    sizes: Sequence[int],
 ) -> WriteItem:
+    """One box of a tensor to write."""
     return WriteItem(
         MetadataIndex(fqn, offsets),
         kind,
         tensor_data=TensorWriteData(
             chunk=ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)),
-            properties=TensorProperties(dtype=tensor.dtype),
-            size=torch.Size(tensor.shape),
+            properties=TensorProperties(dtype=dtype),
+            size=torch.Size(shape),
         ),
     )
+
+
+def value_item(fqn: str) -> WriteItem:
+    """A plain value to write."""
+    return WriteItem(MetadataIndex(fqn), WriteItemType.BYTE_IO)

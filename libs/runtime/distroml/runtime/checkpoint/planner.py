@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import MutableMapping
+import math
+from collections.abc import Container, MutableMapping
 from dataclasses import replace
 from typing import cast
 
@@ -29,12 +30,14 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from distroml.runtime.checkpoint.agreement import OPENED, Agreed
 from distroml.runtime.checkpoint.errors import StateMismatch
+from distroml.runtime.checkpoint.layout import Piece, local_part, local_pieces, narrow
 from distroml.runtime.checkpoint.plain import decode_plain, encode_plain
 from distroml.runtime.checkpoint.plan import Held, assign, held_items
 from distroml.runtime.checkpoint.tree import Leaf, Path, flatten, replace_at
+from distroml.runtime.checkpoint.whole import NOTHING_ELSE, Whole
 
 State = MutableMapping[str, object]
 
@@ -50,13 +53,23 @@ class PlainSavePlanner(SavePlanner):
         self.paths: dict[str, Path] = {}
         self.plan = SavePlan([])
         self._planned: tuple[object, SavePlan] | None = None
+        self._whole = NOTHING_ELSE
 
     def set_up_planner(
         self, state_dict: State, storage_meta: StorageMeta | None = None, is_coordinator: bool = False
     ) -> None:
         """Take the state whose leaves the following calls are about."""
         del storage_meta, is_coordinator
-        self.leaves = flatten(state_dict)
+        self._take(state_dict, (), NOTHING_ELSE)
+
+    def plan_agreed(self, agreed: Agreed) -> SavePlan:
+        """This rank's part of what the ranks agreed on; takes its state."""
+        self._take(agreed.state, OPENED, agreed.whole)
+        self.plan = SavePlan(list(agreed.items))
+        return self.plan
+
+    def _take(self, state: State, opened: Container[Path], whole: Whole) -> None:
+        self.leaves, self._whole = flatten(state, opened), whole
         self.paths = {fqn: leaf.path for fqn, leaf in self.leaves.items()}
 
     def create_local_plan(self) -> SavePlan:
@@ -98,29 +111,46 @@ class PlainSavePlanner(SavePlanner):
         leaf = self.leaves[write_item.index.fqn]
         if not isinstance(leaf.value, torch.Tensor):
             return io.BytesIO(encode_plain(leaf.value, leaf.fqn))
-        if isinstance(leaf.value, DTensor):
-            return leaf.value.to_local().detach()
         data = write_item.tensor_data
         assert data is not None
-        tensor = leaf.value.detach()
-        if write_item.type is WriteItemType.SHARD:
-            tensor = tensor.narrow(0, data.chunk.offsets[0], data.chunk.sizes[0])
-        return tensor
+        local = local_part(leaf.value)
+        for piece in local_pieces(leaf.value, self._whole.rows_of(leaf.path, leaf.value), leaf.fqn):
+            if piece.holds(data.chunk.offsets, data.chunk.sizes):
+                return piece.part(local, data.chunk.offsets, data.chunk.sizes)
+        raise AssertionError(f"{leaf.fqn} at {tuple(data.chunk.offsets)} is planned for a rank that does not hold it")
 
 
 class PlainLoadPlanner(LoadPlanner):
-    """Plans a load in place. Top-level keys that the state lacks are left out; below a key everything must fit."""
+    """Plans a load in place. Top-level keys that the state lacks are left out; below a key everything must fit.
 
-    def __init__(self) -> None:
+    Args:
+        whole: the model of which the state is a part: what it has elsewhere may be in the checkpoint too.
+    """
+
+    def __init__(self, whole: Whole = NOTHING_ELSE) -> None:
+        self._whole = whole
         self._state: State = {}
         self._leaves: dict[str, Leaf] = {}
+        self._pieces: dict[str, list[Piece]] = {}
         self._metadata = Metadata({})
 
     def set_up_planner(self, state_dict: State, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
         """Take the state to load into and what the checkpoint holds."""
         del is_coordinator
         assert metadata is not None
-        self._state, self._leaves, self._metadata = state_dict, flatten(state_dict), metadata
+        # As finely as the checkpoint is: which values lie together depends on what the saving ranks held.
+        paths = cast("dict[str, Path]", metadata.planner_data).values()
+        opened = {path[:depth] for path in paths for depth in range(1, len(path))}
+        self._state, self._leaves, self._metadata = state_dict, flatten(state_dict, opened), metadata
+        self._pieces = {
+            fqn: self._pieces_of(leaf, leaf.value)
+            for fqn, leaf in self._leaves.items()
+            if isinstance(leaf.value, torch.Tensor)
+        }
+
+    def _pieces_of(self, leaf: Leaf, tensor: torch.Tensor) -> list[Piece]:
+        pieces = local_pieces(tensor, self._whole.rows_of(leaf.path, tensor), leaf.fqn)
+        return [piece for piece in pieces if math.prod(piece.sizes) or not tensor.numel()]
 
     def create_local_plan(self) -> LoadPlan:
         """Reads that fill every leaf.
@@ -142,7 +172,11 @@ class PlainLoadPlanner(LoadPlanner):
             elif problem := _difference(fqn, found, leaf.value):
                 problems.append(problem)
             else:
-                items += create_read_items_for_chunk_list(fqn, found, local_chunks(leaf.value))
+                chunks = [
+                    ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes))
+                    for piece in self._pieces[fqn]
+                ]
+                items += create_read_items_for_chunk_list(fqn, found, chunks)
         if problems:
             raise StateMismatch(problems)
         return LoadPlan(items)
@@ -153,7 +187,7 @@ class PlainLoadPlanner(LoadPlanner):
         return [
             f"{fqn} is only in the checkpoint"
             for fqn, path in paths.items()
-            if fqn not in self._leaves and path and path[0] in roots
+            if fqn not in self._leaves and path and path[0] in roots and not self._whole.has(path)
         ]
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
@@ -171,26 +205,14 @@ class PlainLoadPlanner(LoadPlanner):
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         """The part of the live tensor that the item fills; writing to it is the load."""
-        tensor = self._leaves[read_item.dest_index.fqn].value
+        fqn, number = read_item.dest_index.fqn, read_item.dest_index.index
+        tensor = self._leaves[fqn].value
         assert isinstance(tensor, torch.Tensor)
-        tensor = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
-        for dim, (offset, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            if length != tensor.size(dim):
-                tensor = tensor.narrow(dim, offset, length)
-        return tensor
+        piece = self._pieces[fqn][number or 0]
+        return narrow(piece.of_local(local_part(tensor)), read_item.dest_offsets, read_item.lengths)
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         """Nothing to do: `resolve_tensor` gave the live tensor."""
-
-
-def local_chunks(tensor: torch.Tensor) -> list[ChunkStorageMetadata]:
-    """The slices of the global tensor that this rank holds."""
-    if isinstance(tensor, DTensor):
-        if tensor.device_mesh.get_coordinate() is None:
-            return []
-        sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-        return [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))]
-    return [ChunkStorageMetadata(torch.Size([0] * tensor.dim()), torch.Size(tensor.shape))]
 
 
 def _difference(fqn: str, found: TensorStorageMetadata, tensor: torch.Tensor) -> str:

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 
 from distroml.manifest import CHUNK_BYTES, MAX_EXTRA_BYTES, PACK_BYTES, KnownChunk, ManifestError
 from distroml.objectstore import NoSuchObject, ObjectDamaged, ObjectStore, ObjectStoreError, ObjectStoreFull
+from distroml.runtime.checkpoint.agreement import Agreed
 from distroml.runtime.checkpoint.errors import UnsupportedState
 from distroml.runtime.checkpoint.packing import SaveCancelled
 from distroml.runtime.checkpoint.plain import encode_plain
@@ -134,11 +135,12 @@ class Saver:
         """Whether a save is staged or being written."""
         return self._save is not None
 
-    def begin(self, state: State, extra: object, *, step: int, opened: Opened | None = None) -> bool:
+    def begin(self, state: State | Agreed, extra: object, *, step: int, opened: Opened | None = None) -> bool:
         """Copy this rank's part of `state` and save it in the background.
 
         Args:
-            state: what `capture` gave, or any nested dict of tensors and plain values.
+            state: what `capture` gave, or any nested dict of tensors and plain values, where ranks hold copies or
+                say by a DTensor what others hold. Else what an `Agreement` made of it.
             extra: this rank's small state.
             step: the optimizer step that the state is after.
             opened: the catalogue's answer where it is known already; else it comes by `opened`.

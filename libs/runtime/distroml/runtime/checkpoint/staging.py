@@ -8,6 +8,7 @@ import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
+from distroml.runtime.checkpoint.agreement import Agreed
 from distroml.runtime.checkpoint.planner import PlainSavePlanner, State
 
 
@@ -23,10 +24,13 @@ class StagedPlanner(PlainSavePlanner):
         self._values: dict[str, bytes] = {}
         self._copied: torch.cuda.Event | None = None
 
-    def stage(self, state: State, rank: int, world_size: int) -> SavePlan:
+    def stage(self, state: State | Agreed, rank: int, world_size: int) -> SavePlan:
         """Plan this rank's part and copy it; blocks for the copy (of GPU tensors: only for its launch)."""
-        self.set_up_planner(state)
-        plan = self.plan_alone(rank, world_size)
+        if isinstance(state, Agreed):
+            plan = self.plan_agreed(state)
+        else:
+            self.set_up_planner(state)
+            plan = self.plan_alone(rank, world_size)
         self._values = {}
         buffers: dict[MetadataIndex, torch.Tensor] = {}
         on_gpu = False

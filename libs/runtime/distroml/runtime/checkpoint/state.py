@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from distroml.manifest import Manifest, TensorEntry
@@ -17,8 +19,10 @@ from distroml.runtime.checkpoint.plain import decode_plain
 from distroml.runtime.checkpoint.planner import PlainLoadPlanner, State
 from distroml.runtime.checkpoint.reader import ManifestReader
 from distroml.runtime.checkpoint.tensors import dtype_of
+from distroml.runtime.checkpoint.whole import NOTHING_ELSE, Whole, clean
 
-_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
+CONFIG_KEY = "model_config"
+"""Where `capture` puts the configuration of a model that has one, as JSON; `distroml checkpoints export` reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +44,19 @@ class Restored:
     extras: tuple[object, ...]
 
 
-def capture(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **more: object) -> State:
+def capture(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *, whole: Whole = NOTHING_ELSE, **more: object
+) -> State:
     """The state to save: `{"model": …, "optimizer": …, **more}`. Its tensors are the live ones, nothing is copied.
 
     Names are those of the bare model: prefixes of DistributedDataParallel, torch.compile and activation
-    checkpointing are taken off. Parameters without optimizer state have none in the checkpoint either.
+    checkpointing are taken off. Parameters without optimizer state have none in the checkpoint either. Where the
+    model is a part of `whole`, an `Agreement` makes of it what a `Saver` takes.
     """
     bare = unwrap(model)
     state: State = {"model": {clean(name): value for name, value in bare.state_dict().items()}}
     if optimizer is not None:
-        names = _names(bare)
+        names = _names(bare, whole)
         part: dict[str, object] = {"param_groups": [_group(group, names) for group in optimizer.param_groups]}
         per_parameter = {
             names[parameter]: dict(values) for parameter, values in _live_state(optimizer).items() if values
@@ -57,6 +64,8 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **
         if per_parameter:
             part["state"] = per_parameter
         state["optimizer"] = part
+    if config := _config_of(bare):
+        state[CONFIG_KEY] = config
     for key, value in more.items():
         state[key] = value
     return state
@@ -72,11 +81,12 @@ def restore(
     rank: int = 0,
     more: MutableMapping[str, object] | None = None,
     threads: int = 4,
+    whole: Whole = NOTHING_ELSE,
 ) -> Restored:
     """Load a checkpoint in place: parameters, buffers, optimizer state and its groups' values, bit for bit.
 
     An optimizer that never stepped gets its state from the checkpoint; state that the checkpoint does not have is
-    dropped. Works at any world size, without a process group.
+    dropped. Works at any world size and under any plan, whatever saved it, without a process group.
 
     Args:
         store: where the checkpoint lies.
@@ -87,6 +97,7 @@ def restore(
         rank: whose `extra` to return.
         more: further state under the names given to `capture`; tensors are filled in place, plain values replaced.
         threads: reads at a time.
+        whole: the model of which `model` is a part; other parts may be in the checkpoint.
 
     Raises:
         CorruptChunk: any byte is not what was saved; the state may be half overwritten.
@@ -96,18 +107,20 @@ def restore(
     reader = ManifestReader(store, job, manifest_hash, threads=threads)
     bare = unwrap(model)
     if optimizer is not None:
-        whole = _shape_optimizer(bare, optimizer, reader.manifest)
-        state = capture(bare, optimizer)
-        if whole:
+        as_one_value = _shape_optimizer(bare, optimizer, reader.manifest, whole)
+        state = capture(bare, optimizer, whole=whole)
+        if as_one_value:
             cast("dict[str, object]", state["optimizer"])["state"] = {}
     else:
         state = capture(bare)
+    # The model that is there has its own already.
+    state.pop(CONFIG_KEY, None)
     for key, value in (more or {}).items():
         state[key] = value
-    _load(reader, state)
+    _load(reader, state, whole)
     _load_extra_state(bare, cast("Mapping[str, object]", state["model"]))
     if optimizer is not None:
-        _load_optimizer_values(bare, optimizer, cast("Mapping[str, object]", state["optimizer"]))
+        _load_optimizer_values(bare, optimizer, cast("Mapping[str, object]", state["optimizer"]), whole)
     for key in more or {}:
         cast("MutableMapping[str, object]", more)[key] = state[key]
     return _restored(reader.manifest, rank)
@@ -122,6 +135,20 @@ def load_into(
     return _restored(reader.manifest, rank)
 
 
+def _config_of(model: nn.Module) -> str:
+    """What a Hugging Face model's `config.json` says, so that an export needs no more than the checkpoint."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    if not callable(to_dict):
+        return ""
+    try:
+        # FSDP puts its own class before the model's.
+        kind = type(model).__name__ if not isinstance(model, FSDPModule) else type(model).__mro__[2].__name__
+        return json.dumps({**cast("dict[str, object]", to_dict()), "architectures": [kind]}, default=str, indent=2)
+    except (TypeError, ValueError):
+        # A configuration of another kind; it never keeps a checkpoint from being saved.
+        return ""
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel and torch.compile."""
     while True:
@@ -132,13 +159,8 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def clean(name: str) -> str:
-    """A parameter's name without the parts that wrappers inside the model add."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _load(reader: ManifestReader, state: State) -> None:
-    planner = PlainLoadPlanner()
+def _load(reader: ManifestReader, state: State, whole: Whole = NOTHING_ELSE) -> None:
+    planner = PlainLoadPlanner(whole)
     planner.set_up_planner(state, reader.read_metadata())
     with torch.no_grad():
         reader.read_data(planner.create_local_plan(), planner).wait()
@@ -155,8 +177,10 @@ def _restored(manifest: Manifest, rank: int) -> Restored:
     )
 
 
-def _names(model: nn.Module) -> dict[nn.Parameter, str]:
-    return {parameter: clean(name) for name, parameter in model.named_parameters()}
+def _names(model: nn.Module, whole: Whole) -> dict[nn.Parameter, str]:
+    """Names as in the whole model: of a tied parameter the first there, even where this rank has only another."""
+    named = ((clean(name), parameter) for name, parameter in model.named_parameters())
+    return {parameter: whole.first.get(name, name) for name, parameter in named}
 
 
 def _group(group: Mapping[str, object], names: Mapping[nn.Parameter, str]) -> dict[str, object]:
@@ -171,14 +195,14 @@ def _live_state(optimizer: torch.optim.Optimizer) -> MutableMapping[nn.Parameter
     return cast("MutableMapping[nn.Parameter, MutableMapping[str, object]]", optimizer.state)
 
 
-def _shape_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, manifest: Manifest) -> bool:
+def _shape_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, manifest: Manifest, whole: Whole) -> bool:
     """Give the optimizer exactly the state that the checkpoint has, with tensors still to be filled.
 
     Making the tensors from the manifest spares a step with zero gradients, which not every optimizer survives
     unchanged, and keeps state that an optimizer holds in another dtype than its parameter. Returns whether the
     checkpoint has the state of all parameters as one value, which is so where none of it is a tensor.
     """
-    parameters = {name: parameter for parameter, name in _names(model).items()}
+    parameters = {name: parameter for parameter, name in _names(model, whole).items()}
     group_of = {
         cast(nn.Parameter, parameter): cast("Mapping[str, object]", group)
         for group in optimizer.param_groups
@@ -190,6 +214,8 @@ def _shape_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, manifes
             continue
         name = str(entry.path[2])
         parameter = parameters.get(name)
+        if parameter is None and whole.has(entry.path):
+            continue
         if parameter is None or parameter not in group_of:
             raise StateMismatch([f"the checkpoint has optimizer state of {name}, which the optimizer does not hold"])
         values = wanted.setdefault(parameter, {})
@@ -215,18 +241,25 @@ def _like(entry: TensorEntry, parameter: nn.Parameter, live: object, group: Mapp
     return torch.empty(entry.shape, dtype=dtype, device=parameter.device if on_device else "cpu")
 
 
-def _load_optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer, loaded: Mapping[str, object]) -> None:
+def _load_optimizer_values(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loaded: Mapping[str, object], whole: Whole
+) -> None:
     """Plain values of the loaded optimizer part into the live one; its tensors are filled already."""
-    names = _names(model)
+    names = _names(model, whole)
     parameters = {name: parameter for parameter, name in names.items()}
     live = _live_state(optimizer)
     for name, values in cast("Mapping[str, Mapping[str, object]]", loaded.get("state", {})).items():
-        if name not in parameters:
+        if name in parameters:
+            live[parameters[name]] = dict(values)
+        elif name not in whole.place:
             raise StateMismatch([f"the checkpoint has optimizer state of {name}, which the model does not hold"])
-        live[parameters[name]] = dict(values)
     groups = cast("list[dict[str, object]]", loaded["param_groups"])
     here = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-    if [group["params"] for group in groups] != here:
+    there = [
+        [name for name in cast("list[str]", group["params"]) if name in parameters or name not in whole.place]
+        for group in groups
+    ]
+    if [sorted(group) for group in there] != [sorted(group) for group in here]:
         raise StateMismatch(["the optimizer's parameter groups hold other parameters than in the checkpoint"])
     for group, values in zip(optimizer.param_groups, groups, strict=True):
         group.update({key: value for key, value in values.items() if key != "params"})

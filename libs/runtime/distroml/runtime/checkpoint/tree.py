@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Container, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,8 +26,10 @@ class Leaf:
         return ".".join(map(str, self.path))
 
 
-def flatten(state: Mapping[str, object]) -> dict[str, Leaf]:
+def flatten(state: Mapping[str, object], opened: Container[Path] = ()) -> dict[str, Leaf]:
     """Leaves by fully-qualified name, in the order of the names.
+
+    A subtree at a path in `opened` is no leaf even without tensors: its children are.
 
     Sorted, because two ranks with the same state may hold its dicts in different orders (one restored, one built).
 
@@ -35,7 +37,7 @@ def flatten(state: Mapping[str, object]) -> dict[str, Leaf]:
         UnsupportedState: two leaves have the same name, or a key is neither text nor a number.
     """
     leaves: dict[str, Leaf] = {}
-    for leaf in _walk((), state):
+    for leaf in _walk((), state, opened):
         if leaf.fqn in leaves:
             raise UnsupportedState(leaf.fqn, f"{leaves[leaf.fqn].path} and {leaf.path} both have this name")
         leaves[leaf.fqn] = leaf
@@ -50,7 +52,7 @@ def replace_at(state: MutableMapping[str, object], path: Path, value: object) ->
     cast("MutableMapping[str | int, object]", container)[path[-1]] = value
 
 
-def _walk(path: Path, value: object) -> list[Leaf]:
+def _walk(path: Path, value: object, opened: Container[Path]) -> list[Leaf]:
     if isinstance(value, torch.Tensor):
         return [Leaf(path, value)]
     children: list[tuple[object, object]]
@@ -60,9 +62,9 @@ def _walk(path: Path, value: object) -> list[Leaf]:
         children = list(enumerate(cast("list[object]", value)))
     else:
         return [Leaf(path, value)]
-    leaves = [leaf for key, child in children for leaf in _walk((*path, cast("str | int", key)), child)]
+    leaves = [leaf for key, child in children for leaf in _walk((*path, cast("str | int", key)), child, opened)]
     odd = [key for key, _ in children if not isinstance(key, str | int)]
-    if any(_is_tensor(leaf) for leaf in leaves):
+    if path in opened or any(_is_tensor(leaf) for leaf in leaves):
         if odd:
             raise UnsupportedState(
                 ".".join(map(str, path)), f"beside tensors it has the key {odd[0]!r}, which is no text"

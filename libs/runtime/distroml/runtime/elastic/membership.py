@@ -67,9 +67,9 @@ class Membership:
         link.subscribe(Stop, self._on_stop)
 
     @property
-    def first(self) -> World | None:
-        """The world that `enter` sets up without waiting, if there is one."""
-        return self._next
+    def world(self) -> World | None:
+        """The world that was entered, or that `enter` sets up without waiting; None between two generations."""
+        return self._current or self._next
 
     @property
     def draining(self) -> bool:

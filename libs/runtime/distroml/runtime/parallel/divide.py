@@ -9,12 +9,18 @@ from typing import Any
 from torch import nn
 
 from distroml.planner import Plan, PlanRefused
+from distroml.runtime.checkpoint import Whole
+from distroml.runtime.checkpoint.whole import NOTHING_ELSE, clean
+from distroml.runtime.parallel.held import HeldModel
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.pipeline import NoCut, Pipeline
+from distroml.runtime.parallel.pipeline.stage import original_name
 from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.sharding import shard
 from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, apply_tensor_plan, choose_tensor_plan
+from distroml.runtime.parallel.weights import WeightSource, materialise
 from distroml.runtime.profile import Chain, NoChain, find_chain
+from distroml.runtime.typed import compile_in_place
 
 Loss = Callable[[nn.Module, Any], tuple[Any, Any]]
 
@@ -30,6 +36,7 @@ class Part:
         counted: by name, whether this rank's stage is the one whose copy counts (norms, checkpoints).
         pipeline: the stages' steps, where there are stages.
         split: what tp divides.
+        whole: the undivided model's names, and the order of rows of what tp divides.
     """
 
     module: nn.Module
@@ -38,6 +45,12 @@ class Part:
     counted: dict[str, bool] = field(default_factory=dict[str, bool])
     pipeline: Pipeline | None = None
     split: TensorPlan | None = None
+    whole: Whole = NOTHING_ELSE
+
+    @property
+    def state(self) -> nn.Module:
+        """What a checkpoint sees of this part."""
+        return HeldModel(self.pipeline) if self.pipeline is not None else self.module
 
 
 def chain_of(model: nn.Module, loss: Loss | None, sample: Any) -> Chain:
@@ -51,8 +64,19 @@ def chain_of(model: nn.Module, loss: Loss | None, sample: Any) -> Chain:
     return find_chain(model, lambda one: loss(one, sample))
 
 
-def divide(model: nn.Module, plan: Plan, mesh: Mesh, loss: Loss | None, sample: Any, *, compiled: bool) -> Part:
+def divide(
+    model: nn.Module,
+    plan: Plan,
+    mesh: Mesh,
+    loss: Loss | None,
+    sample: Any,
+    *,
+    compiled: bool,
+    source: WeightSource | None = None,
+) -> Part:
     """Make `model`, equal on all ranks, this rank's part. In place: it is not to be used any more by itself.
+
+    With a `source` the model may be on `meta`: memory is given to this rank's part only, and filled from there.
 
     Raises:
         PlanRefused: the model cannot be divided so; names the cause. Nothing is changed where it is raised before
@@ -71,7 +95,9 @@ def divide(model: nn.Module, plan: Plan, mesh: Mesh, loss: Loss | None, sample: 
         except NoTensorPlan as error:
             raise PlanRefused(f"tp={plan.tp} is not possible: {error}") from None
     pipeline = None
-    whole: dict[str, nn.Parameter] = dict(model.named_parameters())
+    names = [name for name, _ in model.named_parameters()]
+    rows = split.rows if split is not None else {}
+    whole = Whole.of(model, rows)
     if plan.pp > 1:
         assert loss is not None
         try:
@@ -86,20 +112,24 @@ def divide(model: nn.Module, plan: Plan, mesh: Mesh, loss: Loss | None, sample: 
     for blocks in parts:
         recompute(blocks, plan.recompute)
         for block in blocks if compiled else ():
-            block.compile()
+            compile_in_place(block)
     if plan.dp_shard > 1:
         for stage, blocks in zip(stages, parts, strict=True):
             shard(stage, blocks, mesh)
+    if source is not None:
+        for stage in stages:
+            strip = original_name if pipeline is not None else clean
+            materialise(stage, source, name_of=strip, rows=rows, device=mesh.world.device)
     if pipeline is not None:
         group = mesh.group("pp")
         assert group is not None
         pipeline.bind(group, mesh.world.device)
     held = _held(stages, pipeline)
     if pipeline is None:
-        return Part(model, stages, held, dict.fromkeys(whole, True), None, split)
+        return Part(model, stages, held, dict.fromkeys(names, True), None, split, whole)
     mine = {stage.index for stage in pipeline.modules}
-    counted = {name: pipeline.owner[name] in mine for name in whole}
-    return Part(PipelinedModel(pipeline), stages, held, counted, pipeline, split)
+    counted = {name: pipeline.owner[name] in mine for name in names}
+    return Part(PipelinedModel(pipeline), stages, held, counted, pipeline, split, whole)
 
 
 def _inner(stage: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from distroml.planner.plan import Axis
 from distroml.runtime.elastic import Pending, communication
 from distroml.runtime.parallel.buckets import BucketSpec, lay_out
 from distroml.runtime.parallel.mesh import Mesh
-from distroml.runtime.typed import norm_of
+from distroml.runtime.typed import norm_of, split_flat
 
 _SUMMED: tuple[Axis, ...] = ("tp", "dp_shard", "pp")
 
@@ -142,7 +142,7 @@ class DividedGradients:
             flat = torch.cat([own.reshape(-1) for own in owns])
             with communication():
                 dist.all_reduce(flat, group=self._mesh.group("tp"))
-            for own, part in zip(owns, flat.split([own.numel() for own in owns]), strict=True):
+            for own, part in zip(owns, split_flat(flat, [own.numel() for own in owns]), strict=True):
                 own.copy_(part.view(own.shape))
 
     def wait(self) -> None:

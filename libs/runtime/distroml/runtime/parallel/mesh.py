@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -31,7 +29,8 @@ class Mesh:
         if wide and wide != ("dp_replicate",):
             # Torch wants a fixed order of axes (sharding outside of tp); where each rank stands is the plan's word.
             placed = torch.arange(plan.world_size).reshape([plan.mesh[axis] for axis in plan.order])
-            ranks = placed.permute([plan.order.index(axis) for axis in AXES]).reshape([plan.mesh[a] for a in wide])
+            sizes = [size for size in plan.mesh.values() if size > 1]
+            ranks = placed.permute([plan.order.index(axis) for axis in AXES]).reshape(sizes)
             with communication():
                 self._devices = DeviceMesh(world.device.type, ranks, mesh_dim_names=wide)
 
@@ -61,4 +60,4 @@ class Mesh:
     def devices(self, *axes: Axis) -> DeviceMesh:
         """Torch's mesh over `axes`, each of size above one."""
         assert self._devices is not None
-        return cast("DeviceMesh", self._devices[axes])
+        return self._devices[axes]

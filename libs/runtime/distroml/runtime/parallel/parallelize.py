@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -23,8 +24,9 @@ from distroml.runtime.parallel.plan import plan as make_plan
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange
+from distroml.runtime.parallel.weights import LiveSource, WeightSource, materialise, pretrained, record
 from distroml.runtime.profile import NoChain
-from distroml.runtime.typed import backward, seed_torch
+from distroml.runtime.typed import backward, compile_in_place
 
 COMPRESSIONS = ("none",)
 Precision = Literal["fp32", "bf16"]
@@ -263,6 +265,7 @@ def parallelize(
     precision: Precision = "fp32",
     compiled: bool = False,
     compress: str = "none",
+    weights: str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
     """Spread `model` over the ranks of `world` (default: those of the default process group). Collective.
 
@@ -279,19 +282,45 @@ def parallelize(
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so.
         compiled: compile each block.
         compress: compression of gradients.
+        weights: safetensors to start from, a file or a folder; each rank reads its own part only.
 
     Raises:
+        WeightsError: the weights cannot be read, or are not this model's.
         PlanRefused: the plan cannot be made, or not for this model; says why, and what is possible.
         ValueError: the model has no parameter to train, or the compression scheme is not there.
         PeerLost: another rank is gone.
     """
     check_compression(compress)
     world = world or _world_of_process_group()
+    source: WeightSource | None = None
     if not isinstance(model, nn.Module):
-        seed_torch(seed)
-        model = model()
+        model, source = record(model, seed)
+    if weights is not None:
+        source = pretrained(os.fspath(weights), model, source or LiveSource(model))
     chosen = choose_plan(model, plan, world, loss=loss, sample=sample, global_batch=global_batch, microbatch=microbatch)
-    return spread(model, chosen, world, loss=loss, sample=sample, seed=seed, precision=precision, compiled=compiled)
+    return spread(
+        model,
+        chosen,
+        world,
+        loss=loss,
+        sample=sample,
+        seed=seed,
+        precision=precision,
+        compiled=compiled,
+        source=source,
+    )
+
+
+def _in(precision: Precision, world: World, loss: Loss | None) -> Loss | None:
+    """`loss` in the wanted precision, for stages that run it by themselves."""
+    if precision == "fp32" or loss is None:
+        return loss
+
+    def mixed(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        with torch.autocast(world.device.type, dtype=torch.bfloat16):
+            return loss(model, batch)
+
+    return mixed
 
 
 def choose_plan(
@@ -332,21 +361,26 @@ def spread(
     seed: int,
     precision: Precision,
     compiled: bool,
+    source: WeightSource | None = None,
 ) -> ParallelModel:
-    """`model` spread by a whole plan; see `parallelize`."""
+    """`model` spread by a whole plan; see `parallelize`. With a `source` its own values are of no meaning."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     whole = dict.fromkeys((name for name, _ in model.named_parameters()), True)
     mesh = Mesh(plan, world)
-    model.to(world.device)
     if plan.world_size == plan.dp_replicate:
         if plan.recompute != "none" or compiled:
             chain = chain_of(model, loss, sample).modules(model)
             recompute(chain, plan.recompute)
             for block in chain if compiled else ():
-                block.compile()
+                compile_in_place(block)
+        if source is not None:
+            materialise(model, source, device=world.device)
+        model.to(world.device)
         part = Part(model, [model], list(model.named_parameters()), whole)
     else:
-        tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-        Collectives(world).broadcast(tensors)
-        part = divide(model, plan, mesh, loss, sample, compiled=compiled)
+        if source is None:
+            model.to(world.device)
+            tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+            Collectives(world).broadcast(tensors)
+        part = divide(model, plan, mesh, _in(precision, world, loss), sample, compiled=compiled, source=source)
     return ParallelModel(part, plan, mesh, loss=loss, names=names, seed=seed, precision=precision)

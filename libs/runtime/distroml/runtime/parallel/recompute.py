@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.utils import checkpoint as torch_checkpoint
+from torch.utils.checkpoint import CheckpointPolicy
 
 from distroml.planner.plan import Recompute
 
 _aten = torch.ops.aten
+_torch = cast("Any", torch_checkpoint)
 
 KEPT = frozenset(
     {
@@ -46,12 +44,14 @@ class _Recomputed:
         self._forward = forward
         self._more: dict[str, Any] = {}
         if kind == "selective":
-            self._more["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+            self._more["context_fn"] = partial(_torch.create_selective_checkpoint_contexts, _policy)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self._forward(*args, **kwargs)
-        return checkpoint(self._forward, *args, use_reentrant=False, preserve_rng_state=True, **self._more, **kwargs)
+        return _torch.checkpoint(
+            self._forward, *args, use_reentrant=False, preserve_rng_state=True, **self._more, **kwargs
+        )
 
 
 def recompute(blocks: Sequence[nn.Module], kind: Recompute) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+
+from distroml.runtime.typed import fork_generators
 
 # Models up to this size run for real where they decide by values (experts that choose tokens): half a gigabyte.
 _REAL_UP_TO = 64_000_000
@@ -79,7 +81,7 @@ def _lists(model: nn.Module) -> list[list[str]]:
     """Paths of the members of each list that may be a chain, none inside of another; small ones left out."""
     found: list[tuple[int, list[str]]] = []
     inside: list[str] = []
-    for name, module in cast("Sequence[tuple[str, nn.Module]]", list(model.named_modules())):
+    for name, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
         if any(name.startswith(outer) for outer in inside) or not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
         members = [(f"{name}.{key}" if name else key, child) for key, child in module.named_children()]
@@ -128,7 +130,7 @@ def run_without_weights(
         again: called before a second try.
     """
     failure: Exception | None = None
-    with torch.random.fork_rng(), torch.enable_grad():
+    with fork_generators(), torch.enable_grad():
         for make in states(model):
             try:
                 functional_call(_Runner(model, run), make(model), ())

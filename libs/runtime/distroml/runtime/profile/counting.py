@@ -70,7 +70,7 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self, units: Iterable[int], free: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self.units: Mapping[int, Counted] = {unit: Counted() for unit in units}
         self.unit = 0
         self.inside: bool | str = False
@@ -82,7 +82,9 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         node = torch._C._current_autograd_node()  # pyright: ignore[reportPrivateUsage]
-        if self.of_node is not None and node is not None:
+        if self.of_node is not None:
+            if node is None:  # pyright: ignore[reportUnnecessaryComparison] - None outside of the backward pass
+                return out
             unit, split = self.of_node(node)
             self._count(self.units[unit].backward, func, args, kwargs or {}, out, split)
         elif self.of_node is None:
@@ -97,7 +99,7 @@ class Counter(TorchDispatchMode):
         return out
 
     def _count(self, into: Pass, func: Any, args: Any, kwargs: Any, out: Any, split: bool) -> float:
-        formula = cast("dict[Any, Any]", flop_registry).get(func._overloadpacket)
+        formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             flops = float(formula(*args, **kwargs, out_val=out))
             into.flops += flops

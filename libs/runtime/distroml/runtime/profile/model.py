@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from distroml.runtime.parallel.pipeline.flow import follow
 from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, choose_tensor_plan
 from distroml.runtime.profile.chain import NoChain, find_chain, states
 from distroml.runtime.profile.counting import Counted, Counter, nbytes
+from distroml.runtime.typed import fork_generators
 
 Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
 
@@ -136,7 +137,7 @@ class _Run:
             return total
 
         try:
-            with torch.random.fork_rng(), torch.enable_grad():
+            with fork_generators(), torch.enable_grad():
                 with self._counter, self._counter.saving():
                     total = functional_call(_Runner(self._model, run), state, ())
                 self._counter.of_node = self._unit_of
@@ -229,7 +230,7 @@ class _Run:
 
             return called
 
-        for module in cast("list[nn.Module]", list(self._model.modules())):
+        for module in self._model.modules():
             if next(module.parameters(recurse=False), None) is not None:
                 handles.append(module.register_forward_pre_hook(ran(module)))
         return handles

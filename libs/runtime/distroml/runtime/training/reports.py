@@ -7,10 +7,10 @@ import time
 
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
-from distroml.runtime.parallel import ParallelModel, Plan
+from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.training.fingerprint import fingerprint
 from distroml.runtime.training.types import StepInfo
-from distroml.workerlink import PlanChosen, StepRecorded, StepSample
+from distroml.workerlink import StepRecorded, StepSample
 
 log = logging.getLogger("distroml.runtime.train")
 
@@ -34,21 +34,6 @@ class Reporter:
         self._count = 0
         self.last: StepInfo | None = None
         self.spent_s = 0.0
-
-    def plan(self, plan: Plan, *, global_batch: int, parameters: int) -> None:
-        """Rank 0 says which plan this generation trains with."""
-        if not self._world.is_main:
-            return
-        log.info(
-            "generation %d: %d worker(s) on %s, %.2f million parameters, plan %s",
-            self._world.generation,
-            self._world.world_size,
-            self._world.device.type,
-            parameters / 1e6,
-            plan,
-        )
-        inputs = f'{{"world_size":{self._world.world_size},"global_batch":{global_batch},"parameters":{parameters}}}'
-        self._link.send(PlanChosen(generation=self._world.generation, plan=plan.to_json(), inputs=inputs))
 
     def step(self, info: StepInfo) -> None:
         """A step is done."""

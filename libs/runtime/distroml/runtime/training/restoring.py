@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distroml.objectstore import ObjectStoreDown
-from distroml.runtime.checkpoint import CorruptChunk, restore
+from distroml.runtime.checkpoint import CorruptChunk, Whole, restore
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.link import Link
 from distroml.runtime.training.storage import Storage
@@ -40,6 +40,7 @@ def restore_agreed(
     link: Link,
     collectives: Collectives,
     fresh: Callable[[], tuple[nn.Module, Optimizer, dict[str, Any]]],
+    whole: Whole,
 ) -> tuple[Found, dict[str, Any]]:
     """Load `wanted`, or the newest older checkpoint that is sound on every rank. Collective.
 
@@ -49,6 +50,7 @@ def restore_agreed(
         link: tells of damage, and is told what else there is.
         collectives: of this generation.
         fresh: the model, an optimizer that has not stepped, and the further state to fill; called for each try.
+        whole: the model of which this rank holds a part.
 
     Returns:
         What was found, and the further state; with no checkpoint left the model may be half overwritten where
@@ -67,7 +69,7 @@ def restore_agreed(
         model, optimizer, more = fresh()
         damage: CorruptChunk | None = None
         try:
-            _load(storage, ref, model, optimizer, world.rank, more)
+            _load(storage, ref, model, optimizer, world.rank, more, whole)
         except CorruptChunk as error:
             damage = error
             log.error("checkpoint of step %d is damaged: %s; trying an older one", ref.step, error)
@@ -85,11 +87,17 @@ def restore_agreed(
 
 
 def _load(
-    storage: Storage, ref: CheckpointRef, model: nn.Module, optimizer: Optimizer, rank: int, more: dict[str, Any]
+    storage: Storage,
+    ref: CheckpointRef,
+    model: nn.Module,
+    optimizer: Optimizer,
+    rank: int,
+    more: dict[str, Any],
+    whole: Whole,
 ) -> None:
     for pause_s in (*_DOWN_RETRIES_S, None):
         try:
-            restore(storage.store, storage.job, ref.manifest_hash, model, optimizer, rank=rank, more=more)
+            restore(storage.store, storage.job, ref.manifest_hash, model, optimizer, rank=rank, more=more, whole=whole)
             return
         except ObjectStoreDown as error:
             if pause_s is None:

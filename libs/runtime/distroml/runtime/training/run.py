@@ -10,14 +10,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from distroml.runtime.checkpoint import capture
+from distroml.runtime.checkpoint import NOTHING_ELSE, Whole, capture
 from distroml.runtime.data import DataLoader, DataPosition
 from distroml.runtime.data.ranges import after
 from distroml.runtime.elastic import Membership, World
 from distroml.runtime.link import Link
-from distroml.runtime.parallel import ParallelModel, choose_plan, spread
+from distroml.runtime.parallel import ParallelModel, spread
 from distroml.runtime.training.evaluation import evaluate
 from distroml.runtime.training.fingerprint import fingerprint
+from distroml.runtime.training.planned import Planned
 from distroml.runtime.training.reports import Reporter
 from distroml.runtime.training.restoring import restore_agreed
 from distroml.runtime.training.saves import Saves
@@ -64,15 +65,8 @@ class Run:
         self._membership = membership
         self._storage = storage
         self._sample = settings.data.sample()
-        self.plan = choose_plan(
-            source.module,
-            settings.plan,
-            world,
-            loss=settings.loss,
-            sample=self._sample,
-            global_batch=settings.data.global_batch,
-            microbatch=settings.data.microbatch,
-        )
+        self._planned = Planned(link, world, settings, source, self._sample, storage.store)
+        self.plan = self._planned.plan
         self._divides = self.plan.world_size > self.plan.dp_replicate
         check_last_step(self.plan, settings.data)
         self.parallel = self._spread()
@@ -86,7 +80,7 @@ class Run:
         self.trained = False
         self._optimizer: Optimizer | None = None
         self._scheduler: LRScheduler | None = None
-        self._saves = Saves(link, storage, self.parallel.collectives, self._on_committed)
+        self._saves = Saves(link, storage, self.parallel.collectives, self._on_committed, self._whole())
         self._stepper: Stepper | None = None
 
     @property
@@ -98,7 +92,7 @@ class Run:
 
     def _spread(self) -> ParallelModel:
         """The model by this generation's plan. One that is divided is made anew, so that another plan can follow."""
-        model = self._source.build() if self._divides else self._source.module
+        model, source = self._source.build() if self._divides else (self._source.module, None)
         with self._membership.connecting():
             return spread(
                 model,
@@ -109,6 +103,7 @@ class Run:
                 seed=self.settings.seed,
                 precision=self.settings.precision,
                 compiled=self.settings.compiled,
+                source=source,
             )
 
     def restore(self) -> None:
@@ -126,6 +121,7 @@ class Run:
             link=self._link,
             collectives=self.parallel.collectives,
             fresh=self._fresh,
+            whole=self._whole() or NOTHING_ELSE,
         )
         if found.ref is None:
             if found.damaged:
@@ -150,9 +146,11 @@ class Run:
             stop_at_non_finite=settings.non_finite == "fail",
             wishes=self._wishes,
         )
-        self.reporter.plan(
-            self.parallel.plan, global_batch=settings.data.global_batch, parameters=parameter_count(self._source.module)
-        )
+        self._planned.tell(parameter_count(self._source.blank()))
+
+    def _whole(self) -> Whole | None:
+        """The model of which this rank holds a part; None where it holds all."""
+        return self.parallel.part.whole if self._divides else None
 
     def _first_weights(self, *, overwritten: bool) -> None:
         if not self._divides:
@@ -174,7 +172,7 @@ class Run:
         """A new optimizer and scheduler, and the further state that a checkpoint fills."""
         self._optimizer = fresh_optimizer(self.settings, self.parallel.parameters())
         self._scheduler = self.settings.lr_scheduler(self._optimizer) if self.settings.lr_scheduler else None
-        return self.module, self._optimizer, self._more()
+        return self.parallel.part.state, self._optimizer, self._more()
 
     def _more(self) -> dict[str, Any]:
         more: dict[str, Any] = {
@@ -237,6 +235,7 @@ class Run:
             wishes |= step.wishes
             first = self.reporter.last is None
             self.reporter.step(step.info)
+            self._planned.step(step.info, last=step.info.step == self.settings.total_steps)
             if first:
                 self.reporter.record(step.info, "generation")
             for callback in self.settings.callbacks:
@@ -279,7 +278,9 @@ class Run:
         assert self._optimizer is not None
         if self.reporter.last is not None:
             self.reporter.record(self.reporter.last, why)
-        self._saves.begin(capture(self.module, self._optimizer, **self._more()), step=self.step)
+        whole = self._whole() or NOTHING_ELSE
+        state = capture(self.parallel.part.state, self._optimizer, whole=whole, **self._more())
+        self._saves.begin(state, step=self.step)
 
     def _save_and_wait(self, why: str, timeout_s: float) -> bool:
         """A save that the caller cannot do without, begun once the one before it is through."""

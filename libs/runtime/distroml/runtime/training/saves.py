@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, MutableMapping
 
-from distroml.runtime.checkpoint import Saver, ShardResult
+from distroml.runtime.checkpoint import Agreement, Saver, ShardResult, Whole
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.link import Link
 from distroml.runtime.training.storage import Storage
@@ -33,13 +33,20 @@ class Saves:
     """Begins saves, and knows what became of them. One per generation; `close()` abandons what is in flight."""
 
     def __init__(
-        self, link: Link, storage: Storage, collectives: Collectives, on_committed: Callable[[CheckpointRef], None]
+        self,
+        link: Link,
+        storage: Storage,
+        collectives: Collectives,
+        on_committed: Callable[[CheckpointRef], None],
+        whole: Whole | None = None,
     ) -> None:
         self._link = link
         self._storage = storage
         self._collectives = collectives
         self._world = collectives.world
         self._on_committed = on_committed
+        # Where ranks hold different parts, they agree on who writes what.
+        self._agreement = Agreement(self._world.rank, collectives.gather, whole) if whole is not None else None
         self._known = threading.Condition()
         self._outcome: dict[int, str] = {}
         self._newest: CheckpointRef | None = None
@@ -86,7 +93,8 @@ class Saves:
         if self._storage.catalogue is not None:
             base = self._collectives.gather(self._newest.manifest_hash if self._newest else "")[0]
             opened = self._storage.catalogue.open(step, f"s{step}-{self._nonce}", base)
-        if not self._saver.begin(state, {}, step=step, opened=opened):
+        own = state if self._agreement is None else self._agreement.agree(state)
+        if not self._saver.begin(own, {}, step=step, opened=opened):
             self._on_failed(step, "this rank is still writing an earlier save")
             return
         if opened is None:

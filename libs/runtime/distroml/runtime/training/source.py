@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from distroml.runtime.parallel.weights import WeightSource, record
 from distroml.runtime.typed import seed_torch
 
 
@@ -39,14 +40,31 @@ class ModelSource:
         self._meta: nn.Module | None = None
         self._initial: dict[str, torch.Tensor] | None = None
         self._buffers: dict[str, torch.Tensor] = {}
+        self._module: nn.Module | None = None
         if model is not None:
             self._meta = hollow_copy(model, "meta")
             self._initial = {name: t.detach().to("cpu", copy=True) for name, t in _tensors(model).items()}
             # Tables that no checkpoint holds must outlive the first weights.
             self._buffers = {name: self._initial[name] for name, _ in model.named_buffers()}
-            self.module = model
-        else:
-            self.module = self._make()
+            self._module = model
+        self._recorded: tuple[nn.Module, WeightSource] | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The whole model, in memory; made when it is first asked for."""
+        if self._module is None:
+            self._module = self._make()
+        return self._module
+
+    def blank(self) -> nn.Module:
+        """The whole model's structure; where a factory makes it, without memory."""
+        return self.module if self._factory is None else self._record()[0]
+
+    def _record(self) -> tuple[nn.Module, WeightSource]:
+        assert self._factory is not None
+        if self._recorded is None:
+            self._recorded = record(self._factory, self._seed)
+        return self._recorded
 
     def _make(self) -> nn.Module:
         assert self._factory is not None
@@ -74,17 +92,22 @@ class ModelSource:
         """A checkpoint is committed: the copy of the first weights is of no more use."""
         self._initial = None
 
-    def build(self) -> nn.Module:
-        """A model of its own for a plan that takes it apart, with its first weights where they can still be had."""
+    def build(self) -> tuple[nn.Module, WeightSource | None]:
+        """A model of its own for a plan that takes it apart, and where its first weights come from.
+
+        From a factory it has no memory, and each rank reads the weights of its own part; else it has its first
+        weights, as far as they can still be had.
+        """
         if self._meta is None:
-            return self._make()
+            blank, source = self._record()
+            return hollow_copy(blank, "meta"), source
         made = hollow_copy(self._meta, "cpu")
         known = self._initial if self._initial is not None else self._buffers
         with torch.no_grad():
             for name, tensor in _tensors(made).items():
                 if name in known:
                     tensor.copy_(known[name])
-        return made
+        return made, None
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

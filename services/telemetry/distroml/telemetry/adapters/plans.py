@@ -44,6 +44,7 @@ class Chosen:
     prediction: Prediction = field(default_factory=Prediction)
     best: tuple[Alternative, ...] = ()
     drawing: Drawing | None = None
+    alternatives_hash: str = ""
 
 
 class _Event(msgspec.Struct):
@@ -52,9 +53,10 @@ class _Event(msgspec.Struct):
     plan: str = ""
     prediction: str = ""
     best: str = ""
+    alternatives_hash: str = ""
 
 
-def read_chosen(plan: str, prediction: str, best: str, *, generation: int = 0) -> Chosen:
+def read_chosen(plan: str, prediction: str, best: str, *, generation: int = 0, alternatives_hash: str = "") -> Chosen:
     """What the three texts say; a text that says nothing readable counts as empty."""
     found = _read(plan, Plan)
     predicted = _read(prediction, Prediction) or Prediction()
@@ -65,6 +67,7 @@ def read_chosen(plan: str, prediction: str, best: str, *, generation: int = 0) -
         prediction=predicted,
         best=tuple((_read(best, list[Alternative]) or [])[:MAX_ALTERNATIVES]),
         drawing=_drawing(predicted.drawing),
+        alternatives_hash=alternatives_hash,
     )
 
 
@@ -73,7 +76,9 @@ def read_plan(db: sqlite3.Connection, job: str) -> Chosen | None:
     row = db.execute("SELECT generation, json FROM plans WHERE job=?", (job,)).fetchone()
     if row is None or (event := _read(row[1], _Event)) is None:
         return None
-    return read_chosen(event.plan, event.prediction, event.best, generation=row[0])
+    return read_chosen(
+        event.plan, event.prediction, event.best, generation=row[0], alternatives_hash=event.alternatives_hash
+    )
 
 
 def plan_text(plan: object) -> str:

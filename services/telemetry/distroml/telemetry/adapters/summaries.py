@@ -194,6 +194,7 @@ def _plan(row: PlanRow, chosen: Chosen | None) -> t.JobPlan:
     )
     if chosen is not None and chosen.generation == row.generation:
         plan.reasons.extend(chosen.reasons)
+        plan.alternatives_hash = chosen.alternatives_hash
         plan.binding = binding_text(chosen.prediction.binding)
         for other in chosen.best:
             prediction = other.prediction or Prediction()

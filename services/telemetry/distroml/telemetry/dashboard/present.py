@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from distroml.planner import AXES
 from distroml.telemetry.adapters.jobs import EventRow, LiveRow
 from distroml.telemetry.adapters.logs import LineRow
 from distroml.telemetry.adapters.summaries import JobDetail, WorkerUse
@@ -62,6 +63,8 @@ def size(bytes_: float) -> str:
 
 def seconds(value: float) -> str:
     """A short time: `84 ms`, `2.31 s`."""
+    if 0 < value < 1e-3:
+        return f"{value * 1e6:.3g} µs"
     return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
@@ -153,7 +156,7 @@ def facts(detail: JobDetail, now_ms: int) -> list[Row]:
     view, live = detail.view, detail.live
     state, *_ = shown_state(view)
     fresh = state == "running" and not stalled(now_ms, live.at_ms, live.step_s)
-    mesh = " × ".join(f"{axis} {n}" for axis, n in view.mesh if n > 1)
+    mesh = _mesh(view)
     restarts = ", ".join(f"{n} × {cause.replace('_', ' ')}" for cause, n in view.restarts)
     done = [r for r in detail.recoveries if r.first_step_at_ms]
     fast = f"last recovery {recovery_s(done[-1]):.1f} s" if done else ""
@@ -207,6 +210,16 @@ def facts(detail: JobDetail, now_ms: int) -> list[Row]:
         },
     ]
     return items
+
+
+def _mesh(view: JobView) -> str:
+    """The mesh of the newest generation: its plan's, where it chose one."""
+    newest = view.plans[-1] if view.plans else None
+    if newest is not None and newest.plan and newest.generation == view.generation:
+        sizes = [part.split("=") for part in newest.plan.split(",") if part.partition("=")[0] in AXES]
+    else:
+        sizes = [[axis, str(size)] for axis, size in view.mesh]
+    return " × ".join(f"{axis} {size}" for axis, size in sizes if size != "1")
 
 
 def recovery_s(row: RecoveryRow) -> float:

@@ -45,8 +45,11 @@ def plan(detail: JobDetail, chosen: Chosen | None, use: Mapping[int, WorkerUse])
 
 
 def difference(predicted: float, measured: float) -> str:
-    """How far the measurement is off: `+8 %`; empty where one of them is not known."""
-    return f"{measured / predicted - 1:+.0%}".replace("%", " %") if predicted > 0 and measured > 0 else ""
+    """How far the measurement is off: `+8 %`, `4.1 times`; empty where one of them is not known."""
+    if not (predicted > 0 and measured > 0):
+        return ""
+    ratio = measured / predicted
+    return f"{ratio:.3g} times" if ratio >= 3 else f"{100 * (ratio - 1):+.0f} %"
 
 
 def _step(row: PlanRow, detail: JobDetail) -> Row:

@@ -587,6 +587,7 @@ class JobPlan(google.protobuf.message.Message):
     REASONS_FIELD_NUMBER: builtins.int
     BINDING_FIELD_NUMBER: builtins.int
     OTHERS_FIELD_NUMBER: builtins.int
+    ALTERNATIVES_HASH_FIELD_NUMBER: builtins.int
     generation: builtins.int
     at_ms: builtins.int
     plan: builtins.str
@@ -601,6 +602,8 @@ class JobPlan(google.protobuf.message.Message):
     """CamelCase, empty before the first measurement; `message` says what follows from it."""
     message: builtins.str
     binding: builtins.str
+    alternatives_hash: builtins.str
+    """SHA-256 of the object `plans/<hash>.json` with all of the others."""
     @property
     def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Of the newest plan only: why it was chosen, what binds it, and the best of the others."""
@@ -623,8 +626,9 @@ class JobPlan(google.protobuf.message.Message):
         reasons: collections.abc.Iterable[builtins.str] | None = ...,
         binding: builtins.str = ...,
         others: collections.abc.Iterable[global___OtherPlan] | None = ...,
+        alternatives_hash: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "binding", b"binding", "generation", b"generation", "message", b"message", "others", b"others", "peak_bytes_per_rank", b"peak_bytes_per_rank", "plan", b"plan", "predicted_peak_bytes_per_rank", b"predicted_peak_bytes_per_rank", "predicted_step_seconds", b"predicted_step_seconds", "reasons", b"reasons", "step_seconds", b"step_seconds", "steps", b"steps", "verdict", b"verdict"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alternatives_hash", b"alternatives_hash", "at_ms", b"at_ms", "binding", b"binding", "generation", b"generation", "message", b"message", "others", b"others", "peak_bytes_per_rank", b"peak_bytes_per_rank", "plan", b"plan", "predicted_peak_bytes_per_rank", b"predicted_peak_bytes_per_rank", "predicted_step_seconds", b"predicted_step_seconds", "reasons", b"reasons", "step_seconds", b"step_seconds", "steps", b"steps", "verdict", b"verdict"]) -> None: ...
 
 global___JobPlan = JobPlan
 

@@ -18,7 +18,7 @@ from distroml.runtime.parallel.pipeline.flow import Flow, Run, follow
 from distroml.runtime.parallel.pipeline.proof import prove
 from distroml.runtime.parallel.pipeline.schedule import BeforeForward, Runner, check_schedule
 from distroml.runtime.parallel.pipeline.stage import StageModule
-from distroml.runtime.parallel.pipeline.tied import sum_tied
+from distroml.runtime.parallel.pipeline.tied import Held, follow_first, sum_tied
 
 Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
 _CPU = torch.device("cpu")
@@ -36,7 +36,8 @@ class Pipeline:
     Attributes:
         modules: this rank's stages, in order. Parameters in them may be on `meta`, may become DTensors, and their
             blocks may be wrapped (recomputation, compilation, `fully_shard`) until `bind`.
-        names: names in the user's model of the parameters held here, with duplicates where two stages here share one.
+        names: names in the user's model of the parameters held here. Where two modules here have one of the same name,
+            the first one's counts; the other follows it.
         tied: names of the parameters that several stages use, with those stages; equal on all ranks.
         owner: for each parameter and buffer of the model, the one stage whose copy counts (norms, checkpoints).
         proved: whether the cut was proved by values; large models are only followed.
@@ -96,7 +97,7 @@ class Pipeline:
         self.owner = self._owners()
         mine = range(coordinate, len(plan.stages), plan.pp)
         self.modules = self._stage_modules(model, mine)
-        self.names = [name for module in self.modules for name in module.names.values()]
+        self.names = list(dict.fromkeys(name for module in self.modules for name in module.names.values()))
 
     def bind(self, group: dist.ProcessGroup, device: torch.device) -> None:
         """Make the modules ready for steps along `group`, after they are parallelised and materialised.
@@ -180,12 +181,16 @@ class Pipeline:
 
     def sum_tied(self) -> None:
         """Give every holder of a tied parameter the sum of the gradients; once, after a step's backward passes."""
-        mine = {module.index: dict(_by_original_name(module)) for module in self.modules}
-        sum_tied(self.tied, mine, cast("dist.ProcessGroup", self._group))
+        sum_tied(self.tied, self._mine(), cast("dist.ProcessGroup", self._group))
+
+    def _mine(self) -> Held:
+        return {module.index: dict(_by_original_name(module)) for module in self.modules}
 
     def _running(self) -> Runner:
         if self._runner is None:
             raise RuntimeError("the pipeline has no group yet: call bind() first")
+        if self.tied and len(self.modules) > 1:
+            follow_first(self.tied, self._mine())
         return self._runner
 
     def _steps(
@@ -284,20 +289,10 @@ class Pipeline:
     def _stage_modules(self, model: nn.Module, mine: range) -> list[StageModule]:
         shared: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
         models = [model, *(copy.deepcopy(model, dict(shared)) for _ in mine[1:])]
-        modules = [
+        return [
             StageModule(part, self._blocks, stage, self._bounds, self._held[stage], self._dtype)
             for part, stage in zip(models, mine, strict=True)
         ]
-        taken: set[int] = set()
-        for module in modules:
-            again = {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in module.parameters()}
-            again = {key: fresh for key, fresh in again.items() if key in taken}
-            for part in module.modules():
-                for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
-                    if id(parameter) in again:
-                        setattr(part, name, again[id(parameter)])
-            taken |= {id(parameter) for parameter in module.parameters()}
-        return modules
 
     def _shared(self, result: Any) -> Any:
         group = cast("dist.ProcessGroup", self._group)

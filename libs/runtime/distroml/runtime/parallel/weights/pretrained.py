@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distroml.runtime.checkpoint.state import clean
+from distroml.runtime.checkpoint.whole import clean
 from distroml.runtime.parallel.weights.errors import WeightsMismatch
+from distroml.runtime.parallel.weights.renamed import renamed_for
 from distroml.runtime.parallel.weights.safetensors import SafetensorsSource
 from distroml.runtime.parallel.weights.source import Index, WeightSource, named_tensors, unknown
 
 _ADVICE = (
-    "Use the weights of this very architecture; name what shall start fresh with new=; where the model renames or "
-    "joins tensors while it loads (as some mixtures of experts do), load it by its own library once and save its "
-    "state_dict as safetensors"
+    "Use the weights of this very architecture; name what shall start fresh with new=; where the model's own library "
+    "changes tensors while it loads them, load it there once and save its state_dict as safetensors"
 )
 # Names that norms had in old files.
 _OLD_ENDS = ((".weight", ".gamma"), (".bias", ".beta"))
@@ -100,7 +100,7 @@ def pretrained(
         WeightsRefused: the file cannot be read.
         WeightsMismatch: names are missing or shapes differ; says which and what is there of a similar name.
     """
-    file = path if isinstance(path, SafetensorsSource) else SafetensorsSource(path)
+    file = renamed_for(model, path if isinstance(path, SafetensorsSource) else SafetensorsSource(path))
     there = frozenset(file.names())
     tensors = named_tensors(model)
     ties: dict[int, list[str]] = {}

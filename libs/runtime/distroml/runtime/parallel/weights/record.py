@@ -118,6 +118,10 @@ def _record(factory: Factory, seed: int, small_bytes: int) -> tuple[nn.Module, R
 def _sort(model: nn.Module, recorder: Recorder) -> tuple[dict[str, Ref], dict[str, torch.Tensor]]:
     tensors = named_tensors(model)
     deferred = {name: recorder.ref(tensor) for name, tensor in tensors.items() if recorder.is_deferred(tensor)}
+    for name, tensor in tensors.items():
+        if name not in deferred and tensor.is_meta:
+            # `module.to(dtype)` puts another tensor behind the parameter, out of the recorder's sight.
+            raise CannotRecord(f"{name} was given other memory after it was made, as .to(dtype) does")
     return deferred, {name: tensor.detach() for name, tensor in tensors.items() if name not in deferred}
 
 

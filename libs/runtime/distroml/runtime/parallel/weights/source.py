@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import nn
 
-from distroml.runtime.checkpoint.state import clean
+from distroml.runtime.checkpoint.whole import clean
 from distroml.runtime.parallel.weights.errors import WeightsMismatch
 
 Index = tuple[slice, ...]

@@ -1,0 +1,280 @@
+"""Prices: parts that add up, what each refusal says, and directions in which a price must move."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from distroml.planner import (
+    BYTES,
+    SECONDS,
+    Corrections,
+    MeasuredUnit,
+    Plan,
+    Prediction,
+    Pricer,
+    Refused,
+    Training,
+    price,
+)
+from libs.planner.tests.models import GIB, TRAINING, chain, gpt, machines
+
+MODEL = gpt()
+BATCH = 64
+
+
+def predict(plan, topology=None, training=TRAINING, model=MODEL, **values):
+    return Pricer(model, topology or machines(), training, BATCH, **values).predict(plan)
+
+
+@st.composite
+def plans(draw):
+    """Plans for 8 ranks, 8 blocks and a batch of 64."""
+    tp = draw(st.sampled_from([1, 2, 4]))
+    pp = draw(st.sampled_from([size for size in (1, 2, 4) if tp * size <= 8]))
+    shard = draw(st.sampled_from([size for size in (1, 2, 4, 8) if tp * pp * size <= 8]))
+    chunks = draw(st.sampled_from([1, 2])) if pp > 1 else 1
+    schedule = draw(st.sampled_from(["interleaved", "zero_bubble"] if chunks > 1 else ["1f1b", "gpipe"]))
+    return Plan(
+        tp=tp,
+        pp=pp,
+        dp_shard=shard,
+        dp_replicate=8 // tp // pp // shard,
+        stages=(8 // pp // chunks,) * (pp * chunks) if pp > 1 else (),
+        schedule=schedule,
+        microbatch=draw(st.sampled_from([1, 2, 4, 8])),
+        recompute=draw(st.sampled_from(["none", "selective", "full"])),
+        reshard_after_forward=draw(st.booleans()),
+        sequence_parallel=draw(st.booleans()),
+        order=draw(st.permutations(["pp", "dp_replicate", "dp_shard", "tp"]).map(tuple)),
+    )
+
+
+@given(plans())
+def test_parts_add_up(plan):
+    found = predict(plan)
+    assert set(found.seconds) == set(SECONDS)
+    assert set(found.bytes) == set(BYTES)
+    assert sum(found.seconds.values()) == pytest.approx(found.step_seconds)
+    assert sum(found.bytes.values()) == pytest.approx(found.peak_bytes_per_rank)
+    assert min(*found.seconds.values(), *found.bytes.values()) >= 0
+    assert 0 < found.mfu < 1
+    assert len(found.stages) == plan.pp * plan.chunks
+    assert len(found.rank_bytes) == plan.pp
+
+
+@given(plans(), st.sampled_from([1.1, 2.0, 10.0]))
+def test_more_bandwidth_is_never_slower(plan, factor):
+    slow = machines()
+    assert predict(plan, slow.scaled(factor)).step_seconds <= predict(plan, slow).step_seconds * (1 + 1e-12)
+
+
+@given(plans(), st.sampled_from([1.1, 2.0]))
+def test_a_faster_device_is_never_slower(plan, factor):
+    slow = machines()
+    device = replace(slow.device, flops={"bf16": 100e12 * factor}, memory_bytes_per_s=1e12 * factor)
+    assert predict(plan, replace(slow, device=device)).step_seconds <= predict(plan, slow).step_seconds
+
+
+@given(plans())
+def test_memory_grows_with_the_microbatch(plan):
+    assume(plan.microbatch < 8)
+    larger = replace(plan, microbatch=plan.microbatch * 2)
+    share = BATCH // plan.dp
+    assume(share // larger.microbatch >= 2 * plan.pp)  # as many in flight as before
+    assert predict(larger).peak_bytes_per_rank >= predict(plan).peak_bytes_per_rank
+
+
+@given(plans())
+def test_recomputing_more_never_saves_more(plan):
+    kept = [predict(replace(plan, recompute=one)).bytes["activations"] for one in ("none", "selective", "full")]
+    assert kept == sorted(kept, reverse=True)
+
+
+@given(plans())
+def test_compression_only_touches_the_sums_of_gradients(plan):
+    plain, packed = predict(plan), predict(plan, training=replace(TRAINING, compression=10.0))
+    assert packed.seconds["dp_replicate"] <= plain.seconds["dp_replicate"]
+    assert {**packed.seconds, "dp_replicate": 0} == {**plain.seconds, "dp_replicate": 0}
+    slow = predict(plan, training=replace(TRAINING, compression=10.0, codec_s_per_byte=1.0))
+    assert plan.dp_replicate == 1 or slow.seconds["dp_replicate"] > plain.seconds["dp_replicate"]
+
+
+def test_parameters_gradients_and_states_take_18_bytes():
+    found = predict(Plan(tp=4, dp_replicate=2, microbatch=1))
+    held = sum(found.bytes[part] for part in ("parameters", "gradients", "optimizer"))
+    whole = sum(unit.parameters - unit.split_parameters for unit in MODEL.units)  # norms, positions, some biases
+    assert held == pytest.approx(18 * ((MODEL.parameters - whole) / 4 + whole))
+
+
+def test_full_sharding_divides_what_lies_there():
+    whole, sharded = predict(Plan(dp_replicate=8, microbatch=1)), predict(Plan(dp_shard=8, microbatch=1))
+    for part in ("parameters", "optimizer"):
+        assert sharded.bytes[part] == pytest.approx(whole.bytes[part] / 8)
+    assert sharded.bytes["gathered"] > 0 == whole.bytes["gathered"]
+
+
+def test_gradients_that_come_while_activations_go_are_not_added_to_them():
+    model = replace(gpt(), parameter_itemsize=4)
+    plain = Training(precision="fp32")
+    pricer = Pricer(model, machines(), plain, 8)
+    alone = pricer.predict(Plan(dp_shard=8, microbatch=1))
+    twice = Pricer(model, machines(), plain, 16).predict(Plan(dp_shard=8, microbatch=1, grad_accum_steps=2))
+    assert alone.bytes["activations"] + alone.bytes["gradients"] < (
+        twice.bytes["activations"] + twice.bytes["gradients"]
+    )
+
+
+def test_the_first_stage_of_1f1b_holds_most():
+    model = chain([1e-3] * 8, saved=1e6)
+    plan = Plan(pp=4, dp_replicate=2, stages=(2, 2, 2, 2), microbatch=1)
+    held = [parts["activations"] for parts in predict(plan, model=model).rank_bytes]
+    assert held == pytest.approx([8e6, 6e6, 4e6, 2e6])
+
+
+def test_tied_parameters_on_two_stages_are_summed():
+    plan = Plan(pp=2, dp_replicate=4, stages=(4, 4), microbatch=2)
+    assert predict(plan).seconds["tied"] > 0
+    assert predict(plan, model=replace(MODEL, tied=(), tied_parameters=())).seconds["tied"] == 0
+    alone = predict(Plan(dp_replicate=8, microbatch=2))
+    assert alone.seconds["tied"] == 0
+    apart = replace(MODEL, tied=(), tied_parameters=())
+    shared = 8192 * 1024
+    assert predict(Plan(dp_replicate=8, microbatch=2), model=apart).bytes["parameters"] - alone.bytes[
+        "parameters"
+    ] == pytest.approx(2 * shared)
+
+
+def test_measured_times_stand_instead_of_the_rooflines():
+    units = [
+        MeasuredUnit(shape="layer", microbatch=size, tp=1, forward_s=0.010 * size + 0.002, backward_s=0.020 * size)
+        for size in (1, 4)
+    ]
+    apart = replace(MODEL, units=MODEL.blocks, tied=(), tied_parameters=())
+    found = predict(Plan(dp_replicate=8, microbatch=2), model=apart, measured=units)
+    # Eight blocks, four microbatches of two; between one and four samples lies a line.
+    assert found.seconds["compute"] == pytest.approx(4 * 8 * (0.022 + 0.040))
+    whole = predict(Plan(dp_replicate=8, microbatch=2), measured=units)
+    assert whole.seconds["compute"] > found.seconds["compute"]
+    split = predict(Plan(dp_replicate=4, tp=2, microbatch=2), model=apart, measured=units)
+    assert 0.3 < split.seconds["compute"] / found.seconds["compute"] / 2 < 0.8
+
+
+def test_corrections_scale_their_part():
+    plan = Plan(dp_replicate=2, tp=4, microbatch=1)
+    plain = predict(plan)
+    fixed = predict(plan, corrections=Corrections({"compute": 2.0, "tp": 3.0}, {"activations": 0.5}))
+    assert fixed.seconds["compute"] == pytest.approx(2 * plain.seconds["compute"])
+    assert fixed.seconds["tp"] == pytest.approx(3 * plain.seconds["tp"])
+    assert fixed.bytes["activations"] == pytest.approx(0.5 * plain.bytes["activations"])
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason", "nearest"),
+    [
+        (Plan(tp=2), "makes 2 ranks, the cluster has 8", "dp_replicate x dp_shard = 4"),
+        (Plan(tp=8, dp_replicate=1), "tp=8 does not divide the model's 4 kv_heads", "tp=4"),
+        (Plan(pp=8, stages=(1,) * 7 + (2,)), "hold 9 blocks, the model has 8", "leave stages out"),
+        (Plan(dp_shard=8, microbatch=3), "8 samples of each rank are not divisible", "microbatch=2"),
+        (Plan(pp=2, dp_shard=4, stages=(2, 2, 2, 2), schedule="interleaved", microbatch=1), "", ""),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_nearest(plan, reason, nearest):
+    model = gpt(kv_heads=4)
+    found = price(model, machines(), TRAINING, plan, global_batch=BATCH)
+    if not reason:
+        assert isinstance(found, Prediction)
+        return
+    assert isinstance(found, Refused)
+    assert reason in found.reason
+    assert nearest in found.nearest
+
+
+@pytest.mark.parametrize(
+    ("batch", "plan", "reason", "nearest"),
+    [
+        (4, Plan(dp_replicate=8), "no sample for each of 8", "= 4 is the most"),
+        (12, Plan(dp_shard=8), "cannot be dealt out equally to 8", "8 or 16"),
+        (9, Plan(pp=4, dp_replicate=2, stages=(2,) * 4), "cannot be dealt out equally to 2", "8 or 10"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(batch, plan, reason, nearest):
+    found = price(MODEL, machines(), TRAINING, plan, global_batch=batch)
+    assert reason in found.reason
+    assert nearest in found.nearest
+
+
+def test_whole_copies_may_take_unequal_parts():
+    assert isinstance(price(MODEL, machines(), TRAINING, Plan(dp_replicate=8), global_batch=12), Prediction)
+
+
+def test_a_model_says_why_it_cannot_be_split():
+    model = replace(MODEL, no_tp="its layers were not proved", no_pp="it has no chain")
+    assert "not proved" in price(model, machines(), TRAINING, Plan(tp=8)).reason
+    assert "no chain" in price(model, machines(), TRAINING, Plan(pp=8, stages=(1,) * 8)).reason
+
+
+def test_too_little_memory_is_told_in_bytes():
+    small = machines(memory_gib=1.0)
+    found = price(MODEL, small, TRAINING, Plan(dp_replicate=8, microbatch=8), global_batch=BATCH)
+    assert isinstance(found, Refused)
+    assert found.missing_bytes == pytest.approx(found.prediction.peak_bytes_per_rank - GIB)
+    assert "too much" in found.reason
+    assert "smaller" in found.nearest or "divides" in found.nearest
+
+
+TORCH = replace(gpt(), engine="torch", parameter_itemsize=4)
+PLAIN = Training(precision="fp32")
+
+
+def test_torchs_engine_has_no_sequence_parallelism_yet():
+    plan = Plan(tp=8, microbatch=1, sequence_parallel=True)
+    assert "not possible yet" in price(TORCH, machines(), PLAIN, plan).reason
+    assert isinstance(price(gpt(), machines(), TRAINING, plan), Prediction)
+
+
+def test_torchs_pipelined_stages_keep_what_they_gathered_and_gather_for_each_microbatch():
+    plan = Plan(pp=2, dp_shard=4, stages=(4, 4), microbatch=1)
+    kept, freed = (
+        predict(replace(plan, reshard_after_forward=reshard), model=TORCH, training=PLAIN) for reshard in (False, True)
+    )
+    assert kept.seconds == freed.seconds
+    assert kept.bytes == freed.bytes
+    few = predict(replace(plan, microbatch=8), model=TORCH, training=PLAIN)
+    assert kept.seconds["dp_shard"] > 4 * few.seconds["dp_shard"]
+    megatron = predict(replace(plan, reshard_after_forward=False), training=PLAIN)
+    assert megatron.seconds["dp_shard"] < kept.seconds["dp_shard"] / 4
+    assert megatron.bytes["gathered"] > kept.bytes["gathered"] / 2
+
+
+def test_torchs_stages_have_a_buffer_for_each_microbatch():
+    plan = Plan(pp=8, stages=(1,) * 8, microbatch=1)
+    per_message = 512 * 1024 * 2
+    assert predict(plan, model=TORCH, training=PLAIN).rank_bytes[1]["buffers"] == 64 * 2 * per_message
+    assert predict(plan).rank_bytes[1]["buffers"] == 2 * 2 * per_message
+
+
+def test_sums_of_divided_gradients_come_after_the_passes():
+    """Then activations are gone, and both gradients and the buffers that are summed are there."""
+    large = replace(TORCH, units=tuple(replace(unit, saved={"none": unit.saved["full"]}) for unit in TORCH.units))
+    found = predict(Plan(dp_replicate=2, tp=4, microbatch=1), model=large, training=PLAIN).bytes
+    assert found["activations"] == 0
+    assert found["buffers"] == found["gradients"] == found["parameters"]
+    alone = predict(Plan(dp_replicate=8, microbatch=1), model=large, training=PLAIN).bytes
+    assert alone["activations"] > 0
+    assert alone["buffers"] == 8 << 20
+
+
+def test_only_whole_copies_sum_gradients_beside_the_backward_pass():
+    slow = machines(outer=1e8, overlap=1.0)
+    hidden, shown = (
+        predict(Plan(dp_replicate=8, microbatch=8), replace(slow, device=replace(slow.device, overlap=share)))
+        for share in (1.0, 0.0)
+    )
+    assert hidden.seconds["dp_replicate"] < shown.seconds["dp_replicate"]
+    divided = [
+        predict(Plan(dp_replicate=4, tp=2, microbatch=8), replace(slow, device=replace(slow.device, overlap=share)))
+        for share in (1.0, 0.0)
+    ]
+    assert divided[0].seconds["dp_replicate"] == divided[1].seconds["dp_replicate"]

@@ -1,0 +1,192 @@
+"""What the links between live processes do: a short probe, kept and used again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from distroml.planner import Device, Sample, Topology, fit_levels
+from distroml.planner.fitting import Collective
+from distroml.runtime.elastic import Collectives, World, communication
+
+# Small enough to show latency, large enough to show rate; the largest are left out where a link is slow.
+_SIZES_BYTES = (4 << 10, 128 << 10, 1 << 20, 4 << 20)
+_REPEATS = 5
+_KEPT_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The links as they were measured.
+
+    Attributes:
+        levels: name and extent, innermost first.
+        samples: by level.
+        seconds: what probing took; 0 where an older probe of the same machines served.
+        reused: whether it did.
+    """
+
+    levels: tuple[tuple[str, int], ...]
+    samples: dict[str, tuple[Sample, ...]]
+    seconds: float = 0.0
+    reused: bool = False
+
+    def topology(self, device: Device) -> Topology:
+        """The machines, each a `device`, joined by these links."""
+        return fit_levels(device, self.levels, self.samples)
+
+
+def probe_links(world: World, *, budget_s: float = 2.0, cache: Path | None = None) -> Probed:
+    """Time collectives between all ranks of `world`. Collective; equal on every rank.
+
+    Args:
+        world: of the default process group.
+        budget_s: about how long it may take; slow links are tried with small messages only.
+        cache: a folder for results, kept for a day by host names, back end and number of ranks; None: nothing kept.
+
+    Raises:
+        PeerLost: another rank is gone.
+    """
+    collectives = Collectives(world)
+    hosts = collectives.gather(os.environ.get("DISTROML_HOST") or socket.gethostname())
+    per_host = Counter(hosts)
+    levels = _levels(world.world_size, per_host)
+    if world.world_size == 1:
+        return Probed(levels, {})
+    path = cache / f"links-{_key(hosts, world)}.json" if cache is not None else None
+    known = collectives.gather(_read(path) if path is not None and world.is_main else None)[0]
+    if known is not None:
+        return Probed(known.levels, known.samples, 0.0, True)
+    started = time.monotonic()
+    samples: dict[str, tuple[Sample, ...]] = {}
+    for number, (name, _) in enumerate(levels):
+        group, size = _group(world, levels, number)
+        if size > 1:
+            samples[name] = tuple(_measure(world, group, size, budget_s / len(levels)))
+    # Every rank took part; rank 0's clock is the one that counts.
+    found = collectives.gather(Probed(levels, samples, time.monotonic() - started))[0]
+    if path is not None and world.is_main:
+        _write(path, found)
+    return found
+
+
+def _levels(world_size: int, per_host: Counter[str]) -> tuple[tuple[str, int], ...]:
+    inside = next(iter(per_host.values()))
+    if len(per_host) == 1 or any(count != inside for count in per_host.values()):
+        return (("node" if len(per_host) == 1 else "cluster", world_size),)
+    return (("node", inside), ("cluster", len(per_host)))
+
+
+def _group(world: World, levels: Sequence[tuple[str, int]], number: int) -> tuple[dist.ProcessGroup | None, int]:
+    """This rank's group along one level, with one member in each unit below it; ranks of a host are neighbours."""
+    if len(levels) == 1:
+        return dist.group.WORLD, levels[0][1]
+    inside, nodes = levels[0][1], levels[1][1]
+    if number == 0:
+        members = [[node * inside + place for place in range(inside)] for node in range(nodes)]
+    else:
+        members = [[node * inside + place for node in range(nodes)] for place in range(inside)]
+    mine: dist.ProcessGroup | None = None
+    with communication():
+        for ranks in members:
+            made = dist.new_group(ranks)
+            if world.rank in ranks:
+                mine = cast("dist.ProcessGroup", made)
+    return mine, len(members[0])
+
+
+def _measure(world: World, group: dist.ProcessGroup | None, size: int, budget_s: float) -> list[Sample]:
+    samples: list[Sample] = []
+    stop = torch.zeros(1)
+    deadline = time.monotonic() + budget_s
+    for nbytes in _SIZES_BYTES:
+        for collective in ("all_reduce", "all_gather", "send"):
+            seconds = _time(_call(collective, nbytes, size, group, world.device))
+            samples.append(Sample(collective, nbytes, size, seconds))
+        stop[0] = float(time.monotonic() > deadline)
+        with communication():
+            dist.all_reduce(stop, op=dist.ReduceOp.MAX)
+        if stop[0] and len(samples) > 3:
+            break
+    return samples
+
+
+def _call(
+    collective: Collective, nbytes: int, size: int, group: dist.ProcessGroup | None, device: torch.device
+) -> Callable[[], None]:
+    count = max(size, nbytes // 4 // size * size)
+    whole = torch.zeros(count, device=device)
+    part = torch.zeros(count // size, device=device)
+    me = dist.get_rank(group)
+    right = dist.get_global_rank(group, (me + 1) % size) if group is not None else (me + 1) % size
+    left = dist.get_global_rank(group, (me - 1) % size) if group is not None else (me - 1) % size
+    other = torch.zeros(count, device=device)
+
+    def call() -> None:
+        with communication():
+            if collective == "all_reduce":
+                dist.all_reduce(whole, group=group)
+            elif collective == "all_gather":
+                dist.all_gather_into_tensor(whole, part, group=group)
+            else:
+                ring = [dist.P2POp(dist.isend, whole, right, group), dist.P2POp(dist.irecv, other, left, group)]
+                for work in dist.batch_isend_irecv(ring):
+                    work.wait()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return call
+
+
+def _time(call: Callable[[], None]) -> float:
+    """The median of a few calls; a slow one is not repeated as often."""
+    call()
+    times: list[float] = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return sorted(times)[len(times) // 2]
+
+
+# ---- results of earlier probes
+
+
+class _Kept(msgspec.Struct):
+    """A probe on disk."""
+
+    at_s: float
+    levels: tuple[tuple[str, int], ...]
+    samples: dict[str, tuple[Sample, ...]]
+
+
+def _key(hosts: Sequence[str], world: World) -> str:
+    text = "\n".join([*hosts, world.device.type, str(world.world_size)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Probed | None:
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+    except (OSError, msgspec.DecodeError):
+        return None  # not there, or of another release: it is measured again
+    # A wall clock that was set back makes an old probe look young: then it serves a little longer, and that is all.
+    return Probed(kept.levels, kept.samples) if time.time() - kept.at_s < _KEPT_S else None
+
+
+def _write(path: Path, probed: Probed) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_bytes(msgspec.json.encode(_Kept(time.time(), probed.levels, probed.samples)))
+    scratch.replace(path)

@@ -1,0 +1,188 @@
+"""The plan of one generation: how it was chosen, what it promised, and what it turned out to cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import statistics
+from typing import Any
+
+import torch
+
+from distroml.objectstore import ObjectExists, ObjectStore, ObjectStoreError
+from distroml.planner import Measurement, Prediction, parse_wish
+from distroml.planner.feedback import AGREEMENT
+from distroml.runtime.elastic import World
+from distroml.runtime.link import Link
+from distroml.runtime.parallel import Plan, choose_plan
+from distroml.runtime.parallel.live import LivePlan, cache_folder, plan_live, remember
+from distroml.runtime.training.settings import Settings
+from distroml.runtime.training.source import ModelSource
+from distroml.runtime.training.types import StepInfo
+from distroml.workerlink import LinksProbed, PlanChosen, PlanMeasured
+
+log = logging.getLogger("distroml.runtime.train")
+
+# The first steps warm caches and allocators; then enough for a median that one stall does not move.
+_SKIPPED = 3
+_COUNTED = 20
+# An event's texts have 60 kB in all.
+_MOST_DRAWING = 36_000
+
+
+class Planned:
+    """Chooses the plan, on all ranks alike, and speaks of it on rank 0. Collective to make.
+
+    Raises:
+        PlanRefused: the plan cannot be made; says why, and what is possible.
+    """
+
+    def __init__(
+        self, link: Link, world: World, settings: Settings, source: ModelSource, sample: Any, store: ObjectStore
+    ) -> None:
+        self._link = link
+        self._store = store
+        self._world = world
+        self._settings = settings
+        self._cache = cache_folder(os.environ)
+        self._live: LivePlan | None = None
+        self._step_s: list[float] = []
+        self._told = False
+        data = settings.data
+        request = settings.plan
+        if request == "auto":
+            self._live = plan_live(
+                source.module,
+                settings.loss,
+                sample,
+                world,
+                settings.optimizer,
+                global_batch=data.global_batch,
+                microbatch=data.microbatch,
+                wish=parse_wish("auto"),
+                cache=self._cache,
+            )
+        self.plan: Plan = (
+            self._live.plan
+            if self._live is not None
+            else choose_plan(
+                source.blank(),
+                request,
+                world,
+                loss=settings.loss,
+                sample=sample,
+                global_batch=data.global_batch,
+                microbatch=data.microbatch,
+            )
+        )
+
+    def tell(self, parameters: int) -> None:
+        """Say which plan this generation trains with, and what is promised of it."""
+        if not self._world.is_main:
+            return
+        world, live = self._world, self._live
+        log.info(
+            "generation %d: %d worker(s) on %s, %.2f million parameters, plan %s",
+            world.generation,
+            world.world_size,
+            world.device.type,
+            parameters / 1e6,
+            self.plan,
+        )
+        inputs: dict[str, Any] = {"world_size": world.world_size, "global_batch": self._settings.data.global_batch}
+        inputs["parameters"] = parameters
+        if live is not None:
+            inputs |= json.loads(live.inputs)
+        if live is not None and live.links is not None:
+            links = {"levels": live.links.levels, "samples": sum(len(some) for some in live.links.samples.values())}
+            self._link.send(
+                LinksProbed(
+                    generation=world.generation,
+                    topology=json.dumps(links),
+                    seconds=live.links.seconds,
+                    reused=live.links.reused,
+                )
+            )
+        self._link.send(
+            PlanChosen(
+                generation=world.generation,
+                plan=self.plan.to_json(),
+                inputs=json.dumps(inputs),
+                prediction=_told(live) if live is not None else "",
+                best=live.best if live is not None else "",
+                alternatives_hash=self._keep_alternatives(live) if live is not None else "",
+            )
+        )
+
+    def _keep_alternatives(self, live: LivePlan) -> str:
+        """The hash of the object that holds every other plan, "" where there is none or the store does not take it."""
+        if live.alternatives == "[]":
+            return ""
+        body = live.alternatives.encode()
+        digest = hashlib.sha256(body).hexdigest()
+        try:
+            self._store.put(f"plans/{digest}.json", body, if_absent=True)
+        except ObjectExists:
+            pass  # an earlier generation chose among the same plans
+        except ObjectStoreError as error:
+            log.warning("the alternatives to the plan are not kept: %s", error)
+            return ""
+        return digest
+
+    def step(self, info: StepInfo, *, last: bool) -> None:
+        """Count a step; once enough are known, say what the plan turned out to cost."""
+        self._step_s.append(info.step_s)
+        enough = len(self._step_s) >= _SKIPPED + _COUNTED or last
+        if self._told or not enough or not self._world.is_main or len(self._step_s) <= _SKIPPED:
+            return
+        self._told = True
+        counted = self._step_s[_SKIPPED:]
+        measured = Measurement(step_seconds=statistics.median(counted), peak_bytes=_peak_bytes(self._world))
+        prediction = self._live.prediction if self._live is not None else None
+        how, then = ("", "")
+        if self._live is not None:
+            how, then = remember(self._live, measured, self._cache)
+        self._link.send(
+            PlanMeasured(
+                generation=self._world.generation,
+                steps=len(counted),
+                step_seconds=measured.step_seconds,
+                peak_bytes_per_rank=int(measured.peak_bytes),
+                predicted_step_seconds=prediction.step_seconds if prediction is not None else 0.0,
+                predicted_peak_bytes_per_rank=int(prediction.peak_bytes_per_rank) if prediction is not None else 0,
+                verdict=_verdict(measured, prediction),
+                message="; ".join(filter(None, (how, then))),
+            )
+        )
+        if how:
+            log.info("the plan's prediction does not stand: %s; %s", how, then)
+
+
+def _told(live: LivePlan) -> str:
+    """The prediction as an event tells it, with the plan's picture where there is room for it."""
+    if live.prediction is None:
+        return ""
+    told = live.prediction.as_dict()
+    if live.drawing and len(live.drawing) <= _MOST_DRAWING:
+        told["drawing"] = json.loads(live.drawing)
+    return json.dumps(told)
+
+
+def _verdict(measured: Measurement, prediction: Prediction | None) -> str:
+    """How the measurement stands to the prediction; memory is named first, since it ends runs."""
+    if prediction is None:
+        return "NotPredicted"
+    for real, predicted, more, less in (
+        (measured.peak_bytes, prediction.peak_bytes_per_rank, "MoreMemory", "LessMemory"),
+        (measured.step_seconds, prediction.step_seconds, "Slower", "Faster"),
+    ):
+        if real and predicted and abs(real / predicted - 1) > AGREEMENT:
+            return more if real > predicted else less
+    return "AsPredicted"
+
+
+def _peak_bytes(world: World) -> float:
+    """The peak of what training holds; 0 on the CPU, where the process's peak has interpreter and libraries in it."""
+    return float(torch.cuda.max_memory_allocated(world.device)) if world.device.type == "cuda" else 0.0

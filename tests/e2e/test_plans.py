@@ -1,0 +1,50 @@
+"""A plan from its choice to its measurement: events, explanation and read model of a real job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from distroml.planner import Plan
+from distroml.planner.picture import Drawing
+from tests.e2e.conftest import Plane, tails
+
+JOBS = Path(__file__).parent / "jobs"
+pytestmark = pytest.mark.e2e
+
+
+def test_a_plan_is_told_measured_and_explained(plane: Plane, tmp_path: Path) -> None:
+    # What other runs measured here stays out of it.
+    cache = f"XDG_CACHE_HOME={tmp_path}"
+    job = plane.cli.submit("--workers", "2", "--env", cache, "planned.py", "40", cwd=JOBS)
+    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
+    told = {event["type"].rpartition(".")[2]: event["data"] for event in plane.cli.events(job)}
+
+    chosen, measured = told["PlanChosen"], told["PlanMeasured"]
+    plan = Plan(**{**json.loads(chosen["plan"]), "order": tuple(json.loads(chosen["plan"])["order"])})
+    assert plan.world_size == 2
+    prediction = json.loads(chosen["prediction"])
+    assert sum(prediction["parts"]["seconds"].values()) == pytest.approx(prediction["step_seconds"])
+    assert Drawing.from_json(json.dumps(prediction["drawing"])).plan.mesh == plan.mesh
+    assert json.loads(told["LinksProbed"]["topology"])["levels"]
+    digest = chosen["alternatives_hash"]
+    (kept,) = plane.folder.path.rglob(f"{digest}.json*")
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == digest
+    assert json.loads(kept.read_bytes())[: len(json.loads(chosen["best"]))] == json.loads(chosen["best"])
+
+    assert int(measured["steps"]) == 20
+    assert measured["step_seconds"] > 0
+    assert measured["predicted_step_seconds"] == pytest.approx(prediction["step_seconds"])
+    assert measured["verdict"] in ("AsPredicted", "Slower", "Faster")
+
+    (explained,) = plane.cli.json("job", "explain", job)["plans"]
+    assert explained["plan"] == str(plan)
+    assert explained["verdict"] == measured["verdict"]
+    assert explained["alternatives_hash"] == digest
+    text = plane.cli("job", "explain", job).stdout
+    assert f"plan of generation 1: {plan}" in text
+    assert "measured" in text
+    assert f"plan={plan}" in plane.cli("events", job).stdout
