@@ -95,6 +95,21 @@ def _fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def evaluate(world: World, name: str) -> dict[str, Any]:
+    """How far outputs without gradients are apart, and whether generated text is the same where the model generates."""
+    sample = BY_NAME[name].batch(2, seed=1)
+    alone, model = made(name).eval(), made(name)
+    blocks = find_chain(model, lambda one: loss(one, sample)).blocks
+    plan = choose_tensor_plan(model, blocks, loss, sample, world.world_size)
+    apply_tensor_plan(model, plan, init_device_mesh("cpu", (world.world_size,)))
+    model.eval()
+    with torch.no_grad():
+        own, right = float(loss(model, sample)[0]), float(loss(alone, sample)[0])
+        prompt = {"input_ids": sample["input_ids"][:, :4], "max_new_tokens": 6, "do_sample": False}
+        texts = [one.generate(**prompt).tolist() if hasattr(one, "generate") else [] for one in (model, alone)]
+    return {"loss": abs(own - right) / abs(right), "same": texts[0] == texts[1], "length": len(texts[0])}
+
+
 class Dropping(nn.Module):
     """A feed-forward block that drops before, inside and after what is split."""
 

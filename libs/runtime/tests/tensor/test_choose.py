@@ -17,9 +17,11 @@ from distroml.runtime.parallel.tensor import (
     apply_tensor_plan,
     choose_tensor_plan,
 )
+from distroml.runtime.parallel.tensor.apply import hook_modules
 from distroml.runtime.parallel.tensor.capture import capture
 from distroml.runtime.parallel.tensor.parts import OwnPart, OwnPartUsed, divided
 from distroml.runtime.parallel.tensor.proof import NotEqual, Prover
+from distroml.runtime.parallel.tensor.simulate import LoneRank
 from distroml.runtime.profile import find_chain
 from libs.runtime.tests.tensor.zoo import BY_NAME, example, hugging_face, loss, made
 
@@ -36,6 +38,17 @@ def plan_for(model: nn.Module, name: str, degree: int = 2) -> TensorPlan:
 def prover_of(name: str) -> Prover:
     sample = BY_NAME[name].batch(2, seed=1)
     return Prover(capture(made(name), find_chain(made(name), lambda one: loss(one, sample)).blocks, loss, sample)[0])
+
+
+def split_alone(model: nn.Module, plan: TensorPlan) -> nn.Module:
+    """Rank 0's part, which sums with nobody."""
+    for path, split in plan.modules.items():
+        for name, layout in split.parameters.items():
+            module = model.get_submodule(path)
+            whole = module.get_parameter(name).detach()
+            setattr(module, name, nn.Parameter(layout.take(whole, 0, plan.degree).clone()))
+    hook_modules(model, plan.modules, plan.blocks, LoneRank(plan.degree), random=plan.random)
+    return model
 
 
 # ---- layouts
@@ -224,6 +237,19 @@ def test_an_input_whose_gradient_is_not_summed_is_seen() -> None:
     inside = {**right, "up": Split(style="inside", parameters=right["up"].parameters)}
     with pytest.raises(NotEqual, match="the gradient of an input differs"):
         prover_of("example_gpt").prove(inside, 2)
+
+
+# ---- what is carried out
+
+
+def test_a_split_block_compiles_to_one_graph() -> None:
+    model = made("gpt2")
+    part = split_alone(model, plan_for(model, "gpt2"))
+    block = part.get_submodule("transformer.h.0")
+    hidden = torch.randn(2, 5, 32, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(block.forward, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(hidden), block(hidden))
+    assert "weight" not in vars(block.attn.c_attn), "nothing is left that hides the parameter"
 
 
 # ---- activations that mend

@@ -50,6 +50,14 @@ def test_split_parameters_are_sharded_too(pool: Pool, name: str) -> None:
     assert answer["norm"] <= 1e-9
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "t5", "torch_encoder"])
+def test_evaluation_and_generated_text_are_the_same(pool: Pool, name: str) -> None:
+    for answer in pool.run("libs.runtime.tests.tensor.ranks:evaluate", 2, name=name):
+        assert answer["loss"] <= 1e-6
+        assert answer["same"]
+        assert answer["length"] == (0 if name == "torch_encoder" else 2)
+
+
 def test_masks_are_each_ranks_own_where_activations_are_split(pool: Pool) -> None:
     one, other = pool.run("libs.runtime.tests.tensor.ranks:masks", 2)
     for block in ("blocks.0", "blocks.1"):

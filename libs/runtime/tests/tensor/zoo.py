@@ -82,6 +82,20 @@ class Careless(nn.Module):
         return self.head(x)
 
 
+class TorchEncoder(nn.Module):
+    """Torch's own layers: their attention takes its weights past the linears that hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(zoo.VOCABULARY, 32)
+        layer = nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, zoo.VOCABULARY)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.words(tokens)))
+
+
 def hugging_face(kind: str, **values: Any) -> Callable[[], nn.Module]:
     """A factory of the class `kind` with a configuration of these values."""
 
@@ -101,6 +115,7 @@ def _decoder(name: str, kind: str, **values: Any) -> Architecture:
 MORE = (
     Architecture("example_gpt", "decoder", _example, "causal"),
     Architecture("careless", "decoder", Careless, "causal"),
+    Architecture("torch_encoder", "encoder", TorchEncoder, "masked"),
     _decoder("gptj", "GPTJForCausalLM", **OLD, rotary_dim=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
     _decoder("granite", "GraniteForCausalLM", **GROUPED),
     _decoder("cohere", "CohereForCausalLM", **GROUPED),

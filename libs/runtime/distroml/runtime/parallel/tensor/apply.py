@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from distroml.runtime.parallel.tensor.layout import Layout
-from distroml.runtime.parallel.tensor.parts import set_apart
+from distroml.runtime.parallel.tensor.parts import Mend, set_apart
 from distroml.runtime.parallel.tensor.plan import Split, TensorPlan
 from distroml.runtime.parallel.tensor.regions import Region
 from distroml.runtime.parallel.tensor.split import own_parameters, split_module
@@ -67,12 +67,15 @@ def hook_modules(
 ) -> None:
     """Make modules whose parameters are local already compute their parts. Blocks without parameters are left alone."""
     regions: dict[str, dict[str, Region]] = {}
+    mends: dict[str, Mend] = {split.region: split.mend for split in splits.values() if split.mend}
     here = [path for path in blocks if next((find_module(module, path) or nn.Module()).parameters(), None) is not None]
     for path, split in splits.items():
         found = find_module(module, path)
         block = next((block for block in here if not block or path == block or path.startswith(f"{block}.")), None)
         if found is not None and block is not None:
-            region = regions.setdefault(block, {}).setdefault(split.region or path, Region(ranks, random))
+            region = regions.setdefault(block, {}).setdefault(
+                split.region or path, Region(ranks, random, mends.get(split.region, ""))
+            )
             split_module(found, split, ranks, region)
     for path, inside in regions.items():
         block = module.get_submodule(path)
@@ -85,11 +88,13 @@ class _FromTheStart:
     def __init__(self, forward: Callable[..., Any], regions: list[Region]) -> None:
         self._forward = forward
         self._regions = regions
+        self._mending = any(region.mend for region in regions)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for region in self._regions:
             region.reset()
-        return set_apart(self._forward(*args, **kwargs))
+        result = self._forward(*args, **kwargs)
+        return set_apart(result) if self._mending else result
 
 
 def find_module(module: nn.Module, path: str) -> nn.Module | None:

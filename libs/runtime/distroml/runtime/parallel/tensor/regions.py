@@ -28,16 +28,20 @@ class Region:
     Attributes:
         ranks: the tp axis.
         random: give the rank its own random numbers inside.
+        mend: what activations inside mend of the code around them, if anything: they have a type of their own then.
         batch: samples in what entered last.
-        part: the type of activations inside, where they mend the code around them.
     """
 
     ranks: Ranks
     random: bool
+    mend: Mend = ""
     batch: int = 1
-    part: type[torch.Tensor] | None = None
+    part: type[torch.Tensor] | None = field(init=False)
     _entered: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list[tuple[torch.Tensor, torch.Tensor]])
     _common: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.part = part_type(self.ranks, self.mend, lambda: self.batch) if self.mend else None
 
     def enter(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor for use inside."""
@@ -49,12 +53,9 @@ class Region:
         self._entered.append((tensor, inside))
         return inside
 
-    def mark(self, output: torch.Tensor, mend: Mend) -> torch.Tensor:
+    def mark(self, output: torch.Tensor) -> torch.Tensor:
         """A column's output as what mends, if it shall: one type in a region, which its columns share."""
-        if not mend:
-            return output
-        self.part = self.part or part_type(self.ranks, mend, lambda: self.batch)
-        return output.as_subclass(self.part)
+        return output if self.part is None else output.as_subclass(self.part)
 
     def opened(self, device: torch.device, training: bool) -> None:
         """A column's output is there: what is drawn from now on is this rank's own. A second column changes nothing."""

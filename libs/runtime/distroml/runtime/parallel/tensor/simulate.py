@@ -32,16 +32,25 @@ class ThreadRanks:
 
         Raises:
             threading.BrokenBarrierError: another rank failed.
-            ValueError: ranks handed over tensors of different shapes.
+            ValueError: another rank sums a tensor of another shape, or has ended.
         """
-        self.shared.slots[self.rank] = tensor.detach()
+        parts = self._exchange(tensor.detach())
+        shapes = [None if part is None else tuple(part.shape) for part in parts]
+        if any(shape != tuple(tensor.shape) for shape in shapes):
+            raise ValueError(f"ranks sum tensors of the shapes {shapes}")
+        return torch.stack([part for part in parts if part is not None]).sum(0)
+
+    def end(self) -> None:
+        """Wait for all ranks to end. Raises as `sum` does where one of them still wants to sum."""
+        if any(part is not None for part in self._exchange(None)):
+            raise ValueError("ranks sum different numbers of tensors")
+
+    def _exchange(self, part: torch.Tensor | None) -> list[torch.Tensor | None]:
+        self.shared.slots[self.rank] = part
         self.shared.barrier.wait()
-        parts = [part for part in self.shared.slots if part is not None]
-        if any(part.shape != tensor.shape for part in parts):
-            raise ValueError(f"ranks sum tensors of shapes {[tuple(part.shape) for part in parts]}")
-        total = torch.stack(parts).sum(0)
+        parts = list(self.shared.slots)
         self.shared.barrier.wait()
-        return total
+        return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,9 @@ def run_ranks(degree: int, work: Callable[[ThreadRanks], Result]) -> list[Result
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(ThreadRanks(shared, rank, degree))
+            ranks = ThreadRanks(shared, rank, degree)
+            results[rank] = work(ranks)
+            ranks.end()
         except Exception as error:
             shared.errors.append(error)
             shared.barrier.abort()

@@ -53,20 +53,22 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         for name in own:
-            object.__delattr__(module, name)
+            vars(module).pop(name)
         if bias:
-            object.__delattr__(module, bias)
+            vars(module).pop(bias)
         if split.style == "column":
             region.opened(output.device, module.training)
-            return region.mark(output, split.mend)
+            return region.mark(output)
         elif split.style == "row":
             output = leave(output, ranks)
-            return output + _is_there(own_parameters(module)[bias]) if bias else output
+            return output + _is_there(own_parameters(module)[bias]).to(output.dtype) if bias else output
         elif split.style == "experts":
             region.closed()
             return _each_float(output, lambda tensor: leave(tensor, ranks))
         return output
 
+    if split.style == "inside" and not own:
+        return
     if split.style == "experts":
         # Its columns and rows are inside of one forward pass.
         module.register_forward_pre_hook(lambda module, _: region.opened(_device(module), module.training))
@@ -92,7 +94,7 @@ def own_parameters(module: nn.Module) -> dict[str, torch.Tensor | None]:
 
 
 def _show(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
-    # An instance attribute hides the entry of `_parameters`, and goes by none of `nn.Module`'s own rules.
+    # An instance attribute hides the parameter of that name. It goes by none of `nn.Module`'s own rules, and compiles.
     object.__setattr__(module, name, value)
 
 
