@@ -92,7 +92,7 @@ def _compare(
     errors: dict[str, float] = {}
     for parameter, whole in right.parameters.items():
         difference = found[parameter] - whole
-        if optimizer == "adamw" and parameter in right.zero:
+        if parameter in right.zero:
             difference = difference.masked_fill(right.zero[parameter], 0.0)
         errors[parameter] = float(difference.norm() / whole.norm().clamp_min(1e-30))
     worst = max(errors, key=lambda key: errors[key])
@@ -101,6 +101,6 @@ def _compare(
         "norm": max(abs(own / other - 1) for own, other in zip(norms, right.norms, strict=True)),
         "parameter": errors[worst],
         "name": worst,
-        "excepted": sorted(right.zero) if optimizer == "adamw" else [],
+        "excepted": sorted(right.zero),
         "missing": sorted(set(right.parameters) ^ set(found)),
     }

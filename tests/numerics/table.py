@@ -133,7 +133,7 @@ def page(filled: dict[str, dict[tuple[str, str], Cell]]) -> str:
         "## Parameters with a true gradient of zero",
         "",
         "Their gradient is rounding noise, of which AdamW makes whole steps; elements whose gradient never exceeds",
-        "1e-13 of the model's largest are left out of the comparison under AdamW:",
+        "1e-13 of the model's largest are left out of the comparison:",
         "",
         *(f"- {name}: {', '.join(sorted(some))}" for name, some in excepted.items() if some),
         "",
