@@ -29,7 +29,7 @@ def check(answers: list[dict]) -> None:
 
 @pytest.mark.parametrize("name", [*(architecture.name for architecture in MORE), *ALSO])
 def test_two_ranks_train_as_one_process(pool: Pool, name: str) -> None:
-    answers = pool.run(TRAIN, 2, name=name)
+    answers = pool.run(TRAIN, 2, timeout_s=100, name=name)
     check(answers)
     row = answers[0]
     print(f"{name:16} split {row['split']:3} whole {len(row['whole']):2} loss {row['loss']:.1e}")
@@ -37,7 +37,7 @@ def test_two_ranks_train_as_one_process(pool: Pool, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["example_gpt", "t5"])
 def test_four_ranks_train_as_one_process(pool: Pool, name: str) -> None:
-    check(pool.run(TRAIN, 4, name=name))
+    check(pool.run(TRAIN, 4, timeout_s=100, name=name))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mixtral"])
