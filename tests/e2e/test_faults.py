@@ -180,15 +180,25 @@ def test_the_whole_control_plane_dies_and_the_job_goes_on(own_plane: Plane, tmp_
     assert "replay verified" in own_plane.cli("replay", "--verify").stdout
 
 
-def test_down_leaves_no_process_behind(own_plane: Plane, tmp_path: Path) -> None:
+@pytest.mark.parametrize("agent", ["alive", "dead"])
+def test_down_leaves_no_process_behind(own_plane: Plane, tmp_path: Path, agent: str) -> None:
     slow = Slow(own_plane, tmp_path / "gate")
     job = slow.submit("2", 4000)
     wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
-    own_plane.cli("down")
+    workers = {pid_of_rank(own_plane, job, rank) for rank in (0, 1)}
+    if agent == "alive":
+        own_plane.cli("down")
+    else:
+        # The supervisor learns of the agent's death and of its own end at once: it starts no other agent.
+        agent_pid = own_plane.pid("agent")
+        os.kill(own_plane.endpoints.supervisor, signal.SIGSTOP)
+        os.kill(agent_pid, signal.SIGKILL)
+        os.kill(own_plane.endpoints.supervisor, signal.SIGTERM)
+        os.kill(own_plane.endpoints.supervisor, signal.SIGCONT)
+        wait_for(lambda: not own_plane.folder.is_locked(), 60, lambda: tails(own_plane.folder))
     marker = str(own_plane.folder.path).encode()
-    left = [
-        p for p in Path("/proc").iterdir() if p.name.isdigit() and marker in _environ(p) and int(p.name) != os.getpid()
-    ]
+    processes = [p for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != os.getpid()]
+    left = [p for p in processes if int(p.name) in workers or marker in _environ(p)]
     assert not left, [(p / "cmdline").read_bytes() for p in left]
 
 

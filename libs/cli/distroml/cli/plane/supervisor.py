@@ -193,8 +193,30 @@ class Supervisor:
                     _say("service did not end: killed", service=service.name)
                     service.signal(signal.SIGKILL)
                     await asyncio.to_thread(service.process.wait)
+            if group == [agent]:
+                # Nothing is left to end where the agent was alive; one that was dead or killed leaves its workers.
+                await self._end_workers(agent)
         down.unlink(missing_ok=True)
         _say("stopped")
+
+    async def _end_workers(self, agent: ServiceProcess) -> None:
+        """End what the agent's holders still run, by the agent's own command, for no agent has to be there for it."""
+        with agent.log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "distroml.agent", "--end-workers"),
+                env=dict(agent.environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            async with asyncio.timeout(STOP_S):
+                code = await process.wait()
+        except TimeoutError:
+            process.kill()
+            code = await process.wait()
+        if code:
+            _say("workers may be left: the agent's command to end them failed", code=code, log=str(agent.log))
 
 
 def _say(message: str, **fields: object) -> None:
