@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NewType
 
 import pytest
 from hypothesis import given
@@ -12,9 +8,9 @@ from hypothesis import strategies as st
 
 from distroml.api.checkpoint.v1 import checkpoint_pb2
 from distroml.api.rendezvous.v1 import rendezvous_pb2
-from distroml.api.scheduler.v1 import events_pb2, jobs_pb2
-from distroml.events import Context, NewEvent, Position, Recorded, UnknownEvent
-from distroml.rpc.conversion import ContractMismatch, compile_converter, enum_prefix
+from distroml.api.scheduler.v1 import events_pb2
+from distroml.events import NewEvent, UnknownEvent
+from distroml.rpc.conversion import ContractMismatch
 from distroml.rpc.publicevents import (
     PACKAGES,
     PublicCodec,
@@ -24,182 +20,24 @@ from distroml.rpc.publicevents import (
     to_event,
     to_json,
 )
-
-Generation = NewType("Generation", int)
-
-
-class Category(enum.Enum):
-    EXCEPTION = "exception"
-    SIGNAL = "signal"
-    OUT_OF_MEMORY = "out of memory"
-    HANG = "hang"
-    SETUP = "setup"
-    NODE_LOST = "node lost"
-    PREEMPTED = "preempted"
-    EXIT_CODE = "exit code"
-    NON_FINITE = "non-finite"
-    CORRUPTION = "corruption"
-    RENDEZVOUS_TIMEOUT = "rendezvous timeout"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerRange:
-    min: int
-    max: int
-    per_node: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    max_failures: int | None = None
-    max_preemptions: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointPolicy:
-    keep: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    name: str
-    project: str
-    command: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    bundle: str = ""
-    python: str = ""
-    workers: WorkerRange
-    priority: int = 0
-    retry: RetryPolicy | None = None
-    checkpoint: CheckpointPolicy = CheckpointPolicy()
-    grace_s: int = 30
-    hang_timeout_s: int = 0
-    labels: Mapping[str, str] = field(default_factory=dict)
-    packages: str = ""
-    dataset: str = ""
-    log_cap_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submitted:
-    job: str
-    spec: Spec
-    at_ms: int
-    actor: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validated:
-    at_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    at_ms: int
-    category: Category | None
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    node: str
-    slots: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admitted:
-    at_ms: int
-    attempt: int
-    placement: tuple[Placement, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRecorded:
-    at_ms: int
-    generation: Generation
-    step: int
-    sample_from: int
-    sample_to: int
-    epoch: int
-    loss: float
-    fingerprint: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    worker: str
-    node: str
-    rank: int
-    local_rank: int
-    node_rank: int
-    local_world_size: int
-    address: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Formed:
-    job: str
-    number: int
-    world_size: int
-    members: tuple[Member, ...]
-    store_endpoint: str
-    mesh: Mapping[str, int]
-    at_ms: int
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationFormed:
-    generation: Formed
-
-
-SPEC = Spec(
-    name="gpt",
-    project="default",
-    command=("train.py", "--fast"),
-    env={"A": "1"},
-    workers=WorkerRange(min=1, max=2),
-    retry=RetryPolicy(max_failures=0),
+from libs.rpc.tests.contract_samples import (
+    CODEC,
+    SAMPLES,
+    SPEC,
+    STEPS,
+    Failed,
+    Formed,
+    Generation,
+    GenerationFormed,
+    Member,
+    RetryPolicy,
+    Spec,
+    StepRecorded,
+    Submitted,
+    Validated,
+    WorkerRange,
+    recorded,
 )
-SAMPLES = {
-    Submitted: Submitted(job="job-1", spec=SPEC, at_ms=5),
-    Validated: Validated(at_ms=6),
-    Admitted: Admitted(at_ms=7, attempt=1, placement=(Placement(node="n", slots=("cpu-0", "cpu-1")),)),
-    Failed: Failed(at_ms=8, category=Category.OUT_OF_MEMORY, reason="WorkerFailed", message="é\x00"),
-}
-CODEC = PublicCodec[object](
-    {
-        "scheduler.job.Submitted": (Submitted, events_pb2.JobSubmitted, 1),
-        "scheduler.job.Validated": (Validated, events_pb2.JobValidated, 1),
-        "scheduler.job.Admitted": (Admitted, events_pb2.JobAdmitted, 1),
-        "scheduler.job.Failed": (Failed, events_pb2.JobFailed, 1),
-    }
-)
-STEPS = PublicCodec[StepRecorded]({"rendezvous.step.StepRecorded": (StepRecorded, rendezvous_pb2.StepRecorded, 1)})
-
-
-def recorded(event: NewEvent) -> Recorded:
-    context = Context(
-        deployment="dep-1",
-        project="default",
-        actor="ann",
-        causation_id="c",
-        correlation_id="r",
-        time_ms=1_700_000_000_123,
-    )
-    return Recorded(
-        id=event.id,
-        type=event.type,
-        schema=event.schema,
-        public=event.public,
-        data=event.data,
-        stream="scheduler/job/job-1",
-        version=1,
-        position=Position("dep-1", 4),
-        context=context,
-    )
 
 
 def test_every_event_survives_the_way_into_the_log_and_back() -> None:
@@ -312,67 +150,6 @@ def test_an_upcaster_gives_old_bytes_todays_meaning() -> None:
         PublicCodec[object]({"scheduler.job.Validated": (Validated, events_pb2.JobValidated, 2)})
 
 
-@dataclass(frozen=True)
-class Lacks:
-    at_ms: int
-
-
-@dataclass(frozen=True)
-class Differs:
-    at_ms: float
-    category: str
-    reason: str | None
-    message: bytes
-
-
-@dataclass(frozen=True)
-class ListPlacement:
-    at_ms: int
-    attempt: int
-    placement: list[Placement]
-
-
-class TwoCategories(enum.Enum):
-    EXCEPTION = 1
-    SIGNAL = 2
-
-
-@dataclass(frozen=True)
-class FewCategories:
-    at_ms: int
-    category: TwoCategories
-    reason: str
-    message: str
-
-
-@pytest.mark.parametrize(
-    ("cls", "message", "named"),
-    [
-        (Lacks, events_pb2.JobFailed, ["lacks category, message, reason"]),
-        (Failed, events_pb2.JobValidated, ["category, message, reason not in message"]),
-        (
-            Differs,
-            events_pb2.JobFailed,
-            [
-                "at_ms: float does not hold",
-                "category: str is no enum",
-                "reason: may be None",
-                "message: bytes does not",
-            ],
-        ),
-        (ListPlacement, events_pb2.JobAdmitted, ["placement: is repeated in the message; use tuple"]),
-        (FewCategories, events_pb2.JobFailed, ["differ in CORRUPTION"]),
-        (RetryPolicy, jobs_pb2.WorkerRange, ["lacks max, min, per_node", "max_failures, max_preemptions not in"]),
-    ],
-    ids=["missing", "extra", "types", "list", "enum", "both"],
-)
-def test_every_difference_from_the_contract_is_named(cls: type, message: type, named: list[str]) -> None:
-    with pytest.raises(ContractMismatch) as refused:
-        compile_converter(cls, message)
-    for text in named:
-        assert any(text in problem for problem in refused.value.problems), refused.value.problems
-
-
 def test_a_stored_name_must_lead_to_its_message() -> None:
     with pytest.raises(ContractMismatch, match=r"leads to distroml\.api\.scheduler\.v1\.JobQueued"):
         PublicCodec[object]({"scheduler.job.Queued": (Validated, events_pb2.JobValidated, 1)})
@@ -416,7 +193,3 @@ def test_private_and_unknown_events_pass_without_their_body() -> None:
     assert (to_event(private).data, to_event(private).json) == (b"", "")
     unknown = recorded(NewEvent(id="e", type="scheduler.job.Newer", schema=1, public=True, data=b"abc"))
     assert (to_event(unknown).data, to_event(unknown).json) == (b"abc", "")
-
-
-def test_prefixes_of_enum_values() -> None:
-    assert enum_prefix(jobs_pb2.JobState.DESCRIPTOR) == "JOB_STATE_"

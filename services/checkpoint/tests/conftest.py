@@ -15,10 +15,12 @@ from distroml.checkpoint.service import compose
 from distroml.checkpoint.settings import CheckpointSettings
 from distroml.objectstore import ObjectStore
 from distroml.objectstore.filesystem import open_object_store
-from distroml.rpc import Service, connect
+from distroml.rpc import RemoteError, Service, connect
 from distroml.statestore import StateStore
 from distroml.statestore.sqlite import open_state_store
+from services.checkpoint.tests.workers import Workers
 
+JOB = "job-a"
 TOKEN = "a-token"
 
 
@@ -80,3 +82,19 @@ async def eventually(check: Callable[[], Awaitable[bool]], timeout_s: float = 10
     async with asyncio.timeout(timeout_s):
         while not await check():
             await asyncio.sleep(0.02)
+
+
+async def save(plane: Plane, workers: Workers, step: int, keep: int = 2) -> str:
+    opened = [await plane.stub.BeginSave(workers.begin(step, keep)) for _ in range(workers.world_size)]
+    assert len({one.save_id for one in opened}) == 1
+    for rank in range(workers.world_size):
+        answer = await plane.stub.ReportShard(workers.write(rank, step, opened[rank]))
+        assert answer.committed == (rank == workers.world_size - 1)
+        assert answer.missing == workers.world_size - 1 - rank
+    return answer.manifest_hash
+
+
+async def refused(call) -> RemoteError:
+    with pytest.raises(RemoteError) as caught:
+        await call
+    return caught.value

@@ -12,28 +12,9 @@ from distroml.checkpoint.adapters.codecs import PUBLIC
 from distroml.checkpoint.domain import events
 from distroml.manifest import Keys
 from distroml.objectstore import ObjectStoreDown, ObjectStoreFull
-from distroml.rpc import RemoteError
 from distroml.rpc.publicevents import check_codec
-from services.checkpoint.tests.conftest import Plane, Start, eventually
+from services.checkpoint.tests.conftest import JOB, Plane, Start, eventually, refused, save
 from services.checkpoint.tests.workers import Workers, loadable
-
-JOB = "job-a"
-
-
-async def save(plane: Plane, workers: Workers, step: int, keep: int = 2) -> str:
-    opened = [await plane.stub.BeginSave(workers.begin(step, keep)) for _ in range(workers.world_size)]
-    assert len({one.save_id for one in opened}) == 1
-    for rank in range(workers.world_size):
-        answer = await plane.stub.ReportShard(workers.write(rank, step, opened[rank]))
-        assert answer.committed == (rank == workers.world_size - 1)
-        assert answer.missing == workers.world_size - 1 - rank
-    return answer.manifest_hash
-
-
-async def refused(call) -> RemoteError:
-    with pytest.raises(RemoteError) as caught:
-        await call
-    return caught.value
 
 
 async def test_a_save_is_a_checkpoint_with_its_last_shard_and_not_before(plane: Plane):
@@ -231,99 +212,6 @@ async def test_an_object_store_that_does_not_answer_fails_nothing(plane: Plane, 
     assert error.status is StatusCode.UNAVAILABLE
     monkeypatch.undo()
     assert (await plane.stub.ReportShard(last)).committed
-
-
-async def test_retention_removes_old_checkpoints_and_nothing_that_newer_ones_need(plane: Plane):
-    workers = Workers(plane.objects)
-    hashes = [await save(plane, workers, step) for step in (10, 20, 30, 40)]
-
-    async def collected() -> bool:
-        listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
-        keys = [info.key for info in plane.objects.list(Keys(JOB).root)]
-        return [c.state for c in listed] == ["Committed", "Committed", "Deleted", "Deleted"] and (
-            Keys(JOB).manifest(hashes[1]) not in keys
-        )
-
-    await eventually(collected)
-    for sha in hashes[2:]:
-        # The frozen tensors still lie in the packs of the first save.
-        assert loadable(plane.objects, JOB, sha)["model.frozen1"] == b"frozen01"
-
-    async def second_save_gone() -> bool:
-        return not plane.objects.list(Keys(JOB).data_of("s0000000002"))
-
-    await eventually(second_save_gone)
-    assert not plane.objects.list(f"{Keys(JOB).root}shards/s0000000002/")
-
-
-async def test_a_pinned_checkpoint_survives_until_its_pin_is_removed(plane: Plane):
-    workers = Workers(plane.objects)
-    first = await save(plane, workers, 10, keep=1)
-    pin = pb.PinCheckpointRequest(job=JOB, step=10, ttl_s=3600, owner="me", request_id="req-1")
-    assert (await plane.stub.PinCheckpoint(pin)).checkpoint.pinned
-    assert (await plane.stub.PinCheckpoint(pin)).checkpoint.pinned
-    for step in (20, 30):
-        await save(plane, workers, step, keep=1)
-    await asyncio.sleep(0.2)
-    assert loadable(plane.objects, JOB, first)
-    assert (await refused(plane.stub.DeleteCheckpoint(pb.DeleteCheckpointRequest(job=JOB, step=10)))).reason == "Pinned"
-    await plane.stub.PinCheckpoint(pb.PinCheckpointRequest(job=JOB, step=10, ttl_s=0, owner="me"))
-    await plane.stub.DeleteCheckpoint(pb.DeleteCheckpointRequest(job=JOB, step=10, request_id="req-2"))
-
-    async def gone() -> bool:
-        return plane.objects.head(Keys(JOB).manifest(first)) is None
-
-    await eventually(gone)
-
-
-async def test_damage_is_found_named_and_fallen_back_from(plane: Plane):
-    workers = Workers(plane.objects)
-    await save(plane, workers, 10, keep=3)
-    second = await save(plane, workers, 20, keep=3)
-    assert (await plane.stub.VerifyCheckpoint(pb.VerifyCheckpointRequest(job=JOB, step=20))).sound
-    own = next(k.key for k in plane.objects.list(Keys(JOB).data) if "s0000000002/r0" in k.key)
-    data = plane.objects.get(own)
-    plane.objects.put(own, bytes([data[0] ^ 4]) + data[1:])
-    verdict = await plane.stub.VerifyCheckpoint(pb.VerifyCheckpointRequest(job=JOB, step=20))
-    assert not verdict.sound
-    assert own in verdict.damaged[0]
-    latest = (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).checkpoint
-    assert latest.step == 10
-    assert loadable(plane.objects, JOB, latest.manifest_hash)
-    listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
-    assert [c.state for c in listed] == ["Damaged", "Committed"]
-    assert own in listed[0].message
-    # What is saved next builds on what is sound.
-    opened = await plane.stub.BeginSave(workers.begin(30))
-    assert opened.base_manifest_hash == latest.manifest_hash != second
-
-
-async def test_damage_of_a_shared_chunk_sets_aside_every_checkpoint_that_needs_it(plane: Plane):
-    workers = Workers(plane.objects)
-    await save(plane, workers, 10, keep=3)
-    second = await save(plane, workers, 20, keep=3)
-    pack = next(k.key for k in plane.objects.list(Keys(JOB).data) if "s0000000001/r0" in k.key)
-    from distroml.manifest import chunk_hash
-
-    report = pb.ReportCorruptionRequest(
-        job=JOB, manifest_hash=second, object_key=pack, chunk_hash=chunk_hash(b"frozen00"), message="flipped"
-    )
-    assert not (await plane.stub.ReportCorruption(report)).HasField("checkpoint")
-    listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
-    assert [c.state for c in listed] == ["Damaged", "Damaged"]
-
-
-async def test_a_lost_manifest_is_set_aside_before_anything_is_removed(plane: Plane):
-    workers = Workers(plane.objects)
-    first = await save(plane, workers, 10, keep=3)
-    second = await save(plane, workers, 20, keep=3)
-    plane.catalogues._objects._reaches.clear()
-    plane.objects.delete(Keys(JOB).manifest(first))
-    assert await plane.catalogues.sweep(JOB) == 0
-    listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
-    assert [c.state for c in listed] == ["Committed", "Damaged"]
-    await plane.catalogues.sweep(JOB)
-    assert loadable(plane.objects, JOB, second)
 
 
 async def test_state_survives_a_restart_of_the_service(plane: Plane, start: Start):
