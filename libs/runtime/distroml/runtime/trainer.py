@@ -84,7 +84,8 @@ class Trainer(Generic[Batch]):
         checkpoint_dir: folder for checkpoints of a run that no agent started; default `.distroml/runs/<script>`.
         eval_data: held-out data, evaluated at the end and every `eval_every` steps.
         grad_clip: largest norm of the normalised gradient.
-        plan: how to spread the model over the workers, see `plan()`.
+        plan: how to spread the model over the workers: None: whole copies; what is known of a plan, such as
+            "dp_shard=2,tp=2"; or "auto": measured and searched, which may choose another plan from one job to the next.
         compress: gradient compression; only "none" in this release.
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so; parameters,
             gradients and optimizer state stay as they are.
@@ -116,7 +117,7 @@ class Trainer(Generic[Batch]):
         eval_data: DataLoader[Batch] | None = None,
         eval_every: int | None = None,
         grad_clip: float | None = None,
-        plan: str | Plan = "auto",
+        plan: str | Plan | None = None,
         compress: str = "none",
         precision: Precision = "fp32",
         compiled: bool = False,

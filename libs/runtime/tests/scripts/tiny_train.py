@@ -24,7 +24,7 @@ wanted = {
     "step_s": 0.0,
     "dropout": 0.1,
     "batch_norm": True,
-    "plan": "auto",
+    "plan": None,
     # Above 0: a model with a chain of so many blocks, which plans can divide.
     "blocks": 0,
     "without_checkpoint": "restart",

@@ -254,7 +254,7 @@ def check_compression(name: str) -> None:
 
 def parallelize(
     model: nn.Module | Callable[[], nn.Module],
-    plan: str | Plan = "auto",
+    plan: str | Plan | None = None,
     *,
     world: World | None = None,
     loss: Loss | None = None,
@@ -272,7 +272,8 @@ def parallelize(
     Args:
         model: a module, alike on all ranks, or what makes one; called with torch's generator seeded by `seed`. Under a
             plan that divides it, a module that is handed over is taken apart.
-        plan: "auto", a `Plan`, or what is known of one ("dp_shard=2,tp=2").
+        plan: a `Plan`, or what is known of one ("dp_shard=2,tp=2"); None: whole copies. Plans are searched by
+            `Trainer(plan="auto")`, which knows the optimizer and the batch.
         world: this process's place.
         loss: `(model, batch) -> (sum of losses, count)`.
         sample: one microbatch as a loader gives it, on the CPU; needed where blocks have to be found.
@@ -297,7 +298,9 @@ def parallelize(
         model, source = record(model, seed)
     if weights is not None:
         source = pretrained(os.fspath(weights), model, source or LiveSource(model))
-    chosen = choose_plan(model, plan, world, loss=loss, sample=sample, global_batch=global_batch, microbatch=microbatch)
+    chosen = choose_plan(
+        model, plan or "", world, loss=loss, sample=sample, global_batch=global_batch, microbatch=microbatch
+    )
     return spread(
         model,
         chosen,

@@ -69,7 +69,7 @@ class Planned:
             if self._live is not None
             else choose_plan(
                 source.blank(),
-                request,
+                request or "auto",
                 world,
                 loss=settings.loss,
                 sample=sample,

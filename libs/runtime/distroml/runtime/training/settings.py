@@ -34,7 +34,7 @@ class Settings:
     eval_data: DataLoader[Any] | None
     eval_every: int | None
     grad_clip: float | None
-    plan: str | Plan
+    plan: str | Plan | None
     compress: str
     precision: Precision
     compiled: bool
