@@ -40,6 +40,7 @@ class Scheduler(nodes_pb2_grpc.NodeServiceServicer, jobs_pb2_grpc.JobServiceServ
         self.applied: list[int] = []
         self.bundles: dict[str, bytes] = {}
         self.acknowledge = True
+        self.lease_ttl_s = 30
         self._streams: set[asyncio.Queue[nodes.ConnectResponse]] = set()
 
     def want(self, *attempts: nodes.DesiredAttempt) -> None:
@@ -74,7 +75,7 @@ class Scheduler(nodes_pb2_grpc.NodeServiceServicer, jobs_pb2_grpc.JobServiceServ
 
         listener = asyncio.create_task(listen())
         try:
-            yield nodes.ConnectResponse(welcome=nodes.NodeWelcome(deployment="dep-1", lease_ttl_s=30))
+            yield nodes.ConnectResponse(welcome=nodes.NodeWelcome(deployment="dep-1", lease_ttl_s=self.lease_ttl_s))
             yield nodes.ConnectResponse(desired=self.desired)
             while True:
                 yield await queue.get()

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from distroml.agent.adapters.telemetry import MAX_LINES, TelemetryPush
 from distroml.api.telemetry.v1 import telemetry_pb2 as pb
 from distroml.rpc import connect
+from services.agent.tests.conftest import World
 from services.agent.tests.plane import Plane, until
 
 
@@ -59,3 +61,12 @@ async def test_streams_end_when_they_are_told_to_whatever_grpc_makes_of_it(plane
         assert running.done()
         await channel.close(None)
         await plane.start()
+
+
+async def test_heartbeats_keep_to_the_lease_that_the_scheduler_grants_from_the_first_on(world: World) -> None:
+    world.plane.scheduler.lease_ttl_s = 1
+    await world.agent()
+    await until(lambda: world.plane.scheduler.hellos)
+    began = time.monotonic()
+    await until(lambda: len(world.plane.scheduler.applied) >= 8)
+    assert time.monotonic() - began < 8, "eight thirds of a second, with room for a busy machine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, cast
 
@@ -73,6 +74,8 @@ class NodeStream:
                 async for response in self._stub.Connect(self._requests(queue)):
                     if response.HasField("welcome"):
                         self._ttl_s = response.welcome.lease_ttl_s or _TTL_S
+                        # Until here the time to the next heartbeat was a guess, and may be longer than the lease.
+                        self.beat()
                         backoff.reset()
                         told = False
                         log.info("connected to the scheduler", lease_ttl_s=self._ttl_s)
@@ -101,11 +104,11 @@ class NodeStream:
         for entry in list(self._spool.pending(kind=OBSERVATION)):
             yield pb.ConnectRequest(attempt=pb.AttemptObservation.FromString(entry.body))
         loop = asyncio.get_running_loop()
-        next_beat = loop.time()
+        beaten = -math.inf
         while True:
             # By the clock, however much else there is to say: only heartbeats renew the node's lease.
-            if (left := next_beat - loop.time()) <= 0:
-                next_beat = loop.time() + self._ttl_s / 3
+            if (left := beaten + self._ttl_s / 3 - loop.time()) <= 0:
+                beaten = loop.time()
                 yield pb.ConnectRequest(heartbeat=pb.NodeHeartbeat(applied_revision=self._applied()))
                 continue
             try:
