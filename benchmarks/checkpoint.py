@@ -228,11 +228,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--quick", action="store_true", help="one round; rough figures")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         bytes_written(Path(folder))
-        times(Path(folder), arguments.rounds)
+        times(Path(folder), 1 if arguments.quick else arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -149,13 +149,14 @@ def main() -> None:
     parser.add_argument("--members", default="2,64")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--data", type=Path, default=None, help="where the SQLite file is; a temporary folder else")
+    parser.add_argument("--quick", action="store_true", help="20 rounds; rough figures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.data) as folder, service(Path(folder)) as endpoint:
 
         async def run() -> None:
             await asyncio.wait_for(answering(endpoint), 30)
             for members in map(int, arguments.members.split(",")):
-                took = await measure(endpoint, members, arguments.rounds)
+                took = await measure(endpoint, members, 20 if arguments.quick else arguments.rounds)
                 cuts = statistics.quantiles(took, n=100)
                 print(
                     f"{members:4} members: exit report to formed  p50 {cuts[49]:7.2f} ms  p99 {cuts[98]:7.2f} ms  "

@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="ten steps; rough figures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "link.sock")
@@ -84,7 +85,7 @@ def main() -> None:
         if reader == 0:
             listen(listener)
         try:
-            result = measure(arguments.steps, path, str(Path(folder) / "objects"))
+            result = measure(10 if arguments.quick else arguments.steps, path, str(Path(folder) / "objects"))
         finally:
             os.kill(reader, 9)
             os.waitpid(reader, 0)

@@ -155,7 +155,7 @@ def work(rank: int, config: Config, count: int, link: str, answer: Any, port: in
     hand = HandWritten(config, corpus, rank)
     hand.block()
     wall, cpu, seconds = pairs(managed.block, hand.block, count)
-    same_wall, same_cpu, _ = pairs(hand.block, hand.block, max(10, count // 3))
+    same_wall, same_cpu, _ = pairs(hand.block, hand.block, max(min(10, count), count // 3))
     if rank == 0:
         answer.put(
             {
@@ -187,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="two pairs; rough figures")
     arguments = parser.parse_args()
     config = read_config(Path(__file__).parents[1] / "examples" / "gpt" / "gpt.toml")
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +200,9 @@ def main() -> None:
         context = mp.get_context("spawn")
         answer = context.SimpleQueue()
         workers = [
-            context.Process(target=work, args=(rank, config, arguments.pairs, path, answer, store.port))
+            context.Process(
+                target=work, args=(rank, config, 2 if arguments.quick else arguments.pairs, path, answer, store.port)
+            )
             for rank in range(WORLD_SIZE)
         ]
         for worker in workers:
