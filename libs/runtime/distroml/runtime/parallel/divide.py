@@ -16,7 +16,7 @@ from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.pipeline import NoCut, Pipeline
 from distroml.runtime.parallel.pipeline.stage import original_name
 from distroml.runtime.parallel.recompute import recompute
-from distroml.runtime.parallel.sharding import shard
+from distroml.runtime.parallel.sharding import Reached, shard
 from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, apply_tensor_plan, choose_tensor_plan
 from distroml.runtime.parallel.weights import WeightSource, materialise
 from distroml.runtime.profile import Chain, NoChain, find_chain
@@ -36,6 +36,7 @@ class Part:
         counted: by name, whether this rank's stage is the one whose copy counts (norms, checkpoints).
         pipeline: the stages' steps, where there are stages.
         split: what tp divides.
+        reached: what the backward passes of a step reach.
         whole: the undivided model's names, and the order of rows of what tp divides.
     """
 
@@ -45,6 +46,7 @@ class Part:
     counted: dict[str, bool] = field(default_factory=dict[str, bool])
     pipeline: Pipeline | None = None
     split: TensorPlan | None = None
+    reached: Reached = field(default_factory=Reached)
     whole: Whole = NOTHING_ELSE
 
     @property
@@ -96,6 +98,7 @@ def divide(
             raise PlanRefused(f"tp={plan.tp} is not possible: {error}") from None
     pipeline = None
     names = [name for name, _ in model.named_parameters()]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     rows = split.rows if split is not None else {}
     whole = Whole.of(model, rows)
     if plan.pp > 1:
@@ -104,6 +107,7 @@ def divide(
             pipeline = Pipeline(model, loss, sample, blocks=chain.blocks, plan=plan, coordinate=mesh.place["pp"])
         except NoCut as error:
             raise PlanRefused(f"pp={plan.pp} is not possible: {error}") from None
+        _check_trained(pipeline, trained, plan)
     stages: list[nn.Module] = list(pipeline.modules) if pipeline is not None else [model]
     parts = [_owned(stage, chain.blocks) for stage in stages]
     if split is not None:
@@ -113,9 +117,10 @@ def divide(
         recompute(blocks, plan.recompute)
         for block in blocks if compiled else ():
             compile_in_place(block)
+    reached = Reached()
     if plan.dp_shard > 1:
         for stage, blocks in zip(stages, parts, strict=True):
-            shard(stage, blocks, mesh)
+            shard(stage, blocks, mesh, reached)
     if source is not None:
         for stage in stages:
             strip = original_name if pipeline is not None else clean
@@ -126,10 +131,25 @@ def divide(
         pipeline.bind(group, mesh.world.device)
     held = _held(stages, pipeline)
     if pipeline is None:
-        return Part(model, stages, held, dict.fromkeys(names, True), None, split, whole)
+        return Part(model, stages, held, dict.fromkeys(names, True), None, split, reached, whole)
     mine = {stage.index for stage in pipeline.modules}
     counted = {name: pipeline.owner[name] in mine for name in names}
-    return Part(PipelinedModel(pipeline), stages, held, counted, pipeline, split, whole)
+    return Part(PipelinedModel(pipeline), stages, held, counted, pipeline, split, reached, whole)
+
+
+def _check_trained(pipeline: Pipeline, trained: Sequence[str], plan: Plan) -> None:
+    """Refuse stages that leave a rank nothing to train: it would have no optimizer, while the others wait for it."""
+    holding = {pipeline.owner[name] for name in trained}
+    holding.update(stage for name in trained for stage in pipeline.tied.get(name, ()))
+    for coordinate in range(plan.pp):
+        stages = range(coordinate, len(plan.stages), plan.pp)
+        if holding.isdisjoint(stages):
+            told = "/".join(map(str, plan.stages))
+            raise PlanRefused(
+                f"pp={plan.pp} is not possible with stages={told}: all parameters of stage "
+                f"{' and '.join(map(str, stages))} are frozen; let each rank hold a block that is trained, by other "
+                "stages=N/N/… or a smaller pp"
+            )
 
 
 def _inner(stage: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from distroml.planner.plan import Axis
 from distroml.runtime.elastic import Pending, communication
 from distroml.runtime.parallel.buckets import BucketSpec, lay_out
 from distroml.runtime.parallel.mesh import Mesh
+from distroml.runtime.parallel.sharding import Reached
 from distroml.runtime.typed import norm_of, split_flat
 
 _SUMMED: tuple[Axis, ...] = ("tp", "dp_shard", "pp")
@@ -78,6 +79,7 @@ class DividedGradients:
         names: Sequence[str],
         counted: Mapping[str, bool],
         bucket_mb: float,
+        reached: Reached,
         sum_tied: Callable[[], None] | None,
         partial: Collection[str] = (),
     ) -> None:
@@ -89,6 +91,7 @@ class DividedGradients:
             names: all trainable parameters of the whole model, in its order.
             counted: by name, whether this stage's copy of a parameter counts in the norm.
             bucket_mb: size of one exchange along dp_replicate.
+            reached: what the backward passes of a step reach.
             sum_tied: sums gradients of parameters that several stages hold.
             partial: names of parameters that are whole on every tp rank, with gradients that are summed along tp.
         """
@@ -98,6 +101,7 @@ class DividedGradients:
         self._mesh = mesh
         self._places = {name: place for place, name in enumerate(names)}
         self._counted = counted
+        self._reached = reached
         self._sum_tied = sum_tied
         self._partial = [parameter for name, parameter in held if name in partial]
         self._group = mesh.group("dp_replicate")
@@ -113,6 +117,7 @@ class DividedGradients:
         """See `Gradients`."""
         for _, parameter in self.parameters:
             parameter.grad = None
+        self._reached.begin()
         self._flying.clear()
         self.last = False
         self.wait_s = 0.0
@@ -120,11 +125,11 @@ class DividedGradients:
     def flush(self) -> list[bool]:
         """See `Gradients`."""
         fired = [False] * len(self._places)
+        for name, parameter in self.parameters:
+            fired[self._places[name]] = parameter in self._reached
         self._sum_partial()
         if self._sum_tied is not None:
             self._sum_tied()
-        for name, parameter in self.parameters:
-            fired[self._places[name]] = parameter.grad is not None
         for spec in self._layout:
             flat = torch.zeros(spec.numel, dtype=spec.dtype, device=spec.device)
             for segment in spec.segments:

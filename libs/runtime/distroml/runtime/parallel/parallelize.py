@@ -91,6 +91,7 @@ class ParallelModel:
                 names=names,
                 counted=part.counted,
                 bucket_mb=plan.bucket_mb,
+                reached=part.reached,
                 sum_tied=part.pipeline.sum_tied if part.pipeline is not None else None,
                 partial=part.split.summed if part.split is not None else (),
             )

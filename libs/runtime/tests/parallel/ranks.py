@@ -1,0 +1,145 @@
+"""What each rank of the pool does for one test: train under a plan and, on rank 0, alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from distroml.runtime.elastic import World
+from distroml.runtime.parallel import ParallelModel, PlanRefused, parallelize
+from libs.runtime.tests.parallel.models import Batch, Quirks, loss, make, samples
+
+SEED = 5
+STEPS = 6
+GLOBAL_BATCH = 8
+
+
+def _sgd(parameters: Any) -> torch.optim.Optimizer:
+    # Decay and momentum move what has a gradient of zero, and leave alone what has none.
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.05)
+
+
+def part_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Samples `[start, stop)`."""
+    return {name: value[start:stop] for name, value in batch.items()}
+
+
+def pieces(batch: Batch, start: int, stop: int, microbatch: int) -> Iterator[Batch]:
+    """Samples `[start, stop)` as microbatches."""
+    for first in range(start, stop, microbatch):
+        yield part_of(batch, first, min(stop, first + microbatch))
+
+
+@dataclass(slots=True)
+class Course:
+    """What a training came to."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def bits(self) -> str:
+        """A hash of every bit of it."""
+        digest = hashlib.sha256(repr((self.losses, self.norms)).encode())
+        for name, value in self.parameters.items():
+            digest.update(name.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def spread(
+    world: World, plan: str, quirks: Quirks, microbatch: int, dtype: torch.dtype = torch.float64, **options: Any
+) -> ParallelModel:
+    """The model under `plan`."""
+    return parallelize(
+        lambda: make(quirks, dtype),
+        plan,
+        world=world,
+        loss=loss,
+        sample=part_of(samples(GLOBAL_BATCH, 1), 0, microbatch),
+        global_batch=GLOBAL_BATCH,
+        microbatch=microbatch,
+        seed=SEED,
+        **options,
+    )
+
+
+def under_plan(parallel: ParallelModel, microbatch: int, grad_clip: float | None, steps: int = STEPS) -> Course:
+    """Train; every rank takes its data-parallel share of each step's samples."""
+    course = Course()
+    optimizer = _sgd(parallel.parameters())
+    share = GLOBAL_BATCH // parallel.mesh.dp_size
+    start = parallel.mesh.dp_rank * share
+    for step in range(1, steps + 1):
+        batches = list(pieces(samples(GLOBAL_BATCH, 100 + step), start, start + share, microbatch))
+        mean, norm = parallel.finish(parallel.forward_backward(batches, step), grad_clip)
+        course.losses.append(float(mean))
+        course.norms.append(float(norm))
+        optimizer.step()
+    course.parameters.update({name: value.clone() for name, value in parallel.full_tensors()})
+    return course
+
+
+def alone(quirks: Quirks, microbatch: int, grad_clip: float | None, steps: int = STEPS) -> Course:
+    """The same in plain PyTorch, with the same microbatches."""
+    torch.manual_seed(SEED)
+    model, course = make(quirks), Course()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _sgd(trained)
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for batch in pieces(samples(GLOBAL_BATCH, 100 + step), 0, GLOBAL_BATCH, microbatch):
+            one, terms = loss(model, batch)
+            one.backward()
+            total, count = total + one.detach(), count + int(terms)
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad /= count
+        course.losses.append(float(total) / count)
+        course.norms.append(float(nn.utils.clip_grad_norm_(trained, grad_clip or float("inf"))))
+        optimizer.step()
+    course.parameters.update({name: value.detach().clone() for name, value in model.named_parameters()})
+    return course
+
+
+def train(
+    world: World,
+    plan: str,
+    quirks: dict[str, Any],
+    microbatch: int = 2,
+    grad_clip: float | None = None,
+    against: bool = True,
+    dtype: str = "float64",
+    **options: Any,
+) -> dict[str, Any]:
+    """Train under `plan`.
+
+    Returns:
+        "refused" with the reason; or "bits" of losses, norms and parameters as this rank has them, and on rank 0 with
+        `against` how far they are from training alone in float64: "loss", "norm", "parameter" (normwise, of the worst).
+    """
+    made = Quirks(**quirks)
+    try:
+        parallel = spread(world, plan, made, microbatch, getattr(torch, dtype), **options)
+    except PlanRefused as error:
+        return {"refused": str(error)}
+    course = under_plan(parallel, microbatch, grad_clip)
+    parallel.close()
+    answer: dict[str, Any] = {"bits": course.bits()}
+    if world.is_main and against:
+        right = alone(made, microbatch, grad_clip)
+        assert sorted(course.parameters) == sorted(right.parameters)
+        errors = {
+            name: float((course.parameters[name] - value).norm() / value.norm().clamp_min(1e-30))
+            for name, value in right.parameters.items()
+        }
+        answer["loss"] = max(abs(own / one - 1) for own, one in zip(course.losses, right.losses, strict=True))
+        answer["norm"] = max(abs(own / one - 1) for own, one in zip(course.norms, right.norms, strict=True))
+        answer["name"] = max(errors, key=lambda name: errors[name])
+        answer["parameter"] = errors[answer["name"]]
+    return answer

@@ -1,0 +1,73 @@
+"""What real models have beside plain layers: every plan still trains them as one process does."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.numerics.pool import Pool
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+TRAIN = "libs.runtime.tests.parallel.ranks:train"
+PLANS = {
+    "dp_replicate=2": 2,
+    "dp_shard=4": 4,
+    "dp_replicate=2,dp_shard=2": 4,
+    "tp=2,dp_shard=2": 4,
+    "pp=2,dp_shard=2": 4,
+    "tp=2,pp=2,dp_replicate=2": 8,
+}
+QUIRKS = {
+    "tied": {"tied": True},
+    "unused on some ranks, and on all": {"late": True, "unused": True},
+    "frozen": {"frozen": True, "tied": True},
+}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    made = Pool(8)
+    yield made
+    made.close()
+
+
+def check(answers: list[dict]) -> None:
+    first = answers[0]
+    assert "refused" not in first, first["refused"]
+    assert max(first["loss"], first["norm"]) <= 1e-10, first
+    assert first["parameter"] <= 1e-9, first
+    assert len({answer["bits"] for answer in answers}) == 1, "ranks disagree on losses, norms or parameters"
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("quirk", QUIRKS)
+def test_an_odd_model_trains_as_in_one_process(pool: Pool, plan: str, quirk: str) -> None:
+    check(pool.run(TRAIN, PLANS[plan], plan=plan, quirks=QUIRKS[quirk], grad_clip=1.0))
+
+
+@pytest.mark.parametrize("plan", [plan for plan in PLANS if "tp" not in plan])
+def test_batches_are_normalised_by_microbatch(pool: Pool, plan: str) -> None:
+    check(pool.run(TRAIN, PLANS[plan], plan=plan, quirks={"batch_norm": True}))
+
+
+@pytest.mark.parametrize("microbatch", [1, 2])
+@pytest.mark.parametrize("plan", ["dp_shard=2", "tp=2", "pp=2"])
+def test_however_many_microbatches_make_a_step(pool: Pool, plan: str, microbatch: int) -> None:
+    check(pool.run(TRAIN, 2, plan=plan, quirks={}, microbatch=microbatch, grad_clip=0.1))
+
+
+@pytest.mark.parametrize(
+    ("plan", "world_size", "quirks", "said"),
+    [
+        ("pp=4", 4, {"frozen": True}, "all parameters of stage 0 are frozen"),
+        ("pp=4", 4, {"blocks": 3}, "the nearest that works: pp=3"),
+        ("tp=4", 4, {"width": 3, "blocks": 2}, "tp=4 is not possible"),
+        ("tp=2", 2, {"batch_norm": True}, "use tp=1"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_on_all_ranks(
+    pool: Pool, plan: str, world_size: int, quirks: dict, said: str
+) -> None:
+    told = {answer["refused"] for answer in pool.run(TRAIN, world_size, plan=plan, quirks=quirks)}
+    assert len(told) == 1
+    assert said in told.pop()
