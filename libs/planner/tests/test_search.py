@@ -5,7 +5,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -221,15 +220,31 @@ LLAMA = transformer_profile(
 
 def test_405_billion_parameters_on_16384_gpus():
     topology = described(gpu("H100"), nodes=2048, devices_per_node=8, intra_bytes_per_s=450e9, inter_bytes_per_s=50e9)
-    started = time.process_time()
     choice = search(LLAMA, topology, TRAINING, 2048)
-    # Processor time of this process: the machine may be shared.
-    assert time.process_time() - started < 5
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1 << 20
     assert choice.plan.world_size == 16384
     # Meta report 38 to 43 percent for such a model on as many H100 (arXiv 2407.21783, table 4).
     assert 0.36 < choice.prediction.mfu < 0.46
     assert len(choice.alternatives) > 3
+
+
+def test_the_largest_search_takes_at_most_5_seconds_of_processor_time_and_1_gib():
+    # In a process of its own: this one's peak is that of all tests before.
+    script = """
+import resource
+from distroml.planner import *
+model = transformer_profile(Transformer(hidden=16384, layers=126, heads=128, kv_heads=8, ffn=53248, vocab=128256,
+    seq=8192))
+machines = described(gpu("H100"), nodes=2048, devices_per_node=8, intra_bytes_per_s=450e9, inter_bytes_per_s=50e9)
+search(model, machines, Training(precision="bf16", master_weights=True), 2048)
+used = resource.getrusage(resource.RUSAGE_SELF)
+# Not ru_maxrss, which starts with the peak of the process that started this one.
+peak_kib = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(used.ru_utime + used.ru_stime, peak_kib)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    seconds, peak_kib = map(float, ran.stdout.split())
+    assert seconds < 5
+    assert peak_kib < 1 << 20
 
 
 def test_1000_plans_are_priced_in_5_seconds_with_the_start_of_the_process():
