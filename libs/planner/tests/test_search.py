@@ -107,8 +107,9 @@ def test_a_choice_fits_is_possible_and_comes_again(memory_gib, nodes, batch, out
 
 
 def test_a_small_model_is_copied_and_a_large_one_shared():
-    fast = machines(memory_gib=64, shard_call_s=1e-4)
-    plain = replace(MODEL, parameter_itemsize=4)
+    fast = machines(memory_gib=64, divided_tensor_s=1e-4)
+    units = tuple(replace(unit, tensors=12) for unit in MODEL.units)
+    plain = replace(MODEL, parameter_itemsize=4, units=units)
     small = search(plain, fast, Training(precision="fp32", optimizer="sgd"), 64)
     large = search(gpt(layers=48, hidden=4096, heads=32), fast, TRAINING, 64)
     assert small.plan.mesh == {"pp": 1, "dp_replicate": 8, "dp_shard": 1, "tp": 1}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from distroml.planner.cost.chain import Chain, Span
-from distroml.planner.cost.collectives import all_reduce_s, gather_s, send_s
+from distroml.planner.cost.collectives import all_reduce_s, gather_s, hidden, send_s
 from distroml.planner.cost.exchange import StageLoad, replicate_s, shard_s
 from distroml.planner.cost.pipeline import bubble_s, sends
 from distroml.planner.memory import MemoryModel
@@ -30,6 +30,7 @@ class _Rank(NamedTuple):
     forward: float
     backward: float
     elements: float
+    tensors: float
     units: int
 
     @property
@@ -46,6 +47,7 @@ class Core(NamedTuple):
     seconds: dict[str, float]
     send: float
     elements: float
+    tensors: float
 
 
 # Enough for a search's sweep over data-parallel splits; what is forgotten is computed again.
@@ -165,8 +167,9 @@ class Pricer:
         seconds = dict(core.seconds)
         self._exchanges(plan, core.ends, count, seconds)
         seconds["tied"] = self._tied_s(plan, self.chain.spans(plan.stages)) if self.profile.tied else 0.0
-        seconds["optimizer"] = self._optimizer_s(plan, core.elements)
-        seconds["other"] = self.topology.device.step_s
+        seconds["optimizer"] = self._optimizer_s(plan, core)
+        device = self.topology.device
+        seconds["other"] = device.step_s + (count * plan.chunks * device.pass_s if plan.pp > 1 else 0.0)
         return self._corrected(seconds)
 
     def least_s(self, plan: Plan) -> float:
@@ -220,7 +223,8 @@ class Pricer:
             # Of ranks that are alike the first ends last.
             ends.setdefault(tuple(map(self.chain.alike, spans[number :: plan.pp])), (rank, early))
             early += rank.backward / plan.chunks
-        return Core(stages, list(ends.values()), seconds, send, max(rank.elements for rank in ranks))
+        most = max(rank.elements for rank in ranks), max(rank.tensors for rank in ranks)
+        return Core(stages, list(ends.values()), seconds, send, *most)
 
     def _stages(self, plan: Plan, spans: Sequence[Span], microbatch: int, route: Route) -> list[_Rank]:
         times = self.chain.times(microbatch, plan.tp, plan.sequence_parallel, plan.recompute, route)
@@ -241,6 +245,7 @@ class Pricer:
                     forward=forward + tp_forward,
                     backward=backward + again + tp_backward,
                     elements=self.chain.trainable(plan.tp, span),
+                    tensors=self.chain.sizes(plan.tp).tensors.over(span),
                     units=span[1] - span[0],
                 )
             )
@@ -276,6 +281,8 @@ class Pricer:
         once = plan.pp > 1 and self.profile.engine == "megatron" and not plan.reshard_after_forward
         # Sums along dp_replicate run beside the backward pass only where nothing else divides the model.
         window = 1.0 if plan.dp_shard == plan.tp == plan.pp == 1 else 0.0
+        overlap = device.overlap if device.shard_overlap is None else device.shard_overlap
+        shard_overlap = hidden(shard_route, overlap)
         last = (-math.inf, 0.0, 0.0)
         for rank, slack in ends:
             shard = shard_s(
@@ -285,8 +292,7 @@ class Pricer:
                 scatter_bytes=self.training.reduced_bytes(item),
                 times=1 if once else count,
                 again=plan.reshard_after_forward and not keeps,
-                overlap=device.overlap,
-                call_s=device.shard_call_s,
+                overlap=shard_overlap,
             )
             replicate = replicate_s(
                 replicate_route,
@@ -295,8 +301,10 @@ class Pricer:
                 compression=self.training.compression,
                 codec_s_per_byte=self.training.codec_s_per_byte,
                 window_s=rank.backward * window,
-                overlap=device.overlap,
+                overlap=hidden(replicate_route, device.overlap),
             )
+            if replicate_route:
+                replicate += rank.elements / plan.dp_shard * item * device.copy_s_per_byte
             last = max(last, (shard + replicate - slack, shard, replicate))
         _, seconds["dp_shard"], seconds["dp_replicate"] = last
 
@@ -312,11 +320,12 @@ class Pricer:
                 total += all_reduce_s(self.route(plan, "pp")[-1:], bytes_)
         return total
 
-    def _optimizer_s(self, plan: Plan, elements: float) -> float:
+    def _optimizer_s(self, plan: Plan, core: Core) -> float:
         device = self.topology.device
-        traffic = elements / plan.dp_shard * self.training.step_bytes(self.profile.parameter_itemsize)
+        traffic = core.elements / plan.dp_shard * self.training.step_bytes(self.profile.parameter_itemsize)
         rate = device.memory_bytes_per_s * device.memory_efficiency
-        return traffic / rate
+        each = device.divided_tensor_s if plan.dp_shard > 1 or plan.tp > 1 else device.tensor_s
+        return traffic / rate + core.tensors * each
 
     def binding(self, plan: Plan, seconds: dict[str, float]) -> str:
         """The largest part of the step; of exchanges with the outermost level of links that they cross."""

@@ -53,6 +53,7 @@ class Unit:
         parameters: trainable elements; of them
         split_parameters: those that tp divides.
         frozen_parameters: elements without gradient or optimizer state.
+        tensors: how many tensors the trainable elements are in; 0 where nobody counted.
         forward: cost of the forward pass of one sample.
         backward: cost of the backward pass of one sample, without recomputation.
         split: the share of both passes' operations that tp divides, 0 to 1.
@@ -74,6 +75,7 @@ class Unit:
     parameters: int
     split_parameters: int = 0
     frozen_parameters: int = 0
+    tensors: int = 0
     forward: Work
     backward: Work
     split: float = 0.0

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, get_args
 
 from distroml.planner.plan import Axis, Plan, PlanRefused
+
+Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "send"]
+COLLECTIVES: tuple[Collective, ...] = get_args(Collective)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,12 @@ class Device:
         split_backward: what a backward pass costs, as a factor, when a zero-bubble schedule runs it in two halves.
         reserved_bytes: memory that training cannot have: the driver's context, communicators.
         margin: share of the bytes that come and go which the allocator loses to fragmentation.
-        shard_call_s: what the host adds to each gather or scatter of one sharded unit; large on CPUs.
+        shard_overlap: the same for gathers and scatters of sharded units; None: as `overlap`. 0 where the runtime
+            waits for each, as torch's FSDP does on CPUs.
+        copy_s_per_byte: host time of laying one byte of gradients into the buffers that are summed over whole copies.
+        tensor_s: what each parameter tensor adds to a step's end: clipping, the optimizer's launch.
+        divided_tensor_s: the same where a rank holds a part of the tensor (torch's DTensor).
+        pass_s: what each microbatch adds on each stage of a pipeline, beside computation and sending.
         step_s: constant part of a step that is none of the above.
         flash: whether attention by tiles is the usual kernel on it.
     """
@@ -52,7 +61,11 @@ class Device:
     split_backward: float = 1.05
     reserved_bytes: float = 0.0
     margin: float = 0.02
-    shard_call_s: float = 0.0
+    shard_overlap: float | None = None
+    copy_s_per_byte: float = 0.0
+    tensor_s: float = 0.0
+    divided_tensor_s: float = 0.0
+    pass_s: float = 0.0
     step_s: float = 0.0
     flash: bool = True
 
@@ -95,6 +108,14 @@ _WIDER = {
 }
 
 
+class Rate(NamedTuple):
+    """One collective by itself: of an empty message the time of a step of its ring, and the rate of large ones."""
+
+    collective: Collective
+    latency_s: float
+    bytes_per_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
     """Links that join `extent` units of the level below (devices, for the first level).
@@ -104,12 +125,17 @@ class Level:
         extent: units of the level below that it joins.
         latency_s: time of an empty message.
         bytes_per_s: what one device sends, and at the same time receives, while all devices do so.
+        rates: collectives that were measured here by themselves; others follow the two figures above.
+        busy: share of an exchange during which it keeps the processor busy that would compute meanwhile; no
+            computation hides that.
     """
 
     name: str
     extent: int
     latency_s: float
     bytes_per_s: float
+    rates: tuple[Rate, ...] = ()
+    busy: float = 0.0
 
     def __post_init__(self) -> None:
         if self.extent < 1:
@@ -119,6 +145,13 @@ class Level:
                 f"level {self.name!r}: bytes_per_s must be above 0 and latency_s at least 0, "
                 f"got {self.bytes_per_s} and {self.latency_s}"
             )
+
+    def rate(self, collective: Collective) -> Rate:
+        """What `collective` gets here."""
+        for own in self.rates:
+            if own.collective == collective:
+                return own
+        return Rate(collective, self.latency_s, self.bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +169,9 @@ class Hop:
     fan: int
     below: int
 
-    @property
-    def bytes_per_s(self) -> float:
+    def bytes_per_s(self, collective: Collective) -> float:
         """What the group gets across this level, for one ring through all its members."""
-        return self.level.bytes_per_s * self.below
+        return self.level.rate(collective).bytes_per_s * self.below
 
 
 Route = tuple[Hop, ...]
@@ -182,14 +214,13 @@ class Topology:
 
     def scaled(self, bandwidth: float) -> Topology:
         """The same machines with links of `bandwidth` times the rate."""
-        return Topology(
-            device=self.device,
+        return replace(
+            self,
             levels=tuple(
-                Level(
-                    name=level.name,
-                    extent=level.extent,
-                    latency_s=level.latency_s,
+                replace(
+                    level,
                     bytes_per_s=level.bytes_per_s * bandwidth,
+                    rates=tuple(rate._replace(bytes_per_s=rate.bytes_per_s * bandwidth) for rate in level.rates),
                 )
                 for level in self.levels
             ),

@@ -44,10 +44,11 @@ class Times(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What one tp rank holds, unit by unit: trainable and frozen elements."""
+    """What one tp rank holds, unit by unit: trainable and frozen elements, and tensors of trainable ones."""
 
     trainable: Sums
     frozen: Sums
+    tensors: Sums
 
 
 class Chain:
@@ -118,7 +119,11 @@ class Chain:
         """Elements on one of `tp` ranks."""
         if tp not in self._sizes:
             trainable = self._each(lambda unit: rank_parameters(unit, tp))
-            self._sizes[tp] = Sizes(Sums(trainable), Sums(self._each(lambda unit: unit.frozen_parameters)))
+            self._sizes[tp] = Sizes(
+                Sums(trainable),
+                Sums(self._each(lambda unit: unit.frozen_parameters)),
+                Sums(self._each(lambda unit: unit.tensors)),
+            )
         return self._sizes[tp]
 
     def trainable(self, tp: int, span: Span) -> float:

@@ -10,42 +10,48 @@ from __future__ import annotations
 
 import math
 
-from distroml.planner.topology import Route
+from distroml.planner.topology import Collective, Route
 
 
-def _rate(route: Route) -> float:
-    return min(hop.bytes_per_s for hop in route)
+def _rate(route: Route, collective: Collective) -> float:
+    return min(hop.bytes_per_s(collective) for hop in route)
 
 
 def _members(route: Route) -> int:
     return math.prod(hop.fan for hop in route)
 
 
-def _ring_latency(route: Route) -> float:
+def _ring_latency(route: Route, collective: Collective) -> float:
     """Latencies of one way around the ring, from the first member to the last."""
     total, outer = 0.0, 1
     for hop in reversed(route):
-        total += (hop.fan - 1) * outer * hop.level.latency_s
+        total += (hop.fan - 1) * outer * hop.level.rate(collective).latency_s
         outer *= hop.fan
     return total
 
 
-def gather_s(route: Route, bytes_: float, *, count: int = 1) -> float:
+def gather_s(route: Route, bytes_: float, *, count: int = 1, scatter: bool = False) -> float:
     """All-gathers, or reduce-scatters, of `bytes_` in all, in `count` calls. `bytes_` is the whole tensor's size."""
+    collective: Collective = "reduce_scatter" if scatter else "all_gather"
     if not route or not bytes_:
         return 0.0
     n = _members(route)
-    return count * _ring_latency(route) + bytes_ * (n - 1) / n / _rate(route)
+    return count * _ring_latency(route, collective) + bytes_ * (n - 1) / n / _rate(route, collective)
 
 
 def all_reduce_s(route: Route, bytes_: float, *, count: int = 1) -> float:
-    """All-reduces of `bytes_` in all, in `count` calls: by ring or by tree, whichever is faster."""
+    """All-reduces of `bytes_` in all, in `count` calls: by ring or by tree, whichever is faster.
+
+    What was measured by itself is taken as the ring that its figures were fitted to.
+    """
     if not route or not bytes_:
         return 0.0
-    n = _members(route)
-    ring = 2 * (count * _ring_latency(route) + bytes_ * (n - 1) / n / _rate(route))
+    n, rate = _members(route), _rate(route, "all_reduce")
+    ring = 2 * (count * _ring_latency(route, "all_reduce") + bytes_ * (n - 1) / n / rate)
+    if any(hop.level.rates for hop in route):
+        return ring
     depth_s = sum(math.ceil(math.log2(hop.fan)) * hop.level.latency_s for hop in route)
-    tree = 2 * (count * depth_s + bytes_ / _rate(route))
+    tree = 2 * (count * depth_s + bytes_ / rate)
     return min(ring, tree)
 
 
@@ -54,8 +60,13 @@ def send_s(route: Route, bytes_: float) -> float:
     if not route or not bytes_:
         return 0.0
     # Neighbours along the axis may stand on both sides of the outermost level that the group crosses.
-    slowest = route[-1].level
+    slowest = route[-1].level.rate("send")
     return slowest.latency_s + bytes_ / slowest.bytes_per_s
+
+
+def hidden(route: Route, overlap: float) -> float:
+    """The share of an exchange that computation can hide, of a device that could hide `overlap`."""
+    return min(overlap, 1 - max((hop.level.busy for hop in route), default=0.0))
 
 
 def exposed_s(exchange_s: float, window_s: float, overlap: float) -> float:

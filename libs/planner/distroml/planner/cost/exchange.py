@@ -35,24 +35,21 @@ def shard_s(
     times: int,
     again: bool,
     overlap: float,
-    call_s: float = 0.0,
 ) -> float:
     """Seconds of a step that gathers of parameters and scatters of gradients along dp_shard stand uncovered.
 
     A unit at a time is gathered, `again` in the backward pass where it was freed, and its gradients are scattered:
-    `times` in a step. The first gather and the last scatter have nothing to hide behind. `call_s` is the host's time
-    for each call, which nothing hides.
+    `times` in a step. The first gather and the last scatter have nothing to hide behind.
     """
     if not route:
         return 0.0
     units = max(1, load.units)
     gathers = gather_s(route, load.elements * gather_bytes, count=units)
-    scatters = gather_s(route, load.elements * scatter_bytes, count=units)
+    scatters = gather_s(route, load.elements * scatter_bytes, count=units, scatter=True)
     first, last = gathers / units, scatters / units
     forward = first + exposed_s(gathers - first, load.forward_s, overlap)
     backward = last + exposed_s((gathers if again else 0.0) + scatters - last, load.backward_s, overlap)
-    calls = (3 if again else 2) * units * call_s
-    return (forward + backward + calls) * times
+    return (forward + backward) * times
 
 
 def replicate_s(

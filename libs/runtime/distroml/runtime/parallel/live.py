@@ -1,86 +1,122 @@
-"""Plans for the processes at hand: profile the model, probe the links, time the blocks, search; remember it all."""
+"""Plans for the processes at hand: profile the model, probe the links, time the blocks, search."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import logging
-import os
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import torch
 from torch import nn
 
 from distroml.planner import (
     Alternative,
     Choice,
     Corrections,
-    Measurement,
-    Plan,
+    MeasuredUnit,
+    ModelProfile,
     PlanRefused,
     Prediction,
+    Topology,
     Training,
     Wish,
-    contradicts,
-    learn,
     search,
 )
 from distroml.planner.picture import Drawing
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.parallel.divide import Loss
-from distroml.runtime.parallel.pipeline import trees
+from distroml.runtime.parallel.remembered import LivePlan, corrections_of, key_of, read, write
 from distroml.runtime.profile import ProfileRefused, profile
+from distroml.runtime.profile.machine import MakeOptimizer, measure_device
 from distroml.runtime.profile.probe import Probed, probe_links
-from distroml.runtime.profile.timing import MakeOptimizer, time_units
+from distroml.runtime.profile.timing import time_units
 
 log = logging.getLogger("distroml.runtime.plan")
 
 # A plan that divides the model must promise this much over whole copies: predictions are no better.
 _WORTH_IT = 0.05
 _PROBE_S = 0.8
-_TIMING_S = 1.2
+_TIMING_S = 4.0
 _BEST = 4
 
 
 @dataclass(frozen=True, slots=True)
-class LivePlan:
-    """A plan for live processes; equal on all ranks.
+class Survey:
+    """What a search needs to know of a model and of the machines at hand; equal on all ranks.
 
     Attributes:
-        plan: the chosen one.
-        inputs: what it was chosen for and with, as JSON.
-        prediction: of it; None where nothing could be predicted.
-        best: the next best plans with prediction and reason, as JSON.
-        alternatives: all of them, as JSON.
-        drawing: what a picture of the plan shows (`distroml.planner.picture`), as JSON; empty where nothing could be
-            predicted.
-        links: the probe, where one was made or used.
-        corrections: what earlier runs had taught.
-        key: of this model on these machines, under which measurements are remembered.
+        profile: the model.
+        topology: the machines, measured.
+        training: how it is trained.
+        units: real times of the model's units.
+        links: the probe behind the topology.
     """
 
-    plan: Plan
-    inputs: str = "{}"
-    prediction: Prediction | None = None
-    best: str = "[]"
-    alternatives: str = "[]"
-    drawing: str = ""
-    links: Probed | None = None
-    corrections: Corrections = field(default_factory=Corrections)
-    key: str = ""
+    profile: ModelProfile
+    topology: Topology
+    training: Training
+    units: tuple[MeasuredUnit, ...]
+    links: Probed
 
 
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where what was measured of machines and models is kept: `$DISTROML_CACHE`, or the user's cache folder."""
-    base = environ.get("DISTROML_CACHE") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distroml"
-    return Path(base) / "plans"
+def survey(
+    model: nn.Module,
+    loss: Loss,
+    sample: Any,
+    world: World,
+    optimizer: MakeOptimizer,
+    *,
+    global_batch: int,
+    microbatch: int | None,
+    cache: Path,
+) -> Survey:
+    """Measure what a plan of `model` depends on. Collective.
+
+    Raises:
+        ProfileRefused: the model cannot be profiled.
+        PeerLost: another rank is gone.
+    """
+    described = profile(model, loss, sample)
+    links = probe_links(world, budget_s=_PROBE_S, cache=cache)
+    collectives = Collectives(world)
+    device = measure_device(model, collectives, optimizer)
+    units = time_units(
+        model,
+        described,
+        loss,
+        sample,
+        collectives,
+        microbatches=_sizes(global_batch, world.world_size, microbatch),
+        degrees=[degree for degree in (1, 2, 4, 8) if world.world_size % degree == 0],
+        budget_s=_TIMING_S,
+    )
+    training = Training(optimizer="adamw", precision="fp32")
+    return Survey(described, links.topology(device), training, units, links)
+
+
+def choose(found: Survey, global_batch: int, wish: Wish, corrections: Corrections | None = None) -> Choice:
+    """The fastest plan within `wish`; whole copies where they fit and a divided model promises hardly more.
+
+    Raises:
+        PlanRefused: nothing fits; says by how much.
+    """
+
+    def best(of: Wish) -> Choice:
+        return search(
+            found.profile,
+            found.topology,
+            found.training,
+            global_batch,
+            wish=of,
+            measured=found.units,
+            corrections=corrections,
+        )
+
+    # Sequence parallelism is not carried out yet, so it is not promised either.
+    return _simple_unless_worth_it(best, replace(wish, sequence_parallel=False), found.topology.world_size)
 
 
 def plan_live(
@@ -112,50 +148,32 @@ def plan_live(
         # Parts of unequal size are for plans of whole copies only, among which there is nothing to choose.
         return None
     collectives = Collectives(world)
-    key = _key(model, sample, global_batch, microbatch, wish, world)
-    known = collectives.gather(_read(cache, key) if world.is_main else None)[0]
+    key = key_of(model, sample, global_batch, microbatch, wish, world)
+    known = collectives.gather(read(cache, key) if world.is_main else None)[0]
     if known is not None:
         return known
     started = time.monotonic()
     try:
-        described = profile(model, loss, sample)
+        surveyed = survey(
+            model, loss, sample, world, optimizer, global_batch=global_batch, microbatch=microbatch, cache=cache
+        )
     except ProfileRefused as error:
         log.info("no plan is searched: %s", error)
         return None
-    links = probe_links(world, budget_s=_PROBE_S, cache=cache)
-    degrees = [degree for degree in (1, 2, 4, 8) if world.world_size % degree == 0]
-    timed = time_units(
-        model,
-        described,
-        loss,
-        sample,
-        collectives,
-        optimizer,
-        microbatches=_sizes(global_batch, world.world_size, microbatch),
-        degrees=degrees,
-        budget_s=_TIMING_S,
-    )
     found: LivePlan | PlanRefused | None = None
     if world.is_main:
-        training = Training(optimizer="adamw", precision="fp32")
-        corrections = _corrections(cache, key)
-        topology = links.topology(timed.device)
-        # Sequence parallelism is not carried out yet, so it is not promised either.
-        wished = replace(wish, microbatch=wish.microbatch or microbatch, sequence_parallel=False)
-
-        def best(of: Wish) -> Choice:
-            return search(
-                described, topology, training, global_batch, wish=of, measured=timed.units, corrections=corrections
-            )
-
+        corrections = corrections_of(cache, key)
         try:
-            choice = _simple_unless_worth_it(best, wished, world.world_size)
-            seconds = time.monotonic() - started
+            wished = replace(wish, microbatch=wish.microbatch or microbatch)
+            choice = choose(surveyed, global_batch, wished, corrections)
+        except PlanRefused as error:
+            found = error
+        else:
             inputs = {
                 "world_size": world.world_size,
                 "global_batch": global_batch,
-                "parameters": described.parameters,
-                "seconds": round(seconds, 2),
+                "parameters": surveyed.profile.parameters,
+                "seconds": round(time.monotonic() - started, 2),
                 "corrected": dict(corrections.seconds),
             }
             others = [_told(one.prediction, one.reason) for one in choice.alternatives]
@@ -165,36 +183,16 @@ def plan_live(
                 prediction=choice.prediction,
                 best=json.dumps(others[:_BEST]),
                 alternatives=json.dumps(others),
-                drawing=Drawing.of(choice.prediction, topology, name=described.name).to_json(),
-                links=links,
+                drawing=Drawing.of(choice.prediction, surveyed.topology, name=surveyed.profile.name).to_json(),
+                links=surveyed.links,
                 corrections=corrections,
                 key=key,
             )
-            _write(cache, found)
-        except PlanRefused as error:
-            found = error
+            write(cache, found)
     agreed = collectives.gather(found)[0]
     if isinstance(agreed, PlanRefused):
         raise agreed
     return agreed
-
-
-def remember(live: LivePlan, measured: Measurement, cache: Path) -> tuple[str, str]:
-    """Keep what a run taught; where it contradicts the prediction, the next plan is searched anew with it.
-
-    Returns:
-        In which way it contradicts, and what becomes of it; both "" where the prediction stands.
-    """
-    if live.prediction is None:
-        return "", ""
-    how = contradicts(live.prediction, measured)
-    if not how:
-        return "", ""
-    taught = learn(live.prediction, measured, live.corrections)
-    cache.mkdir(parents=True, exist_ok=True)
-    _replace(cache / f"corrections-{live.key}.json", msgspec.json.encode(taught))
-    (cache / f"plan-{live.key}.json").unlink(missing_ok=True)
-    return how, "the next generation is planned with it"
 
 
 def _simple_unless_worth_it(best: Callable[[Wish], Choice], wish: Wish, world_size: int) -> Choice:
@@ -221,87 +219,12 @@ def _simple_unless_worth_it(best: Callable[[Wish], Choice], wish: Wish, world_si
 
 
 def _sizes(global_batch: int, world_size: int, microbatch: int | None) -> list[int]:
-    """Microbatches to time: the wanted one, or from one data-parallel rank's whole share down."""
+    """Microbatches to time: the wanted one, or every power of two up to what a rank may get at once."""
     if microbatch is not None:
         return [microbatch]
     share = max(1, global_batch // world_size)
-    return sorted(
-        {share, max(1, share // 4), min(global_batch, share * world_size)}, key=lambda size: (size != share, size)
-    )
+    return sorted({share, *(1 << power for power in range(global_batch.bit_length()) if 1 << power <= global_batch)})
 
 
 def _told(prediction: Prediction, reason: str) -> dict[str, Any]:
     return {"plan": str(prediction.plan), "prediction": prediction.as_dict(), "reason": reason}
-
-
-# ---- what is remembered
-
-
-class _Kept(msgspec.Struct):
-    plan: Plan
-    inputs: str
-    prediction: Prediction | None
-    best: str
-    corrections: Corrections
-    alternatives: str = "[]"
-    drawing: str = ""
-
-
-def _key(model: nn.Module, sample: Any, global_batch: int, microbatch: int | None, wish: Wish, world: World) -> str:
-    """Tells models, their code, batches and machines apart."""
-    digest = hashlib.sha256()
-    for part in (repr(model), str(global_batch), str(microbatch), repr(wish), torch.__version__, str(os.cpu_count())):
-        digest.update(part.encode())
-    digest.update(f"{world.world_size} {world.device.type} {os.uname().nodename}".encode())
-    leaves, _ = trees.flatten(sample)
-    for path, leaf in leaves.items():
-        digest.update(f"{path}{tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else leaf}".encode())
-    for module in sorted({type(one).__module__ for one in model.modules()}):
-        source = inspect.getsourcefile(sys.modules[module]) if module in sys.modules else None
-        if source is not None and not module.startswith("torch."):
-            digest.update(Path(source).read_bytes())
-    return digest.hexdigest()[:20]
-
-
-def _read(cache: Path, key: str) -> LivePlan | None:
-    try:
-        kept = msgspec.json.decode((cache / f"plan-{key}.json").read_bytes(), type=_Kept)
-    except (OSError, msgspec.DecodeError, PlanRefused):
-        return None
-    return LivePlan(
-        plan=kept.plan,
-        inputs=kept.inputs,
-        prediction=kept.prediction,
-        best=kept.best,
-        alternatives=kept.alternatives,
-        drawing=kept.drawing,
-        corrections=kept.corrections,
-        key=key,
-    )
-
-
-def _write(cache: Path, live: LivePlan) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    kept = _Kept(
-        plan=live.plan,
-        inputs=live.inputs,
-        prediction=live.prediction,
-        best=live.best,
-        corrections=live.corrections,
-        alternatives=live.alternatives,
-        drawing=live.drawing,
-    )
-    _replace(cache / f"plan-{live.key}.json", msgspec.json.encode(kept))
-
-
-def _corrections(cache: Path, key: str) -> Corrections:
-    try:
-        return msgspec.json.decode((cache / f"corrections-{key}.json").read_bytes(), type=Corrections)
-    except (OSError, msgspec.DecodeError):
-        return Corrections()
-
-
-def _replace(path: Path, body: bytes) -> None:
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_bytes(body)
-    scratch.replace(path)

@@ -262,6 +262,7 @@ class _Run:
             parameters=sum(p.numel() for _, p in trained),
             split_parameters=divided,
             frozen_parameters=sum(p.numel() for _, p in mine if not p.requires_grad),
+            tensors=sum(p.requires_grad for _, p in mine),
             forward=Work(flops=counted.forward.flops / samples, moved_bytes=counted.forward.moved_bytes / samples),
             backward=Work(flops=counted.backward.flops / samples, moved_bytes=counted.backward.moved_bytes / samples),
             split=(counted.forward.split_flops + counted.backward.split_flops) / flops if flops else 0.0,

@@ -17,12 +17,15 @@ import torch
 import torch.distributed as dist
 
 from distroml.planner import Device, Sample, Topology, fit_levels
-from distroml.planner.fitting import Collective
+from distroml.planner.topology import Collective
 from distroml.runtime.elastic import Collectives, World, communication
+from distroml.runtime.profile.shards import time_shards
 
 # Small enough to show latency, large enough to show rate; the largest are left out where a link is slow.
 _SIZES_BYTES = (4 << 10, 128 << 10, 1 << 20, 4 << 20)
 _REPEATS = 5
+_ON_CPU: tuple[Collective, ...] = ("all_reduce", "send")
+_ON_GPU: tuple[Collective, ...] = (*_ON_CPU, "all_gather", "reduce_scatter")
 _KEPT_S = 24 * 3600.0
 
 
@@ -110,10 +113,17 @@ def _measure(world: World, group: dist.ProcessGroup | None, size: int, budget_s:
     samples: list[Sample] = []
     stop = torch.zeros(1)
     deadline = time.monotonic() + budget_s
+    on_gpu = world.device.type == "cuda"
+    asked = _ON_GPU if on_gpu else _ON_CPU
     for nbytes in _SIZES_BYTES:
-        for collective in ("all_reduce", "all_gather", "send"):
-            seconds = _time(_call(collective, nbytes, size, group, world.device))
-            samples.append(Sample(collective, nbytes, size, seconds))
+        for collective in asked:
+            seconds, busy_s = _time(_call(collective, nbytes, size, group, world.device))
+            # A GPU computes while the processor sees to the links.
+            samples.append(Sample(collective, nbytes, size, seconds, 0.0 if on_gpu else busy_s))
+        if not on_gpu:
+            shards = time_shards(nbytes, group)
+            samples.append(Sample("all_gather", nbytes, size, shards.gather_s))
+            samples.append(Sample("reduce_scatter", nbytes, size, shards.scatter_s))
         stop[0] = float(time.monotonic() > deadline)
         with communication():
             dist.all_reduce(stop, op=dist.ReduceOp.MAX)
@@ -139,6 +149,8 @@ def _call(
                 dist.all_reduce(whole, group=group)
             elif collective == "all_gather":
                 dist.all_gather_into_tensor(whole, part, group=group)
+            elif collective == "reduce_scatter":
+                dist.reduce_scatter_tensor(part, whole, group=group)
             else:
                 ring = [dist.P2POp(dist.isend, whole, right, group), dist.P2POp(dist.irecv, other, left, group)]
                 for work in dist.batch_isend_irecv(ring):
@@ -149,15 +161,17 @@ def _call(
     return call
 
 
-def _time(call: Callable[[], None]) -> float:
-    """The median of a few calls; a slow one is not repeated as often."""
+def _time(call: Callable[[], None]) -> tuple[float, float]:
+    """Median seconds of a few calls, and how long of a call this process's threads kept a processor busy."""
     call()
     times: list[float] = []
+    worked = time.process_time()
     for _ in range(_REPEATS):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    return sorted(times)[len(times) // 2]
+    busy_s = (time.process_time() - worked) / _REPEATS
+    return sorted(times)[len(times) // 2], busy_s
 
 
 # ---- results of earlier probes

@@ -1,34 +1,45 @@
-"""What the model's units really take on this machine, all ranks at once: one block of each shape, forward and back."""
+"""What the model's units really take on this machine, all ranks at once: forward and backward by microbatch and tp."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
-from distroml.planner import Device, MeasuredUnit, ModelProfile
+from distroml.planner import MeasuredUnit, ModelProfile
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.parallel.pipeline import trees
+from distroml.runtime.parallel.tensor import NoTensorPlan, choose_tensor_plans, part_alone
+from distroml.runtime.profile.marks import Marks, Seconds, now
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
 
 _REPEATS = 3
-_MATMUL = 512
+# The share of the budget that blocks by themselves may take, to see what tp makes of them.
+_SPLIT_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
-    """Measured times, and the machine as they show it. Equal on every rank."""
+class _Call:
+    """What the model called one block with, cut from its graph."""
 
-    units: tuple[MeasuredUnit, ...]
-    device: Device
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def seconds(self, block: nn.Module, device: torch.device) -> Seconds:
+        """One pass of `block` with it, forward and backward."""
+        started = now(device)
+        result = block(*self.args, **self.kwargs)
+        middle = now(device)
+        outputs = [one for one in trees.leaves_of(result) if isinstance(one, torch.Tensor) and one.requires_grad]
+        ones = [torch.ones_like(one) for one in outputs]
+        ready = now(device)
+        cast("Any", torch.autograd).backward(outputs, ones)
+        return Seconds(middle - started, now(device) - ready)
 
 
 def time_units(
@@ -37,13 +48,15 @@ def time_units(
     loss: Loss,
     sample: Any,
     collectives: Collectives,
-    optimizer: MakeOptimizer,
     *,
     microbatches: Sequence[int],
     degrees: Sequence[int],
-    budget_s: float = 2.0,
-) -> Timed:
-    """Time the model's passes and its optimizer. Collective: ranks of one machine slow one another down here, too.
+    budget_s: float,
+) -> tuple[MeasuredUnit, ...]:
+    """Time the model's passes. Collective: ranks of one machine slow one another down here, too. Equal on every rank.
+
+    Whole passes are sorted into units, for each microbatch. What tp makes of a block is measured on one rank's part
+    of it, beside the whole block: their ratio, since nothing else runs around them.
 
     Args:
         model: real, as it will be trained; its parameters are unchanged.
@@ -51,167 +64,116 @@ def time_units(
         loss: as in training.
         sample: a batch whose samples make the microbatches.
         collectives: of the world.
-        optimizer: as in training.
-        microbatches: sizes to time; those between are interpolated.
+        microbatches: sizes to time, the smallest first; the largest are left out when time runs short, and those
+            between and beyond are taken from a line.
         degrees: of tp.
         budget_s: about how long it may take.
     """
     device = collectives.world.device
-    units: list[MeasuredUnit] = []
-    deadline = time.monotonic() + budget_s
-    for size in microbatches:
+    blocks = {unit.shape: unit.name for unit in reversed(profile.units) if unit.kind == "block"}
+    whole: dict[int, dict[str, Seconds]] = {}
+    parts: dict[tuple[int, int], dict[str, Seconds]] = {}
+    started = time.monotonic()
+
+    def over(share: float) -> bool:
+        return any(collectives.gather(time.monotonic() - started > share * budget_s))
+
+    calls: dict[int, dict[str, _Call]] = {}
+    for size in sorted(microbatches):
         batch = _first(sample, size)
-        times = _UnitTimes(model, profile)
-        with times:
+        calls[size], handles = _captured(model, blocks)
+        with Marks(model, profile) as marks:
             for repeat in range(_REPEATS + 1):
                 collectives.gather(None)
-                times.run(lambda batch=batch: loss(model, batch)[0], keep=repeat > 0)
-        medians = _largest(collectives.gather(times.medians()))
-        for unit in profile.units:
-            forward_s, backward_s = medians[unit.shape]
+                marks.run(lambda batch=batch: loss(model, batch)[0], device, keep=repeat > 0)
+                for handle in handles:
+                    handle.remove()
+        whole[size] = _slowest(collectives.gather(marks.medians()))
+        if over(1 - _SPLIT_SHARE):
+            break
+    for tp, splits in _parts(model, profile, loss, sample, degrees).items():
+        for size in whole:
+            alone: dict[str, Seconds] = {}
+            split: dict[str, Seconds] = {}
+            for shape, part in splits.items():
+                call, block = calls[size][shape], model.get_submodule(blocks[shape])
+                times = [(call.seconds(block, device), call.seconds(part, device)) for _ in range(_REPEATS + 1)][1:]
+                alone[shape], split[shape] = (Seconds.median(side) for side in zip(*times, strict=True))
+            alone, split = (_slowest(collectives.gather(one)) for one in (alone, split))
+            parts[tp, size] = {shape: whole[size][shape].times(split[shape].over(alone[shape])) for shape in splits}
+            if over(1.0):
+                break
+    for parameter in model.parameters():
+        parameter.grad = None
+    return tuple(_units(profile, whole, parts, degrees))
+
+
+def _units(
+    profile: ModelProfile,
+    whole: dict[int, dict[str, Seconds]],
+    parts: dict[tuple[int, int], dict[str, Seconds]],
+    degrees: Sequence[int],
+) -> list[MeasuredUnit]:
+    found: dict[tuple[str, int, int], MeasuredUnit] = {}
+    for unit in profile.units:
+        for size, seconds in whole.items():
             for tp in degrees:
-                share = 1.0 - unit.split + unit.split / tp
-                units.append(
-                    MeasuredUnit(
+                if unit.kind == "block" and tp > 1:
+                    measured = parts.get((tp, size), {}).get(unit.shape)
+                else:
+                    # Nothing outside of blocks is divided.
+                    measured = seconds[unit.shape]
+                if measured is not None:
+                    found[unit.shape, size, tp] = MeasuredUnit(
                         shape=unit.shape,
                         microbatch=size,
                         tp=tp,
-                        forward_s=forward_s * share,
-                        backward_s=backward_s * share,
+                        forward_s=measured.forward,
+                        backward_s=measured.backward,
                     )
-                )
-        if any(collectives.gather(time.monotonic() > deadline)):
-            break
-    for parameter in model.parameters():
-        parameter.grad = None
-    traffic = min(collectives.gather(_optimizer_traffic(model, optimizer)))
-    rate = min(collectives.gather(_matmul_rate(device)))
-    memory = min(collectives.gather(_memory_bytes(device, collectives.world.world_size)))
-    return Timed(
-        tuple({(unit.shape, unit.microbatch, unit.tp): unit for unit in units}.values()),
-        Device(
-            name=device.type,
-            flops={"fp32": rate},
-            memory_bytes=memory,
-            memory_bytes_per_s=traffic,
-            matmul_efficiency=1.0,
-            memory_efficiency=1.0,
-            overlap=0.9 if device.type == "cuda" else CPU_OVERLAP,
-        ),
-    )
+    return list(found.values())
 
 
-CPU_OVERLAP = 0.3
-"""Share of an exchange that hides behind computation where both want the same cores (benchmarks/plan_accuracy.py)."""
+def _parts(
+    model: nn.Module, profile: ModelProfile, loss: Loss, sample: Any, degrees: Sequence[int]
+) -> dict[int, dict[str, nn.Module]]:
+    """By degree and shape, what one tp rank holds of a block."""
+    paths = [unit.name for unit in profile.blocks]
+    wanted = [degree for degree in degrees if degree > 1]
+    found: dict[int, dict[str, nn.Module]] = {}
+    for degree, plan in choose_tensor_plans(model, paths, loss, sample, wanted).items():
+        if not isinstance(plan, NoTensorPlan):
+            shapes = {unit.shape: unit.name for unit in reversed(profile.blocks)}
+            found[degree] = {shape: part_alone(model.get_submodule(path), path, plan) for shape, path in shapes.items()}
+    return found
 
 
-class _UnitTimes:
-    """Sorts the time of passes over a whole model into its units, by hooks at the blocks' doors in both directions."""
+def _captured(model: nn.Module, blocks: dict[str, str]) -> tuple[dict[str, _Call], list[Any]]:
+    """What the first pass calls one block of each shape with, and the hooks that see it."""
+    calls: dict[str, _Call] = {}
 
-    def __init__(self, model: nn.Module, profile: ModelProfile) -> None:
-        self._model = model
-        self._shapes = [unit.shape for unit in profile.units]
-        self._names = [unit.name for unit in profile.units]
-        self._blocks = [number for number, unit in enumerate(profile.units) if unit.kind == "block"]
-        self._forward: dict[str, list[float]] = {}
-        self._backward: dict[str, list[float]] = {}
-        self._marks: list[tuple[str, int, float]] = []
-        self._handles: list[Any] = []
+    def cut(leaf: Any) -> Any:
+        return leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, torch.Tensor) else leaf
 
-    def __enter__(self) -> _UnitTimes:
-        for number in self._blocks:
-            block = self._model.get_submodule(self._names[number])
-            self._handles.append(block.register_forward_pre_hook(self._mark("enter", number)))
-            self._handles.append(block.register_forward_hook(self._leave(number)))
-        return self
+    def seen(shape: str) -> Callable[..., None]:
+        def called(_: nn.Module, args: Any, kwargs: Any) -> None:
+            calls[shape] = _Call(*trees.map_leaves(cut, (args, kwargs)))
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        return called
 
-    def run(self, passes: Callable[[], torch.Tensor], *, keep: bool) -> None:
-        """One forward and backward pass."""
-        self._marks = []
-        device = next(self._model.parameters()).device
-        started = _now(device)
-        total = passes()
-        middle = _now(device)
-        cast("Any", total).backward()
-        ended = _now(device)
-        if not keep:
-            return
-        forward, backward = self._sorted(started, middle, ended)
-        for number, shape in enumerate(self._shapes):
-            self._forward.setdefault(shape, []).append(forward.get(number, 0.0))
-            self._backward.setdefault(shape, []).append(backward.get(number, 0.0))
-
-    def medians(self) -> dict[str, tuple[float, float]]:
-        """Seconds forward and backward by shape."""
-        return {shape: (_median(self._forward[shape]), _median(self._backward[shape])) for shape in self._forward}
-
-    def _mark(self, what: str, number: int) -> Callable[..., None]:
-        def mark(*_: Any) -> None:
-            self._marks.append((what, number, time.perf_counter()))
-
-        return mark
-
-    def _leave(self, number: int) -> Callable[..., None]:
-        def left(block: nn.Module, args: Any, result: Any) -> None:
-            self._marks.append(("leave", number, time.perf_counter()))
-            tensors = [t for t in trees.leaves_of(result) if isinstance(t, torch.Tensor) and t.requires_grad]
-            if tensors:
-                # The gradient of a block's result is there when all that runs after the block has been gone through.
-                cast("Any", tensors[0]).register_hook(self._back(number))
-
-        return left
-
-    def _back(self, number: int) -> Callable[[torch.Tensor], None]:
-        def arrived(_: torch.Tensor) -> None:
-            self._marks.append(("back", number, time.perf_counter()))
-
-        return arrived
-
-    def _sorted(self, started: float, middle: float, ended: float) -> tuple[dict[int, float], dict[int, float]]:
-        enter = {number: at for what, number, at in self._marks if what == "enter"}
-        leave = {number: at for what, number, at in self._marks if what == "leave"}
-        back = {number: at for what, number, at in self._marks if what == "back"}
-        forward = {number: leave[number] - enter[number] for number in self._blocks}
-        backward: dict[int, float] = {}
-        first, last = self._blocks[0] if self._blocks else 0, self._blocks[-1] if self._blocks else 0
-        outside = middle - started - sum(forward.values())
-        for number in self._blocks:
-            # From its own result's gradient to that of the block before, which is its input's.
-            until = back.get(number - 1, ended) if number > first else ended
-            backward[number] = max(0.0, until - back.get(number, until))
-        ends = [number for number in range(len(self._shapes)) if number not in forward]
-        before = enter[first] - started if self._blocks else 0.0
-        for number in ends:
-            is_last = number > last or not self._blocks
-            forward[number] = outside - before if is_last else before
-            backward[number] = (back.get(last, ended) - middle) if is_last else 0.0
-        if self._blocks and ends and ends[0] < first and len(self._blocks) > 1:
-            # What runs before the blocks is gone through after the first one, whose own time is known from its like.
-            like = _median([backward[number] for number in self._blocks[1:]])
-            same = self._shapes[first] in {self._shapes[number] for number in self._blocks[1:]}
-            if same and backward[first] > like:
-                backward[ends[0]] = backward[first] - like
-                backward[first] = like
-        return forward, backward
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(seen(shape), with_kwargs=True)
+        for shape, path in blocks.items()
+    ]
+    return calls, handles
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-def _largest(told: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+def _slowest(told: Sequence[dict[str, Seconds]]) -> dict[str, Seconds]:
     """The slowest rank's time of each shape: a step waits for it."""
-    return {shape: (max(one[shape][0] for one in told), max(one[shape][1] for one in told)) for shape in told[0]}
+    return {
+        shape: Seconds(max(one[shape].forward for one in told), max(one[shape].backward for one in told))
+        for shape in told[0]
+    }
 
 
 def _first(sample: Any, size: int) -> Any:
@@ -224,35 +186,3 @@ def _first(sample: Any, size: int) -> Any:
         return leaf[index] if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == have else leaf
 
     return trees.map_leaves(cut, sample)
-
-
-def _optimizer_traffic(model: nn.Module, optimizer: MakeOptimizer) -> float:
-    """Bytes per second at which the user's optimizer moves 32 bytes for each parameter, as AdamW must at least."""
-    twins = [nn.Parameter(p.detach().clone()) for p in model.parameters() if p.requires_grad]
-    while len(twins) > 1 and sum(twin.numel() for twin in twins) > 20_000_000:
-        twins = twins[: len(twins) // 2]
-    made = optimizer(twins)
-    times: list[float] = []
-    for _ in range(_REPEATS + 1):
-        for twin in twins:
-            twin.grad = torch.ones_like(twin)
-        started = _now(twins[0].device)
-        made.step()
-        times.append(_now(twins[0].device) - started)
-    return 32.0 * sum(twin.numel() for twin in twins) / _median(times[1:])
-
-
-def _matmul_rate(device: torch.device) -> float:
-    a = torch.ones(_MATMUL, _MATMUL, device=device)
-    times: list[float] = []
-    for _ in range(_REPEATS + 1):
-        started = _now(device)
-        _ = a @ a
-        times.append(_now(device) - started)
-    return 2.0 * _MATMUL**3 / _median(times[1:])
-
-
-def _memory_bytes(device: torch.device, ranks: int) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / ranks

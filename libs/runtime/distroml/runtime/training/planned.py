@@ -17,7 +17,8 @@ from distroml.planner.feedback import AGREEMENT
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
-from distroml.runtime.parallel.live import LivePlan, cache_folder, plan_live, remember
+from distroml.runtime.parallel.live import plan_live
+from distroml.runtime.parallel.remembered import LivePlan, cache_folder, remember
 from distroml.runtime.training.settings import Settings
 from distroml.runtime.training.source import ModelSource
 from distroml.runtime.training.types import StepInfo

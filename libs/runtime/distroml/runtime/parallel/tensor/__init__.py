@@ -1,5 +1,6 @@
 """Tensor parallelism for any module: plans that are proved before they are used, and what carries them out."""
 
+from distroml.runtime.parallel.tensor.alone import part_alone
 from distroml.runtime.parallel.tensor.apply import apply_tensor_plan
 from distroml.runtime.parallel.tensor.choose import choose_tensor_plan, choose_tensor_plans
 from distroml.runtime.parallel.tensor.layout import Layout
@@ -13,4 +14,5 @@ __all__ = [
     "apply_tensor_plan",
     "choose_tensor_plan",
     "choose_tensor_plans",
+    "part_alone",
 ]

@@ -1,0 +1,129 @@
+"""Plans for machines and what runs under them taught, kept from one run to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from distroml.planner import (
+    Corrections,
+    Measurement,
+    Plan,
+    PlanRefused,
+    Prediction,
+    Wish,
+    contradicts,
+    learn,
+)
+from distroml.runtime.elastic import World
+from distroml.runtime.parallel.pipeline import trees
+from distroml.runtime.profile.probe import Probed
+
+
+@dataclass(frozen=True, slots=True)
+class LivePlan:
+    """A plan for live processes; equal on all ranks.
+
+    Attributes:
+        plan: the chosen one.
+        inputs: what it was chosen for and with, as JSON.
+        prediction: of it; None where nothing could be predicted.
+        best: the next best plans with prediction and reason, as JSON.
+        alternatives: all of them, as JSON.
+        drawing: what a picture of the plan shows (`distroml.planner.picture`), as JSON; empty where nothing could be
+            predicted.
+        links: the probe, where one was made or used.
+        corrections: what earlier runs had taught.
+        key: of this model on these machines, under which measurements are remembered.
+    """
+
+    plan: Plan
+    inputs: str = "{}"
+    prediction: Prediction | None = None
+    best: str = "[]"
+    alternatives: str = "[]"
+    drawing: str = ""
+    links: Probed | None = None
+    corrections: Corrections = field(default_factory=Corrections)
+    key: str = ""
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where what was measured of machines and models is kept: `$DISTROML_CACHE`, or the user's cache folder."""
+    base = environ.get("DISTROML_CACHE") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distroml"
+    return Path(base) / "plans"
+
+
+def key_of(model: nn.Module, sample: Any, global_batch: int, microbatch: int | None, wish: Wish, world: World) -> str:
+    """Tells models, their code, batches and machines apart."""
+    digest = hashlib.sha256()
+    for part in (repr(model), str(global_batch), str(microbatch), repr(wish), torch.__version__, str(os.cpu_count())):
+        digest.update(part.encode())
+    digest.update(f"{world.world_size} {world.device.type} {os.uname().nodename}".encode())
+    leaves, _ = trees.flatten(sample)
+    for path, leaf in leaves.items():
+        digest.update(f"{path}{tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else leaf}".encode())
+    for module in sorted({type(one).__module__ for one in model.modules()}):
+        source = inspect.getsourcefile(sys.modules[module]) if module in sys.modules else None
+        if source is not None and not module.startswith("torch."):
+            digest.update(Path(source).read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def read(cache: Path, key: str) -> LivePlan | None:
+    """What was chosen before, or None."""
+    try:
+        return msgspec.json.decode(_path(cache, "plan", key).read_bytes(), type=LivePlan)
+    except (OSError, msgspec.DecodeError, PlanRefused):
+        return None  # not there, or of another release: it is searched again
+
+
+def write(cache: Path, live: LivePlan) -> None:
+    """Keep a choice; which links it rests on is kept by the probe itself."""
+    _replace(_path(cache, "plan", live.key), msgspec.json.encode(replace(live, links=None)))
+
+
+def corrections_of(cache: Path, key: str) -> Corrections:
+    """What earlier runs taught."""
+    try:
+        return msgspec.json.decode(_path(cache, "corrections", key).read_bytes(), type=Corrections)
+    except (OSError, msgspec.DecodeError):
+        return Corrections()
+
+
+def remember(live: LivePlan, measured: Measurement, cache: Path) -> tuple[str, str]:
+    """Keep what a run taught; where it contradicts the prediction, the next plan is searched anew with it.
+
+    Returns:
+        In which way it contradicts, and what becomes of it; both "" where the prediction stands.
+    """
+    if live.prediction is None:
+        return "", ""
+    how = contradicts(live.prediction, measured)
+    if not how:
+        return "", ""
+    taught = learn(live.prediction, measured, live.corrections)
+    _replace(_path(cache, "corrections", live.key), msgspec.json.encode(taught))
+    _path(cache, "plan", live.key).unlink(missing_ok=True)
+    return how, "the next generation is planned with it"
+
+
+def _path(cache: Path, what: str, key: str) -> Path:
+    return cache / f"{what}-{key}.json"
+
+
+def _replace(path: Path, body: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_bytes(body)
+    scratch.replace(path)
