@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distroml.planner import Device, Level, Plan, PlanRefused, Sample, Topology, fit_level, fit_levels, gpu, gpu_names
-from distroml.planner.cost.collectives import all_reduce_s, exposed_s, gather_s, send_s
+from distroml.planner.cost.collectives import all_reduce_s, exposed_s, gather_s, hidden, send_s
 
 NODE = Level(name="node", extent=8, latency_s=1e-6, bytes_per_s=200e9)
 CLUSTER = Level(name="cluster", extent=16, latency_s=1e-5, bytes_per_s=20e9)
@@ -95,6 +95,38 @@ def test_each_level_is_fitted_by_its_own_samples():
     machines = fit_levels(gpu("A100"), [("node", 2), ("cluster", 2)], {"node": fast, "cluster": slow})
     assert machines.world_size == 4
     assert machines.levels[0].bytes_per_s > 50 * machines.levels[1].bytes_per_s
+
+
+def test_collectives_that_were_measured_have_figures_of_their_own():
+    sizes = (1 << 10, 1 << 24)
+    samples = [Sample("all_reduce", size, 4, 6 * (1e-4 + size / 4 / 1e9)) for size in sizes]
+    samples += [Sample("reduce_scatter", size, 4, 3 * (5e-4 + size / 4 / 1e8)) for size in sizes]
+    samples += [Sample("all_gather", 1 << 20, 4, 1.0)]
+    level = fit_level("node", 4, samples)
+    route = Topology(device=gpu("A100"), levels=(level,)).route(4, 1)
+    for size in (1 << 12, 1 << 20, 1 << 26):
+        assert all_reduce_s(route, size) == pytest.approx(6 * (1e-4 + size / 4 / 1e9))
+        assert gather_s(route, size, scatter=True) == pytest.approx(3 * (5e-4 + size / 4 / 1e8))
+    # One size tells nothing of it by itself: it follows the level's joint figures.
+    assert level.rate("all_gather")[1:] == (level.latency_s, level.bytes_per_s)
+
+
+def test_slower_links_slow_what_was_measured_too():
+    sizes = (1 << 10, 1 << 24)
+    level = fit_level("node", 2, [Sample("all_reduce", size, 2, 1e-4 + size / 1e9) for size in sizes])
+    machines = Topology(device=gpu("A100"), levels=(level,))
+    whole, half = (all_reduce_s(one.route(2, 1), 1e9) for one in (machines, machines.scaled(0.5)))
+    assert half == pytest.approx(2 * whole, rel=1e-3)
+
+
+@pytest.mark.parametrize(("busy_s", "share"), [(0.0, 0.9), (0.25, 0.75), (1.0, 0.0), (7.0, 0.0)])
+def test_what_keeps_the_processor_busy_is_not_hidden(busy_s, share):
+    samples = [Sample("all_reduce", size, 2, 1.0, busy_s) for size in (1 << 10, 1 << 20)]
+    # Only sums are hidden: what waits for something else anyway says nothing.
+    samples += [Sample("send", size, 2, 1.0, 0.1) for size in (1 << 10, 1 << 20)]
+    route = Topology(device=gpu("A100"), levels=(fit_level("node", 2, samples),)).route(2, 1)
+    assert hidden(route, 0.9) == pytest.approx(share)
+    assert hidden((), 0.9) == 0.9
 
 
 @pytest.mark.parametrize(
