@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from distroml.planner.plan import Recompute
+
 Kind = Literal["before", "block", "after"]
 Engine = Literal["torch", "megatron"]
 
@@ -146,10 +148,14 @@ class ModelProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredUnit:
-    """One shape's real seconds on one rank while all ranks ran it at once, without the collectives of tp."""
+    """One shape's real seconds on one rank while all ranks ran it at once, without the collectives of tp.
+
+    With another `recompute` than "none" the backward pass includes what it computes again.
+    """
 
     shape: str
     microbatch: int
     tp: int
     forward_s: float
     backward_s: float
+    recompute: Recompute = "none"

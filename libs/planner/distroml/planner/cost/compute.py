@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from distroml.planner.plan import Recompute
 from distroml.planner.profile import MeasuredUnit, Unit, Work
@@ -75,41 +75,52 @@ class Roofline:
 
 
 class Measured:
-    """Real times of units by shape and tp; between measured microbatches a line, beyond them the last line goes on."""
+    """Real times of units; between measured microbatches a line, beyond them the last line goes on.
+
+    What was not measured of a unit (another tp, sequence parallelism, recomputation) is as the roofline says that it
+    differs from what was.
+    """
 
     def __init__(self, units: Iterable[MeasuredUnit], roofline: Roofline, shapes: dict[str, Unit]) -> None:
-        self._points: dict[tuple[str, int], list[MeasuredUnit]] = {}
-        for unit in sorted(units, key=lambda unit: (unit.shape, unit.tp, unit.microbatch)):
-            self._points.setdefault((unit.shape, unit.tp), []).append(unit)
+        self._points: dict[tuple[str, int, Recompute], list[MeasuredUnit]] = {}
+        for unit in sorted(units, key=lambda unit: unit.microbatch):
+            self._points.setdefault((unit.shape, unit.tp, unit.recompute), []).append(unit)
         self._roofline = roofline
         # Units that nobody timed are as much slower than the roofline as those that somebody did.
         real = expected = 0.0
-        for (shape, tp), points in self._points.items():
-            if unit := shapes.get(shape):
-                for point in points:
-                    time = self._time(unit, point.microbatch, tp)
-                    real += point.forward_s + point.backward_s
-                    expected += time.forward_s + time.backward_s
+        for (shape, tp, recompute), points in self._points.items():
+            unit = shapes.get(shape)
+            for point in points if unit and recompute == "none" else ():
+                time = self._rough(cast("Unit", unit), point.microbatch, tp)
+                real += point.forward_s + point.backward_s
+                expected += time.forward_s + time.backward_s
         self.scale = real / expected if expected else 1.0
 
-    def _time(self, unit: Unit, samples: float, tp: int) -> UnitTime:
+    def _rough(self, unit: Unit, samples: float, tp: int) -> UnitTime:
         return self._roofline.time(unit, samples, tp, sequence=False, recompute="none")
+
+    def _seconds(self, shape: str, tp: int, recompute: Recompute, samples: float) -> tuple[float, float]:
+        points = self._points[shape, tp, recompute]
+        forward = [(point.microbatch, point.forward_s) for point in points]
+        backward = [(point.microbatch, point.backward_s) for point in points]
+        return _along(forward, samples), _along(backward, samples)
 
     def time(self, unit: Unit, samples: float, tp: int, *, sequence: bool, recompute: Recompute) -> UnitTime:
         """As `Roofline.time`, from what was measured."""
         rough = self._roofline.time(unit, samples, tp, sequence=sequence, recompute=recompute)
-        degrees = [degree for shape, degree in self._points if shape == unit.shape]
+        degrees = [degree for shape, degree, kind in self._points if shape == unit.shape and kind == "none"]
         if not degrees:
             return UnitTime(*(self.scale * seconds for seconds in rough))
         nearest = min(degrees, key=lambda degree: (abs(degree - tp), degree))
-        points = self._points[unit.shape, nearest]
-        forward_s = _along([(point.microbatch, point.forward_s) for point in points], samples)
-        backward_s = _along([(point.microbatch, point.backward_s) for point in points], samples)
-        # What was timed is one tp and no sequence parallelism; the roofline says how others differ from it.
-        plain = self._time(unit, samples, nearest)
+        plain = self._rough(unit, samples, nearest)
+        forward_s, backward_s = self._seconds(unit.shape, nearest, "none", samples)
         forward = forward_s * rough.forward_s / plain.forward_s if plain.forward_s else forward_s
         backward = backward_s * rough.backward_s / plain.backward_s if plain.backward_s else backward_s
-        again = forward * rough.recompute_s / rough.forward_s if rough.forward_s else 0.0
+        if (unit.shape, nearest, recompute) in self._points:
+            both_s = sum(self._seconds(unit.shape, nearest, recompute, samples))
+            again = max(0.0, both_s - forward_s - backward_s) * (forward / forward_s if forward_s else 1.0)
+        else:
+            again = forward * rough.recompute_s / rough.forward_s if rough.forward_s else 0.0
         return UnitTime(forward, backward, again)
 
 

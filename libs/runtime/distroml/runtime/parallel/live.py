@@ -28,6 +28,7 @@ from distroml.planner import (
 from distroml.planner.picture import Drawing
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.parallel.divide import Loss
+from distroml.runtime.parallel.passes import pass_s
 from distroml.runtime.parallel.remembered import LivePlan, corrections_of, key_of, read, write
 from distroml.runtime.profile import ProfileRefused, profile
 from distroml.runtime.profile.machine import MakeOptimizer, measure_device
@@ -94,7 +95,10 @@ def survey(
         budget_s=_TIMING_S,
     )
     training = Training(optimizer="adamw", precision="fp32")
-    return Survey(described, links.topology(device), training, units, links)
+    topology = links.topology(device)
+    if not described.no_pp:
+        topology = replace(topology, device=replace(device, pass_s=pass_s(world, topology)))
+    return Survey(described, topology, training, units, links)
 
 
 def choose(found: Survey, global_batch: int, wish: Wish, corrections: Corrections | None = None) -> Choice:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from distroml.planner import MeasuredUnit, ModelProfile
+from distroml.planner import MeasuredUnit, ModelProfile, Recompute
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.parallel.pipeline import trees
+from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.tensor import NoTensorPlan, choose_tensor_plans, part_alone
 from distroml.runtime.profile.marks import Marks, Seconds, now
 
 Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
 
 _REPEATS = 3
-# The share of the budget that blocks by themselves may take, to see what tp makes of them.
-_SPLIT_SHARE = 0.4
+# The share of the budget that blocks by themselves may take, to see what tp and recomputation make of them.
+_ALONE_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ def time_units(
 ) -> tuple[MeasuredUnit, ...]:
     """Time the model's passes. Collective: ranks of one machine slow one another down here, too. Equal on every rank.
 
-    Whole passes are sorted into units, for each microbatch. What tp makes of a block is measured on one rank's part
-    of it, beside the whole block: their ratio, since nothing else runs around them.
+    Whole passes are sorted into units, for each microbatch. What tp and recomputation make of a block is measured on
+    a block by itself, beside the plain one: their ratio, since nothing else runs around them.
 
     Args:
         model: real, as it will be trained; its parameters are unchanged.
@@ -70,9 +72,8 @@ def time_units(
         budget_s: about how long it may take.
     """
     device = collectives.world.device
-    blocks = {unit.shape: unit.name for unit in reversed(profile.units) if unit.kind == "block"}
+    shapes = {unit.shape: unit.name for unit in reversed(profile.blocks)}
     whole: dict[int, dict[str, Seconds]] = {}
-    parts: dict[tuple[int, int], dict[str, Seconds]] = {}
     started = time.monotonic()
 
     def over(share: float) -> bool:
@@ -81,7 +82,7 @@ def time_units(
     calls: dict[int, dict[str, _Call]] = {}
     for size in sorted(microbatches):
         batch = _first(sample, size)
-        calls[size], handles = _captured(model, blocks)
+        calls[size], handles = _captured(model, shapes)
         with Marks(model, profile) as marks:
             for repeat in range(_REPEATS + 1):
                 collectives.gather(None)
@@ -89,63 +90,94 @@ def time_units(
                 for handle in handles:
                     handle.remove()
         whole[size] = _slowest(collectives.gather(marks.medians()))
-        if over(1 - _SPLIT_SHARE):
+        if over(1 - _ALONE_SHARE):
             break
-    for tp, splits in _parts(model, profile, loss, sample, degrees).items():
-        for size in whole:
-            alone: dict[str, Seconds] = {}
-            split: dict[str, Seconds] = {}
-            for shape, part in splits.items():
-                call, block = calls[size][shape], model.get_submodule(blocks[shape])
-                times = [(call.seconds(block, device), call.seconds(part, device)) for _ in range(_REPEATS + 1)][1:]
-                alone[shape], split[shape] = (Seconds.median(side) for side in zip(*times, strict=True))
-            alone, split = (_slowest(collectives.gather(one)) for one in (alone, split))
-            parts[tp, size] = {shape: whole[size][shape].times(split[shape].over(alone[shape])) for shape in splits}
-            if over(1.0):
-                break
+    variants = list(_variants(model, profile, shapes, loss, sample, degrees))
+    changed: dict[tuple[int, int, Recompute], dict[str, Seconds]] = {}
+    for size in whole:
+        if size != min(whole) and over(1.0):
+            break
+        for variant in variants:
+            ratios: dict[str, Seconds] = {}
+            for shape, block in variant.blocks.items():
+                call, plain = calls[size][shape], model.get_submodule(shapes[shape])
+                times = [(call.seconds(block, device), call.seconds(plain, device)) for _ in range(_REPEATS + 1)][1:]
+                own, other = (Seconds.median(side) for side in zip(*times, strict=True))
+                ratios[shape] = own.over(other)
+            slowest = _slowest(collectives.gather(ratios))
+            changed[variant.tp, size, variant.recompute] = {
+                shape: whole[size][shape].times(ratio) for shape, ratio in slowest.items()
+            }
     for parameter in model.parameters():
         parameter.grad = None
-    return tuple(_units(profile, whole, parts, degrees))
+    return tuple(_units(profile, whole, changed, degrees))
 
 
 def _units(
     profile: ModelProfile,
     whole: dict[int, dict[str, Seconds]],
-    parts: dict[tuple[int, int], dict[str, Seconds]],
+    changed: dict[tuple[int, int, Recompute], dict[str, Seconds]],
     degrees: Sequence[int],
 ) -> list[MeasuredUnit]:
-    found: dict[tuple[str, int, int], MeasuredUnit] = {}
-    for unit in profile.units:
-        for size, seconds in whole.items():
-            for tp in degrees:
-                if unit.kind == "block" and tp > 1:
-                    measured = parts.get((tp, size), {}).get(unit.shape)
-                else:
-                    # Nothing outside of blocks is divided.
-                    measured = seconds[unit.shape]
-                if measured is not None:
-                    found[unit.shape, size, tp] = MeasuredUnit(
-                        shape=unit.shape,
-                        microbatch=size,
-                        tp=tp,
-                        forward_s=measured.forward,
-                        backward_s=measured.backward,
-                    )
-    return list(found.values())
+    found: list[MeasuredUnit] = []
+
+    def add(shape: str, size: int, tp: int, again: Recompute, seconds: Seconds) -> None:
+        found.append(
+            MeasuredUnit(
+                shape=shape,
+                microbatch=size,
+                tp=tp,
+                forward_s=seconds.forward,
+                backward_s=seconds.backward,
+                recompute=again,
+            )
+        )
+
+    for size, units in whole.items():
+        outside = {unit.shape for unit in profile.units if unit.kind != "block"}
+        for shape, seconds in units.items():
+            # Nothing outside of blocks is divided.
+            for tp in degrees if shape in outside else (1,):
+                add(shape, size, tp, "none", seconds)
+    for (tp, size, again), units in changed.items():
+        for shape, seconds in units.items():
+            add(shape, size, tp, again, seconds)
+    return found
 
 
-def _parts(
-    model: nn.Module, profile: ModelProfile, loss: Loss, sample: Any, degrees: Sequence[int]
-) -> dict[int, dict[str, nn.Module]]:
-    """By degree and shape, what one tp rank holds of a block."""
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """The blocks, one of each shape, as another tp or recomputation makes them."""
+
+    tp: int
+    recompute: Recompute
+    blocks: dict[str, nn.Module]
+
+
+def _variants(
+    model: nn.Module,
+    profile: ModelProfile,
+    shapes: dict[str, str],
+    loss: Loss,
+    sample: Any,
+    degrees: Sequence[int],
+) -> Iterator[_Variant]:
+    blocks = {shape: model.get_submodule(path) for shape, path in shapes.items()}
+    yield from _recomputed(1, blocks)
     paths = [unit.name for unit in profile.blocks]
     wanted = [degree for degree in degrees if degree > 1]
-    found: dict[int, dict[str, nn.Module]] = {}
     for degree, plan in choose_tensor_plans(model, paths, loss, sample, wanted).items():
         if not isinstance(plan, NoTensorPlan):
-            shapes = {unit.shape: unit.name for unit in reversed(profile.blocks)}
-            found[degree] = {shape: part_alone(model.get_submodule(path), path, plan) for shape, path in shapes.items()}
-    return found
+            split = {shape: part_alone(blocks[shape], path, plan) for shape, path in shapes.items()}
+            yield _Variant(degree, "none", split)
+            yield from _recomputed(degree, split)
+
+
+def _recomputed(tp: int, blocks: dict[str, nn.Module]) -> Iterator[_Variant]:
+    for kind in ("selective", "full"):
+        copies = {shape: copy.deepcopy(block) for shape, block in blocks.items()}
+        recompute(list(copies.values()), kind)
+        yield _Variant(tp, kind, copies)
 
 
 def _captured(model: nn.Module, blocks: dict[str, str]) -> tuple[dict[str, _Call], list[Any]]:
