@@ -197,9 +197,12 @@ class Search:
                 break
         return best
 
-    def _bound(self, plan: Plan) -> float:
-        """A step's least time for the plan's core: its pipeline with every axis on the best links for it."""
-        return min(self.pricer.least_s(replace(plan, order=order)) for order in self._inner(plan))
+    def _bound(self, plan: Plan, *, least: bool = True) -> float:
+        """A step's least time for the plan's core: its pipeline with every axis on the best links for it.
+
+        `least` takes a quick bound for the pipeline's bubble, too.
+        """
+        return min(self.pricer.core_s(replace(plan, order=order), least=least) for order in self._inner(plan))
 
     @staticmethod
     def _inner(plan: Plan) -> list[tuple[Axis, ...]]:
@@ -236,7 +239,7 @@ class Search:
         best: tuple[float, Plan] | None = None
         for least, _, _, plan in queue:
             limit = bound if best is None else min(bound, best[0])
-            if least >= limit:
+            if least >= limit or self._bound(plan, least=False) > limit:
                 self.rejected["slower, whatever data parallelism does"] += 1
                 continue
             for step, candidate in self._shared(plan):
