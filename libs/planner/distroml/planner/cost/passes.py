@@ -164,16 +164,17 @@ def passes_s(
         first = [whole - weight for whole, weight in zip(backward_s, weight_s, strict=True)]
     seconds = [*forward_s, *first, *weight_s]
     per_round = pp if chunks == 1 else microbatches // _rounds(pp, microbatches)
-    rest = microbatches - _ROUNDS * per_round
-    if rest <= 0:
+    few = _ROUNDS * per_round
+    if microbatches <= few:
         return _run(_program(schedule, pp, chunks, microbatches), pp, seconds)
-    # What is left over of a round runs with the first ones.
-    odd = rest % per_round
-    upto, before = (
-        _run(_program(schedule, pp, chunks, rounds * per_round + odd), pp, seconds) for rounds in (_ROUNDS, _ROUNDS - 1)
-    )
     slowest = max(sum(forward_s[rank::pp]) + sum(backward_s[rank::pp]) for rank in range(pp))
-    return upto + (rest // per_round) * max(upto - before, per_round * slowest)
+    upto = _run(_program(schedule, pp, chunks, few), pp, seconds)
+    growth = slowest
+    # Where nobody waits but to fill and to drain, the slowest rank's work is all that more microbatches add.
+    if upto > least_passes_s(schedule, pp, few, forward_s, backward_s, weight_s) * (1 + 1e-9):
+        before = _run(_program(schedule, pp, chunks, few - per_round), pp, seconds)
+        growth = max(slowest, (upto - before) / per_round)
+    return upto + (microbatches - few) * growth
 
 
 def least_passes_s(
