@@ -44,7 +44,9 @@ def test_a_plan_is_told_measured_and_explained(plane: Plane, tmp_path: Path) -> 
     assert explained["plan"] == str(plan)
     assert explained["verdict"] == measured["verdict"]
     assert explained["alternatives_hash"] == digest
-    text = plane.cli("job", "explain", job).stdout
+    assert plane.cli.json("job", "explain", job, "--plans")["alternatives"] == json.loads(kept.read_bytes())
+    text = plane.cli("job", "explain", job, "--plans").stdout
     assert f"plan of generation 1: {plan}" in text
+    assert f"{len(json.loads(kept.read_bytes()))} other plans were possible" in text
     assert "measured" in text
     assert f"plan={plan}" in plane.cli("events", job).stdout

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from distroml.api.common.v1 import common_pb2
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.cli import job_plan
+from distroml.cli.errors import CliError
 from distroml.cli.replay_commands import event_line
+from distroml.objectstore.memory import MemoryObjectStore
 from distroml.planner import Plan
 
 MIB = 1 << 20
@@ -84,3 +88,46 @@ def event(name: str, **body: object) -> common_pb2.Event:
 )  # fmt: skip
 def test_plan_events_are_one_line_in_words(event: Callable[[], common_pb2.Event], shown: str):
     assert event_line(event()).partition("rendezvous.plan.")[2].partition(" ")[2].strip() == shown
+
+
+OTHERS = [
+    {
+        "plan": "pp=2,dp_shard=4",
+        "prediction": {"step_seconds": 0.3, "peak_bytes_per_rank": 477 * MIB, "mfu": 0.4},
+        "reason": "25.0% slower: the pipeline's bubble +60 ms",
+    },
+    {"plan": "tp=8", "prediction": None, "reason": "tp=8 does not divide the model's 4 heads"},
+]
+
+
+def kept(store: MemoryObjectStore, others: object) -> t.JobPlan:
+    body = json.dumps(others).encode()
+    digest = hashlib.sha256(body).hexdigest()
+    store.put(f"plans/{digest}.json", body)
+    return plan(alternatives_hash=digest)
+
+
+def test_every_other_plan_is_read_from_its_object():
+    store = MemoryObjectStore()
+    found = job_plan.others(store, kept(store, OTHERS))
+    assert [line for one in found for line in one.lines()] == [
+        "  - 300 ms, 477 MiB: pp=2,dp_shard=4",
+        "    25.0% slower: the pipeline's bubble +60 ms",
+        "  - not possible: tp=8",
+        "    tp=8 does not divide the model's 4 heads",
+    ]
+    assert msgspec.to_builtins(found) == OTHERS
+    assert job_plan.others(store, plan()) == []
+    assert not [line for line in job_plan.lines(plan(), others=False) if "instead of" in line]
+
+
+def test_an_object_that_cannot_be_read_is_said_to_be_so():
+    store = MemoryObjectStore()
+    with pytest.raises(CliError, match="cannot be read"):
+        job_plan.others(store, plan(alternatives_hash="ab" * 32))
+    told = kept(store, OTHERS)
+    store.put(f"plans/{told.alternatives_hash}.json", b"[]")
+    with pytest.raises(CliError, match="does not have its hash"):
+        job_plan.others(store, told)
+    with pytest.raises(CliError, match="another release"):
+        job_plan.others(store, kept(store, [{"plan": 3}]))

@@ -29,6 +29,7 @@ from distroml.planner import (
     search,
     transformer_profile,
 )
+from distroml.planner.timeline import timeline
 from libs.planner.tests.models import TRAINING, chain, gpt, machines
 
 MODEL = gpt()
@@ -226,6 +227,23 @@ def test_405_billion_parameters_on_16384_gpus():
     # Meta report 38 to 43 percent for such a model on as many H100 (arXiv 2407.21783, table 4).
     assert 0.36 < choice.prediction.mfu < 0.46
     assert len(choice.alternatives) > 3
+    pricer = Pricer(LLAMA, topology, TRAINING, 2048)
+    for found in (choice.prediction, *(other.prediction for other in choice.alternatives)):
+        assert pricer.price(replace(found.plan, reasons=())).step_seconds == found.step_seconds
+        if found.plan.pp == 1:
+            continue
+        intervals = timeline(
+            found.plan.schedule,
+            found.plan.pp,
+            found.microbatches,
+            forward_s=[stage.forward_s for stage in found.stages],
+            backward_s=[stage.backward_s for stage in found.stages],
+            weight_s=[stage.weight_s for stage in found.stages],
+            send_s=found.send_s,
+        )
+        passes = sum(found.seconds[part] for part in ("compute", "recompute", "tp", "bubble", "p2p"))
+        # The price has ranks wait for messages that the timeline lets travel beside their work.
+        assert 0.98 < passes / max(interval.end_s for interval in intervals) < 1.06
 
 
 def test_the_largest_search_takes_at_most_5_seconds_of_processor_time_and_1_gib():

@@ -8,6 +8,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from distroml.api.scheduler.v1 import jobs_pb2
@@ -19,6 +20,7 @@ from distroml.cli.following import FINAL, watch
 from distroml.cli.options import Data, Follow, JobName, Json
 from distroml.cli.spec import parse_workers
 from distroml.events import fresh_id
+from distroml.objectstore.filesystem import open_object_store
 
 app = typer.Typer(no_args_is_help=True, help="Look at one job and steer it.")
 
@@ -155,23 +157,37 @@ def watch_job(job: JobName, data: Data, json: Json = False) -> None:
 
 
 @app.command()
-def explain(job: JobName, data: Data, json: Json = False) -> None:
+def explain(
+    job: JobName,
+    data: Data,
+    plans: Annotated[
+        bool, typer.Option("--plans", help="Every plan that it chose its parallel plan among, with what they lack.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Why the job is where it is, and what to do about it."""
 
     async def ask(plane: Plane) -> tuple[jobs_pb2.ExplainJobResponse, list[telemetry_pb2.JobPlan]]:
         answer = await plane.jobs.ExplainJob(jobs_pb2.ExplainJobRequest(job=job))
         return answer, await job_plan.plans(plane, answer.job.id)
 
-    answer, plans = call(data, ask)
+    answer, chosen = call(data, ask)
+    # Generations share their plan's object; what is known of older ones has no hash.
+    others = job_plan.others(open_object_store(data / "objects"), chosen[-1]) if plans and chosen else []
     if json:
-        output.print_json({**output.as_dict(answer), "plans": [output.as_dict(plan) for plan in plans]})
+        told = {**output.as_dict(answer), "plans": [output.as_dict(plan) for plan in chosen]}
+        output.print_json(told | ({"alternatives": [msgspec.to_builtins(one) for one in others]} if plans else {}))
         return
     output.out.print(f"{output.state_text(jobs_pb2.JobState.Name(answer.job.state))} {answer.reason}: {answer.message}")
     output.out.print(f"slots: {answer.free_slots} free of {answer.total_slots}")
     for step in answer.next_steps:
         output.out.print(f"  → {step}")
-    for line in job_plan.lines(plans[-1]) if plans else ():
+    for line in job_plan.lines(chosen[-1], others=not plans) if chosen else ():
         output.out.print(line, markup=False)
+    if plans:
+        output.out.print(f"{len(others)} other plans were possible:" if others else "no other plans are kept")
+        for line in (line for one in others for line in one.lines()):
+            output.out.print(line, markup=False)
     if answer.history:
         output.out.print("how it got here:")
         for line in answer.history:

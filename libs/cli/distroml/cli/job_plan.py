@@ -1,8 +1,9 @@
-"""A job's plan for `job explain` and `events`: why it was chosen, what was predicted, what was measured."""
+"""A job's plan for `job explain` and `events`: why it was chosen and what not, what was predicted and measured."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -12,6 +13,8 @@ import msgspec
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.cli import output
 from distroml.cli.client import Plane
+from distroml.cli.errors import CliError
+from distroml.objectstore import ObjectStore, ObjectStoreError
 from distroml.planner import Plan, PlanRefused
 from distroml.rpc.errors import RemoteError
 
@@ -33,8 +36,8 @@ async def plans(plane: Plane, job: str) -> list[t.JobPlan]:
     return []
 
 
-def lines(plan: t.JobPlan) -> Iterator[str]:
-    """A plan in lines of text."""
+def lines(plan: t.JobPlan, *, others: bool = True) -> Iterator[str]:
+    """A plan in lines of text; `others` has the best few that were not chosen."""
     yield f"plan of generation {plan.generation}: {plan.plan or 'one that this release cannot read'}"
     for reason in plan.reasons:
         yield f"  - {reason}"
@@ -58,9 +61,49 @@ def lines(plan: t.JobPlan) -> Iterator[str]:
     )
     if verdict := _VERDICTS.get(plan.verdict):
         yield f"  {verdict}{f': {plan.message}' if plan.message else ''}"
-    for other in plan.others[:MAX_OTHERS]:
+    for other in plan.others[:MAX_OTHERS] if others else ():
         cost = output.short_time(other.step_seconds) if other.step_seconds else "not possible"
         yield f"  instead of {other.plan} ({cost}): {other.reason}"
+
+
+class Other(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan that was not chosen, as a job keeps it; `prediction` is None where it is not possible."""
+
+    plan: str = ""
+    prediction: dict[str, Any] | None = None
+    reason: str = ""
+
+    def lines(self) -> Iterator[str]:
+        """The plan and its costs on one line, why it was not chosen on the next."""
+        found = self.prediction or {}
+        step_s, peak = found.get("step_seconds"), found.get("peak_bytes_per_rank")
+        costs = [output.short_time(step_s)] if isinstance(step_s, int | float) else []
+        costs += [output.binary_size(peak)] if isinstance(peak, int | float) else []
+        yield f"  - {', '.join(costs) or 'not possible'}: {self.plan}"
+        if self.reason:
+            yield f"    {self.reason}"
+
+
+def others(store: ObjectStore, plan: t.JobPlan) -> list[Other]:
+    """Every plan that the job chose among, as its object `plans/<hash>.json` keeps them; none where none was kept.
+
+    Raises:
+        CliError: the object is gone, damaged, or of another release.
+    """
+    if not plan.alternatives_hash:
+        return []
+    key = f"plans/{plan.alternatives_hash}.json"
+    try:
+        body = store.get(key)
+    except ObjectStoreError as error:
+        hint = "is this the data folder of the control plane that ran the job?"
+        raise CliError(f"the plans that the job chose among cannot be read: {error}", hint=hint) from error
+    if hashlib.sha256(body).hexdigest() != plan.alternatives_hash:
+        raise CliError(f"the object {key} is damaged: its content does not have its hash")
+    try:
+        return msgspec.json.decode(body, type=list[Other])
+    except msgspec.MsgspecError as error:
+        raise CliError(f"the object {key} is of another release: {error}") from error
 
 
 def event_words(type_: str, body: dict[str, Any]) -> dict[str, Any]:

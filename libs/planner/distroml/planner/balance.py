@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from heapq import heapify, heapreplace
 from itertools import accumulate
 
 
@@ -64,8 +65,10 @@ def _equal_blocks(blocks: int, block_s: float, stages: int, before_s: float, aft
     load = [block_s] * stages
     load[0] += before_s
     load[-1] += after_s
+    fastest = [(seconds, stage) for stage, seconds in enumerate(load)]
+    heapify(fastest)
     for _ in range(blocks - stages):
-        least = min(range(stages), key=lambda stage: (load[stage], stage))
+        seconds, least = fastest[0]
         sizes[least] += 1
-        load[least] += block_s
+        heapreplace(fastest, (seconds + block_s, least))
     return tuple(sizes)

@@ -9,7 +9,7 @@ from distroml.planner.plan import PlanRefused
 from distroml.planner.prediction import Corrections, Prediction
 from distroml.planner.pricing import Pricer
 from distroml.planner.profile import MeasuredUnit, ModelProfile
-from distroml.planner.reasons import against, bytes_text, seconds_text
+from distroml.planner.reasons import against, bytes_text, differences, seconds_text
 from distroml.planner.request import Wish
 from distroml.planner.search import Choice, Search
 from distroml.planner.topology import Topology
@@ -106,13 +106,9 @@ class Explainer:
         except PlanRefused as error:
             return Counterfactual(prediction=None, reason=str(error))
         chosen = self.choice.prediction
-        same = (other.plan.mesh, other.plan.schedule, other.plan.microbatch, other.plan.recompute) == (
-            chosen.plan.mesh,
-            chosen.plan.schedule,
-            chosen.plan.microbatch,
-            chosen.plan.recompute,
-        )
-        return Counterfactual(prediction=other, reason="it is what was chosen" if same else against(other, chosen))
+        changed = differences(other.plan, chosen.plan)
+        reason = f"{against(other, chosen)}; it differs in {changed}" if changed else "it is what was chosen"
+        return Counterfactual(prediction=other, reason=reason)
 
     def sensitivity(self) -> tuple[Sensitivity, ...]:
         """The step at half and twice the batch, and at half and twice the links' rate."""

@@ -30,6 +30,20 @@ class _Unit(NamedTuple):
     transient_bytes: float
 
 
+class _Lasting(NamedTuple):
+    """What one rank holds however many microbatches are on their way.
+
+    Attributes:
+        parts: bytes by the names in `BYTES`, activations not among them.
+        held: the units of its stages.
+        saved: bytes that a sample leaves in each of them.
+    """
+
+    parts: dict[str, float]
+    held: Sequence[Span]
+    saved: Sequence[float]
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
     """Peak memory of plans for one profile, kind of device and training."""
@@ -41,38 +55,37 @@ class MemoryModel:
 
     def ranks(self, plan: Plan, spans: Sequence[Span], microbatch: int, microbatches: int) -> list[dict[str, float]]:
         """Parts of the peak on each pp coordinate; coordinates that are alike share one result."""
-        seen: dict[tuple[object, ...], dict[str, float]] = {}
+        lasting: dict[object, _Lasting] = {}
+        seen: dict[object, dict[str, float]] = {}
         found: list[dict[str, float]] = []
         for rank in range(plan.pp):
             held = spans[rank :: plan.pp]
-            flying = in_flight(plan.schedule, plan.pp, plan.chunks, microbatches, rank) if plan.pp > 1 else (1,)
-            key = (flying, *(self.chain.alike(span) for span in held))
-            if key not in seen:
-                seen[key] = self._rank(plan, held, flying, microbatch, microbatches)
-            found.append(seen[key])
+            kind = tuple(map(self.chain.alike, held))
+            if kind not in lasting:
+                lasting[kind] = self._lasting(plan, held, microbatch, microbatches)
+            flying = self._flying(plan, microbatches, rank)
+            if (kind, flying) not in seen:
+                seen[kind, flying] = self._peak(plan, lasting[kind], flying, microbatch, microbatches)
+            found.append(seen[kind, flying])
         return found
 
     def peak_bytes(self, plan: Plan, spans: Sequence[Span], microbatch: int, microbatches: int) -> float:
         """Most memory of any rank. Of coordinates whose stages are alike, the first holds most microbatches."""
         first: dict[object, int] = {}
         for rank in range(plan.pp):
-            first.setdefault(tuple(self.chain.alike(span) for span in spans[rank :: plan.pp]), rank)
-        return max(
-            sum(
-                self._rank(
-                    plan,
-                    spans[rank :: plan.pp],
-                    in_flight(plan.schedule, plan.pp, plan.chunks, microbatches, rank) if plan.pp > 1 else (1,),
-                    microbatch,
-                    microbatches,
-                ).values()
-            )
-            for rank in first.values()
-        )
+            first.setdefault(tuple(map(self.chain.alike, spans[rank :: plan.pp])), rank)
+        most = 0.0
+        for rank in first.values():
+            lasting = self._lasting(plan, spans[rank :: plan.pp], microbatch, microbatches)
+            peak = self._peak(plan, lasting, self._flying(plan, microbatches, rank), microbatch, microbatches)
+            most = max(most, sum(peak.values()))
+        return most
 
-    def _rank(
-        self, plan: Plan, held: Sequence[Span], flying: Sequence[int], microbatch: int, microbatches: int
-    ) -> dict[str, float]:
+    @staticmethod
+    def _flying(plan: Plan, microbatches: int, rank: int) -> tuple[int, ...]:
+        return in_flight(plan.schedule, plan.pp, plan.chunks, microbatches, rank) if plan.pp > 1 else (1,)
+
+    def _lasting(self, plan: Plan, held: Sequence[Span], microbatch: int, microbatches: int) -> _Lasting:
         item, training, chain = self.chain.profile.parameter_itemsize, self.training, self.chain
         sizes = chain.sizes(plan.tp)
         trainable = sum(chain.trainable(plan.tp, span) for span in held)
@@ -84,19 +97,25 @@ class MemoryModel:
         parts["gradients"] = trainable * gradient / plan.dp_shard
         parts["optimizer"] = trainable * training.state_bytes(item) / plan.dp_shard
         parts["gathered"] = self._gathered(plan, elements, trainable, largest.elements)
-        saved = chain.saved(plan.tp, plan.sequence_parallel, plan.recompute)
-        parts["activations"] = microbatch * sum(
-            count * saved.over(span) for span, count in zip(held, flying, strict=True)
-        )
         parts["transient"] = largest.transient_bytes
+        parts["buffers"] = self._buffers(plan, held, microbatch, microbatches, parts["gradients"])
+        saved = chain.saved(plan.tp, plan.sequence_parallel, plan.recompute)
+        return _Lasting(parts, held, [saved.over(span) for span in held])
+
+    def _peak(
+        self, plan: Plan, lasting: _Lasting, flying: Sequence[int], microbatch: int, microbatches: int
+    ) -> dict[str, float]:
+        item, training, parts = self.chain.profile.parameter_itemsize, self.training, dict(lasting.parts)
+        parts["activations"] = microbatch * sum(
+            count * saved for saved, count in zip(lasting.saved, flying, strict=True)
+        )
         whole = parts["gradients"]
         alone = plan.dp_shard == plan.tp == plan.pp == 1
         # Whole copies have buffers for gradients, as have engines with 32-bit sums.
-        lasting = alone or training.has_master(item)
-        if not lasting and microbatches == 1 and plan.pp == 1:
-            self._come_and_go(parts, plan, held[0], microbatch)
-        parts["buffers"] = self._buffers(plan, held, microbatch, microbatches, whole)
-        if plan.dp_replicate > 1 and not lasting:
+        kept = alone or training.has_master(item)
+        if not kept and microbatches == 1 and plan.pp == 1:
+            self._come_and_go(parts, plan, lasting.held[0], microbatch)
+        if plan.dp_replicate > 1 and not kept:
             parts = self._after_passes(parts, whole)
         for part in BYTES[:-1]:
             parts[part] *= self.corrections.memory(part)

@@ -90,6 +90,11 @@ class Plan:
         return {"pp": self.pp, "dp_replicate": self.dp_replicate, "dp_shard": self.dp_shard, "tp": self.tp}
 
     @property
+    def mesh_text(self) -> str:
+        """The degrees above 1 as a plan's text names them, such as "pp=2,tp=4"."""
+        return ",".join(f"{axis}={size}" for axis, size in self.mesh.items() if size > 1) or "dp_replicate=1"
+
+    @property
     def dp(self) -> int:
         """Ranks among which the samples of a step are shared out."""
         return self.dp_replicate * self.dp_shard
@@ -127,7 +132,7 @@ class Plan:
         return json.dumps(asdict(self), sort_keys=True)
 
     def __str__(self) -> str:
-        parts = [f"{axis}={size}" for axis, size in self.mesh.items() if size > 1] or ["dp_replicate=1"]
+        parts = [self.mesh_text]
         if self.microbatch is not None:
             parts.append(f"microbatch={self.microbatch}")
         parts.append(f"accum={self.grad_accum_steps}")

@@ -33,11 +33,15 @@ BYTES: tuple[str, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One stage of the pipeline, for one microbatch: seconds with collectives of tp, recomputation in the backward."""
+    """One stage of the pipeline, for one microbatch: seconds with collectives of tp, recomputation in the backward.
+
+    `weight_s` is what of `backward_s` the gradients of weights take, which a zero-bubble schedule puts off.
+    """
 
     blocks: int
     forward_s: float
     backward_s: float
+    weight_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

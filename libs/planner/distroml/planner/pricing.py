@@ -4,54 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from distroml.planner.cost.chain import Chain, Span
-from distroml.planner.cost.collectives import all_reduce_s, gather_s, hidden, send_s
+from distroml.planner.cost.collectives import all_reduce_s, hidden
+from distroml.planner.cost.core import Core, Cores, Load
 from distroml.planner.cost.exchange import StageLoad, replicate_s, shard_s
-from distroml.planner.cost.pipeline import bubble_s, sends
 from distroml.planner.memory import MemoryModel
 from distroml.planner.plan import Axis, Plan
 from distroml.planner.possible import impossible
-from distroml.planner.prediction import SECONDS, Corrections, Prediction, Refused, Stage
+from distroml.planner.prediction import Corrections, Prediction, Refused, Stage
 from distroml.planner.profile import MeasuredUnit, ModelProfile
 from distroml.planner.topology import Route, Topology
 from distroml.planner.training import Training
 
 _MIB = 1 << 20
-
-
-class _Rank(NamedTuple):
-    """One pp coordinate's seconds for one microbatch through all its chunks, and what it holds."""
-
-    compute: float
-    recompute: float
-    tp: float
-    forward: float
-    backward: float
-    elements: float
-    tensors: float
-    units: int
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
-
-
-class Core(NamedTuple):
-    """The pipeline's share of a step: computation, tp, bubble and messages between stages."""
-
-    stages: Sequence[_Rank]
-    ends: Sequence[tuple[_Rank, float]]
-    """Ranks that differ, each with the time by which its last backward pass ends before the first rank's."""
-    seconds: dict[str, float]
-    send: float
-    elements: float
-    tensors: float
-
-
-# Enough for a search's sweep over data-parallel splits; what is forgotten is computed again.
-_REMEMBERED = 4096
 
 
 class Pricer:
@@ -86,7 +52,7 @@ class Pricer:
         # Routes are shared, so that equal ones are one object and tell cores apart.
         self._routes: dict[tuple[int, int], Route] = {}
         self._shared: dict[Route, Route] = {}
-        self._cores: dict[tuple[object, ...], Core] = {}
+        self._cores = Cores(self.chain, topology.device, self.route, self.samples)
 
     def route(self, plan: Plan, axis: Axis) -> Route:
         """The levels that `axis` crosses under the plan's order."""
@@ -135,7 +101,7 @@ class Pricer:
         """The prediction for a plan that is possible, whether or not it fits into memory."""
         microbatch, count = self.samples(plan)
         spans = self.chain.spans(plan.stages)
-        core = self.core(plan)
+        core = self._cores.core(plan)
         seconds = self.seconds(plan)
         step = sum(seconds.values())
         memory = self.memory.ranks(plan, spans, microbatch, count)
@@ -153,7 +119,7 @@ class Pricer:
             capacity_bytes=self.topology.device.usable_bytes,
             microbatches=count,
             stages=tuple(
-                Stage(blocks=blocks, forward_s=stage.forward, backward_s=stage.backward)
+                Stage(blocks=blocks, forward_s=stage.forward, backward_s=stage.backward, weight_s=stage.weight)
                 for blocks, stage in zip(plan.stages or (self.chain.blocks,), core.stages, strict=True)
             ),
             send_s=core.send,
@@ -163,8 +129,8 @@ class Pricer:
     def seconds(self, plan: Plan) -> dict[str, float]:
         """The step's parts under a plan that is possible."""
         _, count = self.samples(plan)
-        core = self.core(plan)
-        seconds = dict(core.seconds)
+        core = self._cores.core(plan)
+        seconds = {**core.seconds, "bubble": self._cores.bubble_s(plan)}
         self._exchanges(plan, core.ends, count, seconds)
         seconds["tied"] = self._tied_s(plan, self.chain.spans(plan.stages)) if self.profile.tied else 0.0
         seconds["optimizer"] = self._optimizer_s(plan, core)
@@ -172,9 +138,14 @@ class Pricer:
         seconds["other"] = device.step_s + (count * plan.chunks * device.pass_s if plan.pp > 1 else 0.0)
         return self._corrected(seconds)
 
-    def least_s(self, plan: Plan) -> float:
-        """Seconds of the step without what data-parallel ranks exchange: no split of the same core takes less."""
-        return sum(self._corrected(self.core(plan).seconds).values())
+    def core_s(self, plan: Plan, *, least: bool = False) -> float:
+        """Seconds of the step without what data-parallel ranks exchange: no split of the same core takes less.
+
+        `least` takes a bound from below for the bubble, which is known at once.
+        """
+        core = self._cores.core(plan)
+        bubble = self._cores.least_bubble_s(plan) if least else self._cores.bubble_s(plan)
+        return sum(self._corrected({**core.seconds, "bubble": bubble}).values())
 
     def _corrected(self, seconds: Mapping[str, float]) -> dict[str, float]:
         return {part: value * self.corrections.time(part) for part, value in seconds.items()}
@@ -184,93 +155,7 @@ class Pricer:
         microbatch, count = self.samples(plan)
         return self.memory.peak_bytes(plan, self.chain.spans(plan.stages), microbatch, count)
 
-    def core(self, plan: Plan) -> Core:
-        """What of a plan's cost does not depend on how data-parallel ranks share parameters."""
-        microbatch, count = self.samples(plan)
-        tp_route, pp_route = self.route(plan, "tp"), self.route(plan, "pp")
-        schedule = plan.schedule if plan.pp > 1 else ""
-        sharing = (microbatch, count, plan.tp, plan.pp, plan.stages, schedule, plan.recompute)
-        key = (*sharing, plan.sequence_parallel, id(tp_route), id(pp_route))
-        if found := self._cores.get(key):
-            return found
-        if len(self._cores) >= _REMEMBERED:
-            self._cores.clear()
-        self._cores[key] = core = self._core(plan, microbatch, count, tp_route)
-        return core
-
-    def _core(self, plan: Plan, microbatch: int, count: int, tp_route: Route) -> Core:
-        spans = self.chain.spans(plan.stages)
-        stages = self._stages(plan, spans, microbatch, tp_route)
-        ranks = [self._rank(stages[rank :: plan.pp]) for rank in range(plan.pp)]
-        worst = max(ranks, key=lambda rank: rank.total)
-        seconds = dict.fromkeys(SECONDS, 0.0)
-        seconds["compute"] = count * worst.compute
-        seconds["recompute"] = count * worst.recompute
-        seconds["tp"] = count * worst.tp
-        seconds["bubble"] = bubble_s(
-            plan.schedule,
-            plan.chunks,
-            count,
-            [rank.forward for rank in ranks],
-            [rank.backward for rank in ranks],
-            [rank.recompute for rank in ranks],
-        )
-        send = self._send_s(plan, spans, microbatch, tp_route)
-        seconds["p2p"] = send * sends(plan.schedule, plan.pp, plan.chunks, count)
-        ends: dict[object, tuple[_Rank, float]] = {}
-        early = 0.0
-        for number, rank in enumerate(ranks):
-            # Of ranks that are alike the first ends last.
-            ends.setdefault(tuple(map(self.chain.alike, spans[number :: plan.pp])), (rank, early))
-            early += rank.backward / plan.chunks
-        most = max(rank.elements for rank in ranks), max(rank.tensors for rank in ranks)
-        return Core(stages, list(ends.values()), seconds, send, *most)
-
-    def _stages(self, plan: Plan, spans: Sequence[Span], microbatch: int, route: Route) -> list[_Rank]:
-        times = self.chain.times(microbatch, plan.tp, plan.sequence_parallel, plan.recompute, route)
-        twice = self.topology.device.split_backward if plan.pp > 1 and plan.schedule == "zero_bubble" else 1.0
-        stages: list[_Rank] = []
-        for span in spans:
-            forward, backward = times.forward.over(span), times.backward.over(span) * twice
-            again, tp_forward, tp_backward = (
-                times.recompute.over(span),
-                times.tp_forward.over(span),
-                times.tp_backward.over(span),
-            )
-            stages.append(
-                _Rank(
-                    compute=forward + backward,
-                    recompute=again,
-                    tp=tp_forward + tp_backward,
-                    forward=forward + tp_forward,
-                    backward=backward + again + tp_backward,
-                    elements=self.chain.trainable(plan.tp, span),
-                    tensors=self.chain.sizes(plan.tp).tensors.over(span),
-                    units=span[1] - span[0],
-                )
-            )
-        return stages
-
-    @staticmethod
-    def _rank(chunks: Sequence[_Rank]) -> _Rank:
-        if len(chunks) == 1:
-            return chunks[0]
-        return _Rank(*(sum(values) for values in zip(*chunks, strict=True)))
-
-    def _send_s(self, plan: Plan, spans: Sequence[Span], microbatch: int, tp_route: Route) -> float:
-        if plan.pp == 1:
-            return 0.0
-        crossing = max(self.profile.units[end - 1].output_bytes for _, end in spans[:-1]) * microbatch
-        route = self.route(plan, "pp")
-        if self.profile.engine == "torch" or plan.tp == 1:
-            return send_s(route, crossing)
-        # Each tp rank sends its part; without sequence parallelism the parts are gathered again on arrival.
-        gathered = 0.0 if plan.sequence_parallel else gather_s(tp_route, crossing)
-        return send_s(route, crossing / plan.tp) + gathered
-
-    def _exchanges(
-        self, plan: Plan, ends: Sequence[tuple[_Rank, float]], count: int, seconds: dict[str, float]
-    ) -> None:
+    def _exchanges(self, plan: Plan, ends: Sequence[tuple[Load, float]], count: int, seconds: dict[str, float]) -> None:
         """Adds what exchanges along dp_shard and dp_replicate stand uncovered on the coordinate that is last."""
         item, device = self.profile.parameter_itemsize, self.topology.device
         shard_route, replicate_route = self.route(plan, "dp_shard"), self.route(plan, "dp_replicate")

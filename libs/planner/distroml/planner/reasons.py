@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
-from distroml.planner.plan import AXES, Plan
+from distroml.planner.plan import AXES, Axis, Plan, stages_text
 from distroml.planner.prediction import Prediction
 from distroml.planner.request import Wish
 from distroml.planner.topology import Level, Topology
@@ -26,6 +26,9 @@ _WORDS = {
     "optimizer": "the optimizer",
     "other": "other work",
 }
+_SHORT = {"grad_accum_steps": "accum"}
+TIE = 0.003
+"""Steps this close, as a share, are equally long: the prediction cannot tell them apart."""
 
 
 def seconds_text(value: float) -> str:
@@ -45,33 +48,67 @@ def bytes_text(value: float) -> str:
 
 
 def against(other: Prediction, chosen: Prediction) -> str:
-    """Why `other` was not chosen: what of it takes longer, and what it would have saved."""
+    """How much longer `other` takes than `chosen`, the parts of the step that make it so, and what it saves."""
     ratio = other.step_seconds / chosen.step_seconds - 1
     changes = {part: other.seconds[part] - chosen.seconds[part] for part in chosen.seconds}
-    # Parts that differ by less explain nothing.
-    least = 0.01 * chosen.step_seconds
-    worse = sorted((part for part in changes if changes[part] > least), key=lambda part: -changes[part])[:3]
-    better = sorted((part for part in changes if changes[part] < -least), key=lambda part: changes[part])[:2]
+    # Parts that change by less than a tenth of the largest change explain nothing.
+    least = max(1e-6 * chosen.step_seconds, *(0.1 * abs(change) for change in changes.values()))
+    worse = sorted((part for part in changes if changes[part] >= least), key=lambda part: -changes[part])[:3]
+    better = sorted((part for part in changes if changes[part] <= -least), key=lambda part: changes[part])[:2]
     told = ", ".join(f"{_WORDS[part]} +{seconds_text(changes[part])}" for part in worse)
     saved = ", ".join(f"{_WORDS[part]} -{seconds_text(-changes[part])}" for part in better)
-    if ratio < 0.003:
-        return "as fast, with more parts" if not told else f"as fast, with more parts: {told}; {saved}".rstrip("; ")
-    text = f"{ratio:.1%} slower: {told or 'many small parts'}"
-    return f"{text} (against {saved})" if saved else text
+    if abs(ratio) < TIE:
+        memory = other.peak_bytes_per_rank - chosen.peak_bytes_per_rank
+        more = abs(memory) > 0.01 * chosen.peak_bytes_per_rank
+        needs = f"{bytes_text(abs(memory))} {'more' if memory > 0 else 'less'} memory" if more else ""
+        return f"as fast: {', '.join(filter(None, (told, saved, needs))) or 'no part of it differs'}"
+    pace = f"{ratio:.1%} slower" if ratio > 0 else f"{-ratio:.1%} faster"
+    if ratio > 0:
+        return f"{pace}: {told}" + (f", though {saved}" if saved else "")
+    return f"{pace}: {saved}" + (f", though {told}" if told else "")
+
+
+def differences(one: Plan, other: Plan) -> str:
+    """What `one` asks for where `other` differs, such as "dp_shard=8, recompute=none"; "" where nothing differs."""
+    meaningless = {"reasons"}
+    for plan in (one, other):
+        # Without several stages or shards there is nothing to schedule or to free.
+        meaningless |= set() if plan.pp > 1 else {"schedule"}
+        meaningless |= set() if plan.dp_shard > 1 else {"reshard_after_forward"}
+        meaningless |= set() if plan.dp_replicate > 1 else {"bucket_mb"}
+    changed = [
+        (field.name, getattr(one, field.name))
+        for field in fields(Plan)
+        if field.name not in meaningless and getattr(one, field.name) != getattr(other, field.name)
+    ]
+    return ", ".join(f"{_SHORT.get(name, name)}={_value_text(name, value)}" for name, value in changed)
+
+
+def _value_text(name: str, value: Any) -> str:
+    if name == "stages":
+        return stages_text(value) or "none"
+    if name == "order":
+        return "/".join(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def reasons_for(
-    chosen: Prediction, pricer: Pricer, others: Sequence[Prediction], rejected: Mapping[str, int]
+    chosen: Prediction, pricer: Pricer, without: Mapping[Axis, Prediction], rejected: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """One line for each choice in the plan that somebody may ask about."""
+    """One line for each choice in the plan that somebody may ask about.
+
+    `without` has the best plan found in which an axis is 1.
+    """
     plan = chosen.plan
     lines = [
         f"step {seconds_text(chosen.step_seconds)}, most of it {chosen.binding}; model flops used {chosen.mfu:.1%}"
     ]
     for axis, size in plan.mesh.items():
-        without = [other for other in others if other.plan.mesh[axis] == 1]
-        if size > 1 and without:
-            lines.append(f"{axis}={size}: without it the best plan is {against(without[0], chosen)}")
+        if other := without.get(axis):
+            told = f"without it the best plan ({other.plan.mesh_text}) is {against(other, chosen)}"
+            lines.append(f"{axis}={size}: {told}")
         elif size > 1:
             lines.append(f"{axis}={size}: no plan without it fits into memory, divides the batch or is as wished")
     if plan.pp > 1:

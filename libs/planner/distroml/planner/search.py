@@ -9,7 +9,7 @@ every shape is known, and with it why it was not chosen.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distroml.planner.balance import balanced_stages
@@ -17,15 +17,14 @@ from distroml.planner.candidates import Core, Shape, cores, orders, plan_of, sha
 from distroml.planner.plan import AXES, Axis, Plan, PlanRefused
 from distroml.planner.possible import impossible, pp_refused, tp_refused
 from distroml.planner.prediction import Corrections, Prediction, Refused
+from distroml.planner.preference import complexity, not_chosen, shape_of
 from distroml.planner.pricing import Pricer
 from distroml.planner.profile import MeasuredUnit, ModelProfile
-from distroml.planner.reasons import against, reasons_for, refusal_of_nothing
+from distroml.planner.reasons import TIE, reasons_for, refusal_of_nothing
 from distroml.planner.request import Wish
 from distroml.planner.topology import Topology
 from distroml.planner.training import Training
 
-# Between plans this close the prediction cannot tell; the one with fewer parts wins.
-_TIE = 0.003
 _MOST_ALTERNATIVES = 12
 # Shapes whose lower bound is this many times the best step are not searched to their end.
 _HOPELESS = 1.6
@@ -48,7 +47,8 @@ class Choice:
     Attributes:
         plan: the chosen one, with `reasons`.
         prediction: of it.
-        alternatives: the best plan of other mesh shapes, fastest first.
+        alternatives: the best plan of each other tp x pp x dp, fastest first; of the chosen one, the best other way
+            to share dp between dp_replicate and dp_shard.
         rejected: how many candidates went for which reason.
     """
 
@@ -118,6 +118,7 @@ class Search:
         self.alternatives = alternatives
         self.rejected: Counter[str] = Counter()
         self.nearest: tuple[float, Plan] | None = None
+        self._seen: list[tuple[float, Plan]] = []
         self._laid: dict[tuple[int, ...], list[tuple[Axis, ...]]] = {}
 
     def run(self) -> Choice:
@@ -128,29 +129,44 @@ class Search:
         found: list[tuple[float, Plan]] = []
         best = float("inf")
         for shape in sorted(possible, key=lambda shape: (queues[shape][0][0] if queues[shape] else 0.0, shape)):
-            bound = best if not self.alternatives else best * _HOPELESS
+            # A plainer plan that is as fast must be found too.
+            bound = best * (_HOPELESS if self.alternatives else 1 + TIE)
             if plan := self._best_of(queues[shape], bound):
                 found.append(plan)
                 best = min(best, plan[0])
         if not found:
             raise PlanRefused(self._nothing(possible))
         found.sort(key=lambda pair: pair[0])
-        near = [plan for step, plan in found if step <= best * (1 + _TIE)]
-        chosen = self._bucketed(min(near, key=_complexity))
+        near = [plan for step, plan in self._seen if step <= best * (1 + TIE)]
+        chosen = self._bucketed(min(near, key=complexity))
         prediction = self.pricer.predict(chosen)
-        others = [self.pricer.predict(plan) for _, plan in found if plan.mesh != chosen.mesh]
-        plan = chosen
-        if self.alternatives:
-            plan = replace(chosen, reasons=reasons_for(prediction, self.pricer, others, dict(self.rejected)))
+        if not self.alternatives:
+            return Choice(plan=chosen, prediction=prediction, alternatives=(), rejected=dict(self.rejected))
+        others = [plan for _, plan in found if shape_of(plan) != shape_of(chosen)]
+        # Of the chosen shape, the other way to share the parameters.
+        others += self._fastest(lambda plan: shape_of(plan) == shape_of(chosen) and plan.mesh != chosen.mesh)
+        alternatives = sorted(map(self.pricer.predict, others), key=lambda other: other.step_seconds)
+        without: dict[Axis, Prediction] = {
+            axis: self.pricer.predict(plan)
+            for axis, size in chosen.mesh.items()
+            if size > 1
+            for plan in self._fastest(lambda plan, axis=axis: plan.mesh[axis] == 1)
+        }
+        plan = replace(chosen, reasons=reasons_for(prediction, self.pricer, without, dict(self.rejected)))
         return Choice(
             plan=plan,
             prediction=replace(prediction, plan=plan),
             alternatives=tuple(
-                Alternative(plan=other.plan, prediction=other, reason=against(other, prediction))
-                for other in others[:_MOST_ALTERNATIVES]
+                Alternative(plan=other.plan, prediction=other, reason=not_chosen(other, prediction))
+                for other in alternatives[:_MOST_ALTERNATIVES]
             ),
             rejected=dict(self.rejected),
         )
+
+    def _fastest(self, wanted: Callable[[Plan], bool]) -> list[Plan]:
+        """The fastest seen plan that is `wanted`; none where none was seen."""
+        found = [(step, complexity(plan), plan) for step, plan in self._seen if wanted(plan)]
+        return [self._bucketed(min(found, key=lambda one: one[:2])[2])] if found else []
 
     def _queue(self, shape: Shape) -> list[tuple[float, int, Core, Plan]]:
         """Cores of `shape` that can fit at all, lowest bound first, each with its most sharded plan."""
@@ -197,9 +213,12 @@ class Search:
                 break
         return best
 
-    def _bound(self, plan: Plan) -> float:
-        """A step's least time for the plan's core: its pipeline with every axis on the best links for it."""
-        return min(self.pricer.least_s(replace(plan, order=order)) for order in self._inner(plan))
+    def _bound(self, plan: Plan, *, least: bool = True) -> float:
+        """A step's least time for the plan's core: its pipeline with every axis on the best links for it.
+
+        `least` takes a quick bound for the pipeline's bubble, too.
+        """
+        return min(self.pricer.core_s(replace(plan, order=order), least=least) for order in self._inner(plan))
 
     @staticmethod
     def _inner(plan: Plan) -> list[tuple[Axis, ...]]:
@@ -235,12 +254,14 @@ class Search:
     def _best_of(self, queue: Sequence[tuple[float, int, Core, Plan]], bound: float) -> tuple[float, Plan] | None:
         best: tuple[float, Plan] | None = None
         for least, _, _, plan in queue:
-            limit = bound if best is None else min(bound, best[0])
-            if least >= limit:
+            limit = bound if best is None else min(bound, best[0] * (1 + TIE))
+            if least >= limit or self._bound(plan, least=False) > limit:
                 self.rejected["slower, whatever data parallelism does"] += 1
                 continue
-            for step, candidate in self._shared(plan):
-                if best is None or (step, _complexity(candidate)) < (best[0], _complexity(best[1])):
+            shared = self._shared(plan)
+            self._seen += shared
+            for step, candidate in shared:
+                if best is None or (step, complexity(candidate)) < (best[0], complexity(best[1])):
                     best = step, candidate
         return best
 
@@ -341,25 +362,3 @@ class Search:
             f"no plan for {self.pricer.topology.world_size} ranks and a global batch of {self.batch} is as wished"
             + (f": grad_accum_steps={steps} goes with no microbatch that divides a rank's share" if steps else "")
         )
-
-
-_SCHEDULE_PARTS = {"1f1b": 0, "gpipe": 1, "interleaved": 2, "zero_bubble": 3}
-
-
-def _complexity(plan: Plan) -> tuple[object, ...]:
-    """What to prefer between equally fast plans: fewer axes, plainer schedules, less recomputation, usual order."""
-    return (
-        sum(size > 1 for size in plan.mesh.values()),
-        plan.pp > 1,
-        plan.tp > 1,
-        _SCHEDULE_PARTS[plan.schedule],
-        plan.recompute != "none",
-        plan.sequence_parallel,
-        plan.chunks,
-        plan.order != AXES,
-        plan.mesh["pp"],
-        plan.mesh["tp"],
-        plan.mesh["dp_shard"],
-        -(plan.microbatch or 0),
-        plan.order,
-    )

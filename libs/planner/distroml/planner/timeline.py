@@ -1,21 +1,15 @@
-"""When each pass of a pipeline runs in one step: the schedule's own order, simulated from the seconds of each pass.
-
-The orders are those that `torch.distributed.pipelining` executes: GPipe, 1F1B (Narayanan et al., arXiv 2104.04473),
-its interleaved form, and zero bubble (ZB-H1 of Qi et al., arXiv 2401.10241), where the gradients of the weights wait
-for idle time.
-"""
+"""When each pass of a pipeline runs in one step: the schedule's own order, simulated from the seconds of each pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from distroml.planner.cost.passes import WEIGHT_SHARE, order
 from distroml.planner.plan import Schedule
 
 PassKind = Literal["forward", "backward", "weight"]
-WEIGHT_SHARE = 0.5
-"""Of a backward pass: what the gradients of the weights take, which need nothing but what was saved and received."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,44 +42,14 @@ def orders(schedule: Schedule, pp: int, chunks: int, microbatches: int) -> tuple
         raise ValueError(f"pp={pp}, chunks={chunks} and microbatches={microbatches} must be 1 or more")
     if chunks > 1 and schedule in ("gpipe", "1f1b"):
         raise ValueError(f"schedule={schedule} has one stage per rank, not {chunks}")
-    return tuple(tuple(_order(schedule, rank, pp, chunks, microbatches)) for rank in range(pp))
-
-
-def _order(schedule: Schedule, rank: int, pp: int, chunks: int, microbatches: int) -> Iterator[Pass]:
-    total = chunks * microbatches
-    rounds = max(1, microbatches // pp)
-    while microbatches % rounds:
-        rounds -= 1
-    per_round = microbatches // rounds
-    hops = pp - 1 - rank
-    warm_up = {
-        "gpipe": total,
-        "1f1b": hops,
-        "interleaved": (chunks - 1) * per_round + 2 * hops,
-        "zero_bubble": (chunks - 1) * per_round + hops,
-    }[schedule]
-    forwards = _turns("forward", rank, pp, chunks, microbatches, per_round)
-    backwards = _turns("backward", rank, pp, chunks, microbatches, per_round)
-    for _ in range(min(warm_up, total)):
-        yield next(forwards)
-    waiting: list[Pass] = []
-    for count, backward in enumerate(backwards):
-        if (forward := next(forwards, None)) is not None:
-            yield forward
-        yield backward
-        if schedule == "zero_bubble":
-            waiting.append(Pass("weight", backward.stage, backward.microbatch))
-            if count >= rank:
-                yield waiting.pop(0)
-    yield from waiting
-
-
-def _turns(kind: PassKind, rank: int, pp: int, chunks: int, microbatches: int, per_round: int) -> Iterator[Pass]:
-    """A rank's passes of one kind: a round of microbatches through one of its stages, then through the next."""
-    for first in range(0, microbatches, per_round):
-        for chunk in range(chunks) if kind == "forward" else reversed(range(chunks)):
-            for microbatch in range(first, first + per_round):
-                yield Pass(kind, chunk * pp + rank, microbatch)
+    kinds: tuple[PassKind, ...] = get_args(PassKind)
+    return tuple(
+        tuple(
+            Pass(kinds[kind], stage, microbatch)
+            for kind, stage, microbatch in order(schedule, rank, pp, chunks, microbatches)
+        )
+        for rank in range(pp)
+    )
 
 
 def timeline(
@@ -95,6 +59,7 @@ def timeline(
     *,
     forward_s: Sequence[float],
     backward_s: Sequence[float],
+    weight_s: Sequence[float] | None = None,
     send_s: float = 0.0,
 ) -> tuple[Interval, ...]:
     """When each pass runs, in order of rank and time. A pass starts when its rank is free and its input is there.
@@ -105,6 +70,7 @@ def timeline(
         microbatches: how many run in the step.
         forward_s: seconds of one microbatch's forward pass, by stage.
         backward_s: seconds of its whole backward pass, by stage.
+        weight_s: what of each `backward_s` the gradients of weights take, `WEIGHT_SHARE` where it is not said.
         send_s: seconds until what one stage computed is on the next one, where that lies on another rank.
 
     Raises:
@@ -114,7 +80,15 @@ def timeline(
     if not stages or stages % pp or len(backward_s) != stages:
         raise ValueError(f"{stages} forward and {len(backward_s)} backward times cannot be dealt out to pp={pp} ranks")
     queues = orders(schedule, pp, stages // pp, microbatches)
+    late_s = [second * WEIGHT_SHARE for second in backward_s] if weight_s is None else weight_s
+    if len(late_s) != stages:
+        raise ValueError(f"{len(late_s)} seconds of weight passes for {stages} stages")
     split = schedule == "zero_bubble"
+    seconds: dict[PassKind, Sequence[float]] = {
+        "forward": forward_s,
+        "backward": [a - b for a, b in zip(backward_s, late_s, strict=True)] if split else backward_s,
+        "weight": late_s,
+    }
     hop = send_s if pp > 1 else 0.0
     ended: dict[Pass, float] = {}
     free = [0.0] * pp
@@ -127,7 +101,7 @@ def timeline(
             while at[rank] < len(queue) and (ready := _ready(queue[at[rank]], stages, ended, hop)) is not None:
                 work = queue[at[rank]]
                 start = max(free[rank], ready)
-                end = start + _seconds(work, forward_s, backward_s, split)
+                end = start + seconds[work.kind][work.stage]
                 ended[work] = free[rank] = end
                 found[rank].append(Interval(rank, work, start, end))
                 at[rank] += 1
@@ -153,16 +127,6 @@ def _ready(work: Pass, stages: int, ended: dict[Pass, float], hop_s: float) -> f
             before, hop = Pass("backward", stage, microbatch), 0.0
     end = ended.get(before)
     return None if end is None else end + hop
-
-
-def _seconds(work: Pass, forward_s: Sequence[float], backward_s: Sequence[float], split: bool) -> float:
-    match work.kind:
-        case "forward":
-            return forward_s[work.stage]
-        case "backward":
-            return backward_s[work.stage] * (1 - WEIGHT_SHARE if split else 1)
-        case "weight":
-            return backward_s[work.stage] * WEIGHT_SHARE
 
 
 def bubble(intervals: Sequence[Interval]) -> float:

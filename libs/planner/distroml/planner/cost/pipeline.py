@@ -1,73 +1,8 @@
-"""Seconds of a step's passes through the pipeline, and how many microbatches each stage holds, by schedule.
-
-The slowest rank works through all microbatches; the fill and the drain around it are its bubble. With p equal ranks
-of v chunks that is (p-1)/v passes for 1F1B and interleaved schedules (Narayanan et al., arXiv 2104.04473, §2.2) and,
-where the backward pass is split so that weight gradients fill the gaps, only the forward's share of it (Qi et al.,
-"Zero Bubble Pipeline Parallelism", arXiv 2401.10241, §2).
-"""
+"""What a schedule asks of its stages: messages, microbatches that each one holds, rounds that must be equal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from distroml.planner.plan import Schedule
-
-
-def bubble_s(
-    schedule: Schedule,
-    chunks: int,
-    microbatches: int,
-    forward_s: Sequence[float],
-    backward_s: Sequence[float],
-    recompute_s: Sequence[float],
-) -> float:
-    """Seconds that the slowest rank waits for the others in one step.
-
-    Args:
-        schedule: of the pipeline.
-        chunks: stages on each rank.
-        microbatches: in a step.
-        forward_s: of each rank, one microbatch through all its chunks.
-        backward_s: of each rank, with what it computes again.
-        recompute_s: the share of `backward_s` that it computes again.
-    """
-    p, m = len(forward_s), microbatches
-    if p == 1:
-        return 0.0
-    passes = [f + b for f, b in zip(forward_s, backward_s, strict=True)]
-    worst = max(passes)
-    if schedule == "gpipe":
-        # Two flow shops, one after the other.
-        ways = (forward_s, backward_s)
-        return sum(sum(way) + (m - 1) * max(way) for way in ways) - m * worst
-    if schedule == "1f1b" and chunks == 1:
-        return max(m * passes[rank] + _idle_s(rank, m, forward_s, backward_s) for rank in range(p)) - m * worst
-    others = p - 1
-    mean = (sum(passes) - worst) / others
-    # With fewer microbatches than ranks, a rank that has passed all through one chunk waits until the first comes
-    # around to its next.
-    idle = max(0, p - m)
-    filling = mean
-    if schedule == "zero_bubble":
-        needed = [f + again for f, again in zip(forward_s, recompute_s, strict=True)]
-        filling = (sum(needed) - needed[passes.index(worst)]) / others
-    return idle * mean + (others - idle) * filling / chunks
-
-
-def _idle_s(rank: int, m: int, forward_s: Sequence[float], backward_s: Sequence[float]) -> float:
-    """What one rank of 1F1B waits: for the stages before it, and for those after it to give back what it sent.
-
-    While the first microbatch is on its way it runs `warm` more forward passes; at the end as many backward passes
-    come one cycle of the later stages apart.
-    """
-    p = len(forward_s)
-    later = [forward_s[one] + backward_s[one] for one in range(rank + 1, p)]
-    before = sum(forward_s[:rank]) + sum(backward_s[:rank])
-    if not later:
-        return before
-    warm = min(p - 1 - rank, m - 1)
-    first = max(0.0, sum(later) - warm * forward_s[rank])
-    return before + first + warm * max(0.0, max(later) - backward_s[rank])
 
 
 def sends(schedule: Schedule, pp: int, chunks: int, microbatches: int) -> int:

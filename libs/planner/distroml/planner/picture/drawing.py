@@ -38,6 +38,7 @@ class Drawing:
         microbatches: that one rank runs in a step.
         forward_s: seconds of one microbatch's forward pass, by stage.
         backward_s: seconds of its backward pass with all recomputation, by stage.
+        weight_s: what of `backward_s` a zero-bubble schedule puts off, by stage; none: the usual share.
         send_s: seconds until an output is on the next stage.
         after_s: what follows the last pass, by part ("gradients", "optimizer").
         memory_bytes: the peak by part of each pp coordinate's ranks.
@@ -53,6 +54,7 @@ class Drawing:
     microbatches: int
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
+    weight_s: tuple[float, ...] = ()
     send_s: float = 0.0
     after_s: dict[str, float] = field(default_factory=dict[str, float])
     memory_bytes: tuple[dict[str, float], ...] = ()
@@ -65,6 +67,8 @@ class Drawing:
         for name, values in (("blocks", self.blocks), ("forward_s", self.forward_s), ("backward_s", self.backward_s)):
             if len(values) != stages:
                 raise ValueError(f"{name} has {len(values)} entries for {stages} stages")
+        if len(self.weight_s) not in (0, stages):
+            raise ValueError(f"weight_s has {len(self.weight_s)} entries for {stages} stages")
         if len(self.memory_bytes) not in (0, self.plan.pp):
             raise ValueError(f"memory_bytes has {len(self.memory_bytes)} entries for pp={self.plan.pp}")
         if self.microbatches < 1:
@@ -80,6 +84,7 @@ class Drawing:
             self.drawn,
             forward_s=self.forward_s,
             backward_s=self.backward_s,
+            weight_s=self.weight_s or None,
             send_s=self.send_s,
         )
 
@@ -114,6 +119,7 @@ class Drawing:
             microbatches=prediction.microbatches,
             forward_s=tuple(stage.forward_s for stage in prediction.stages),
             backward_s=tuple(stage.backward_s for stage in prediction.stages),
+            weight_s=tuple(stage.weight_s for stage in prediction.stages),
             send_s=prediction.send_s,
             after_s={part: prediction.seconds[part] for part in _AFTER if prediction.seconds.get(part)},
             memory_bytes=tuple(
