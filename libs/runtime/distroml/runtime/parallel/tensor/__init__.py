@@ -3,10 +3,11 @@
 from distroml.runtime.parallel.tensor.apply import apply_tensor_plan
 from distroml.runtime.parallel.tensor.choose import choose_tensor_plan, choose_tensor_plans
 from distroml.runtime.parallel.tensor.layout import Layout
-from distroml.runtime.parallel.tensor.plan import NoTensorPlan, Split, TensorPlan
+from distroml.runtime.parallel.tensor.plan import NoSequencePlan, NoTensorPlan, Split, TensorPlan
 
 __all__ = [
     "Layout",
+    "NoSequencePlan",
     "NoTensorPlan",
     "Split",
     "TensorPlan",
