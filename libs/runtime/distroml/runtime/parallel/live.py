@@ -140,8 +140,7 @@ def plan_live(
         training = Training(optimizer="adamw", precision="fp32")
         corrections = _corrections(cache, key)
         topology = links.topology(timed.device)
-        # Sequence parallelism is not carried out yet, so it is not promised either.
-        wished = replace(wish, microbatch=wish.microbatch or microbatch, sequence_parallel=False)
+        wished = replace(wish, microbatch=wish.microbatch or microbatch)
 
         def best(of: Wish) -> Choice:
             return search(

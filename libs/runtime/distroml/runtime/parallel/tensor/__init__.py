@@ -4,6 +4,7 @@ from distroml.runtime.parallel.tensor.apply import apply_tensor_plan
 from distroml.runtime.parallel.tensor.choose import choose_tensor_plan, choose_tensor_plans
 from distroml.runtime.parallel.tensor.layout import Layout
 from distroml.runtime.parallel.tensor.plan import NoSequencePlan, NoTensorPlan, Split, TensorPlan
+from distroml.runtime.parallel.tensor.runs import along_sequence
 
 __all__ = [
     "Layout",
@@ -11,6 +12,7 @@ __all__ = [
     "NoTensorPlan",
     "Split",
     "TensorPlan",
+    "along_sequence",
     "apply_tensor_plan",
     "choose_tensor_plan",
     "choose_tensor_plans",

@@ -61,10 +61,17 @@ class Door:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretches:
-    """Blocks that hand their hidden state straight on, so that it is divided along the sequence between them."""
+    """Blocks that hand their hidden state straight on, so that it is divided along the sequence between them.
+
+    Attributes:
+        blocks: paths, in the order of execution.
+        door: of each of them.
+        length: tokens of the sample's sequence.
+    """
 
     blocks: tuple[str, ...]
     door: Door
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,7 @@ def _runs(
         if found and found[-1].blocks[-1] == before and found[-1].door == door:
             found[-1] = replace(found[-1], blocks=(*found[-1].blocks, after))
         elif not found or found[-1].blocks[-1] != before:
-            found.append(Stretches(blocks=(before, after), door=door))
+            found.append(Stretches(blocks=(before, after), door=door, length=length))
     if not found:
         raise NoSequencePlan(
             "no block hands a hidden state of the shape [batch, sequence, hidden] to the next one and to nobody else"
