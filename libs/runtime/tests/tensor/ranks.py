@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel import parallelize
+from distroml.runtime.parallel import PlanRefused, parallelize
 from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, apply_tensor_plan, choose_tensor_plan
 from distroml.runtime.profile import find_chain
@@ -141,6 +141,16 @@ def train_example(world: World, plan: str, steps: int = 10) -> dict[str, float]:
         "loss": max(abs(one - other) for one, other in zip(own, right, strict=True)),
         "parameter": max(float((found[n] - p).norm() / p.norm()) for n, p in alone.named_parameters()),
     }
+
+
+def refusal(world: World, plan: str, compiled: bool = False) -> str:
+    """Why the example cannot be spread by `plan`."""
+    sample = BY_NAME["example_gpt"].batch(2, seed=1)
+    try:
+        parallelize(lambda: made("example_gpt"), plan, world=world, loss=loss, sample=sample, compiled=compiled)
+    except PlanRefused as error:
+        return str(error)
+    return ""
 
 
 class Dropping(nn.Module):

@@ -282,6 +282,16 @@ def test_what_cannot_be_divided_is_refused_on_all_ranks(pool: Pool) -> None:
     }
 
 
+def test_compiled_blocks_are_refused(pool: Pool) -> None:
+    (told, other) = pool.run(f"{RANKS}:refusal", 2, plan="tp=2,sequence_parallel=yes", compiled=True)
+    assert told == other
+    assert told.endswith("is not possible with compiled blocks: leave it out, or do not compile (compiled=False)")
+
+
+def test_it_needs_tensor_parallelism(pool: Pool) -> None:
+    assert "it needs tp=N" in pool.run(f"{RANKS}:refusal", 2, plan="dp_shard=2,sequence_parallel=yes")[0]
+
+
 def test_masks_are_each_ranks_own_wherever_stretches_are_dropped_from(pool: Pool) -> None:
     one, other = pool.run(f"{RANKS}:masks", 2, sequence=True)
     for block in ("blocks.0", "blocks.1"):

@@ -97,6 +97,12 @@ def divide(
             raise PlanRefused(f"the plan {plan} needs a chain of blocks, but {error}") from None
         chain = Chain(())
     split = None
+    if plan.sequence_parallel and compiled:
+        # What a stretch tells of its shape is not what torch.compile finds.
+        raise PlanRefused(
+            "sequence_parallel=yes is not possible with compiled blocks: leave it out, or do not compile "
+            "(compiled=False)"
+        )
     if plan.tp > 1:
         try:
             split = choose_tensor_plan(model, chain.blocks, loss, sample, plan.tp, sequence=plan.sequence_parallel)

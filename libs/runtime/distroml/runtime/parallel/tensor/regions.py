@@ -63,7 +63,7 @@ class Region:
     def keeping(self) -> AbstractContextManager[Any]:
         """Around a column's own forward pass: of what it keeps of its input, ranks keep their own stretch."""
         along = self.along
-        if along is None or not along.keeps_own or not self._kept or torch.compiler.is_compiling():
+        if along is None or not along.keeps_own or not self._kept:
             return nullcontext()
         return keep_own(tuple(self._kept))
 
