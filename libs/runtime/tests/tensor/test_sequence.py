@@ -14,7 +14,7 @@ from distroml.runtime.parallel.tensor.plan import Door
 from distroml.runtime.parallel.tensor.sequence import NotDivisible, own_sizes, stretch_type
 from distroml.runtime.parallel.tensor.simulate import LoneRank
 from distroml.runtime.profile import find_chain, profile
-from libs.runtime.tests.tensor.zoo import BY_NAME, Careless, loss, made
+from libs.runtime.tests.tensor.zoo import BY_NAME, Careless, example, loss, made
 from tests.numerics.pool import Pool
 from tests.numerics.zoo import SEQUENCE
 
@@ -73,6 +73,15 @@ def test_what_others_use_as_well_is_gathered_before() -> None:
     torch.manual_seed(0)
     runs = plan_for(Skipping().double(), "careless").sequence
     assert [run.blocks for run in runs] == [("blocks.0", "blocks.1"), ("blocks.2", "blocks.3", "blocks.4")]
+
+
+def test_a_loss_may_take_the_last_token_off() -> None:
+    gpt = example()
+    model = gpt.GPT(gpt.ModelConfig(layers=2, width=32, heads=4, context=32))
+    batch = torch.randint(0, gpt.VOCABULARY, (4, 25))
+    for degree in (2, 4):
+        plan = choose_tensor_plan(model, ["blocks.0", "blocks.1"], gpt.loss, batch, degree, sequence=True)
+        assert plan.sequence[0].length == 24
 
 
 # ---- what is refused

@@ -11,7 +11,7 @@ from torch import nn
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.pipeline.errors import NoCut
 from distroml.runtime.parallel.pipeline.flow import Handed, handed_on
-from distroml.runtime.parallel.tensor.capture import capture
+from distroml.runtime.parallel.tensor.capture import Sample, capture
 from distroml.runtime.parallel.tensor.plan import Door, NoSequencePlan, Split, Stretches, TensorPlan
 from distroml.runtime.parallel.tensor.proof import Prover
 
@@ -34,10 +34,9 @@ def along_sequence(
         NoSequencePlan: hidden states cannot be followed or divided, or blocks compute something else then; says which.
     """
     runs = _runs(model, plan, loss, sample)
-    tokens = plan.degree * max(_LEAST_STRETCH, -(-_LEAST_TOKENS // plan.degree))
     doors = {path: run.door for run in runs for path in run.blocks}
     modules = dict(plan.modules)
-    for kind in capture(model, plan.blocks, loss, sample, tokens):
+    for kind in _samples(model, plan, loss, sample, doors):
         prover = Prover(kind)
         for door in dict.fromkeys(doors[path] for path in kind.paths if path in doors):
             try:
@@ -50,6 +49,28 @@ def along_sequence(
                 if doors.get(path) == door:
                     modules |= placed(proved, path)
     return replace(plan, modules=modules, sequence=runs)
+
+
+def _samples(
+    model: nn.Module,
+    plan: TensorPlan,
+    loss: Callable[[nn.Module, Any], Any],
+    sample: Any,
+    doors: Mapping[str, Door],
+) -> list[Sample]:
+    """Each kind of block on a few tokens that can be divided. A loss may take some off: the last one has no next."""
+    tokens = plan.degree * max(_LEAST_STRETCH, -(-_LEAST_TOKENS // plan.degree))
+    for more in range(plan.degree):
+        found = capture(model, plan.blocks, loss, sample, tokens + more)
+        lengths = {_length(one, doors[path]) for one in found for path in one.paths if path in doors}
+        if all(length % plan.degree == 0 for length in lengths):
+            return found
+    raise NoSequencePlan(f"no short sample has sequences that tp {plan.degree} divides, to prove it on")
+
+
+def _length(sample: Sample, door: Door) -> int:
+    place = door.argument
+    return (sample.args[place] if isinstance(place, int) else sample.kwargs[place]).shape[1]
 
 
 def _runs(
