@@ -143,6 +143,15 @@ def plan_live(
         wished = replace(wish, microbatch=wish.microbatch or microbatch)
 
         def best(of: Wish) -> Choice:
+            if of.sequence_parallel is not None:
+                return found_by(of)
+            try:
+                return found_by(replace(of, sequence_parallel=False))
+            except PlanRefused:
+                # Nothing timed it: more and smaller calls weigh more on small models than is counted. It saves memory.
+                return found_by(of)
+
+        def found_by(of: Wish) -> Choice:
             return search(
                 described, topology, training, global_batch, wish=of, measured=timed.units, corrections=corrections
             )
