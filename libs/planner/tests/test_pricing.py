@@ -15,9 +15,11 @@ from distroml.planner import (
     Prediction,
     Pricer,
     Refused,
+    Saved,
     Training,
     price,
 )
+from distroml.planner.cost.chain import saved_bytes
 from libs.planner.tests.models import GIB, TRAINING, chain, gpt, machines
 
 MODEL = gpt()
@@ -228,10 +230,41 @@ TORCH = replace(gpt(), engine="torch", parameter_itemsize=4)
 PLAIN = Training(precision="fp32")
 
 
-def test_torchs_engine_has_no_sequence_parallelism_yet():
+def test_a_model_says_why_its_sequence_cannot_be_divided():
     plan = Plan(tp=8, microbatch=1, sequence_parallel=True)
-    assert "not possible yet" in price(TORCH, machines(), PLAIN, plan).reason
-    assert isinstance(price(gpt(), machines(), TRAINING, plan), Prediction)
+    assert isinstance(price(TORCH, machines(), PLAIN, plan), Prediction)
+    found = price(replace(TORCH, no_sequence="its blocks were not proved"), machines(), PLAIN, plan)
+    assert found.reason == "sequence_parallel is not possible: its blocks were not proved"
+    odd = price(replace(TORCH, sequence=12), machines(), PLAIN, plan)
+    assert "splits 12 tokens by tp=8" in odd.reason
+    assert odd.nearest == "sequence_parallel=no works"
+
+
+def test_torchs_engine_divides_the_sequence_within_blocks_only():
+    plain = Plan(tp=8, microbatch=1)
+    along = replace(plain, sequence_parallel=True)
+
+    def saved(model, plan):
+        return predict(plan, model=model, training=PLAIN).bytes["activations"]
+
+    blocks, rest = 0.0, 0.0
+    for unit in TORCH.units:
+        copies = unit.saved["none"].whole_bytes * 7 / 8
+        blocks, rest = blocks + copies * (unit.kind == "block"), rest + copies * (unit.kind != "block")
+    assert blocks > 0 < rest
+    assert saved(TORCH, plain) - saved(TORCH, along) == pytest.approx(blocks)
+    megatron = replace(TORCH, engine="megatron")
+    assert saved(megatron, plain) - saved(megatron, along) == pytest.approx(blocks + rest)
+    # Its backward pass gathers once more what columns need.
+    one, other = (predict(plan, model=TORCH, training=PLAIN).seconds["tp"] for plan in (along, plain))
+    assert 1.2 < one / other < 1.25
+
+
+def test_results_that_are_yet_to_be_summed_stay_whole():
+    kept = Saved(whole_bytes=10.0, partial_bytes=4.0, split_bytes=8.0)
+    unit = replace(TORCH.blocks[0], saved={"none": kept})
+    assert saved_bytes(unit, 2, True, "none") == 4 + 3 + 4
+    assert saved_bytes(unit, 2, False, "none") == 10 + 4
 
 
 def test_torchs_pipelined_stages_keep_what_they_gathered_and_gather_for_each_microbatch():

@@ -110,8 +110,7 @@ def schedules(shape: Shape, blocks: int, count: int, wish: Wish) -> list[tuple[S
 
 def cores(profile: ModelProfile, shape: Shape, global_batch: int, wish: Wish) -> list[Core]:
     """Every choice for `shape` on which the pipeline's time depends."""
-    able = shape.tp > 1 and profile.engine != "torch" and profile.tokens % shape.tp == 0
-    sequence = [False, True] if able else [False]
+    sequence = [False, True] if profile.divides_sequence(shape.tp) else [False]
     saving = _recomputes(profile)
     again: list[Recompute] = [one for one in RECOMPUTE if one == "none" or one in saving]
     if wish.recompute is not None:

@@ -85,14 +85,11 @@ def _stages(plan: Plan, profile: ModelProfile) -> Refused | None:
 
 
 def _sequence(plan: Plan, profile: ModelProfile) -> Refused | None:
-    if plan.sequence_parallel and plan.tp > 1 and profile.engine == "torch":
-        return Refused(reason="sequence_parallel is not possible yet", nearest="sequence_parallel=no works")
-    if plan.sequence_parallel and plan.tp > 1 and profile.tokens % plan.tp:
-        return Refused(
-            reason=f"sequence_parallel splits {profile.tokens} tokens by tp={plan.tp}, which does not divide them",
-            nearest="sequence_parallel=no works",
-        )
-    return None
+    if not plan.sequence_parallel or plan.tp == 1 or profile.divides_sequence(plan.tp):
+        return None
+    length = profile.sequence or profile.tokens
+    why = profile.no_sequence or f"it splits {length} tokens by tp={plan.tp}, which does not divide them"
+    return Refused(reason=f"sequence_parallel is not possible: {why}", nearest="sequence_parallel=no works")
 
 
 def _batch(plan: Plan, global_batch: int | None) -> Refused | None:

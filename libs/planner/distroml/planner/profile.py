@@ -36,11 +36,13 @@ class Saved:
     """Bytes per sample that a forward pass leaves for the backward pass.
 
     Attributes:
-        whole_bytes: held by every tp rank, as copies; sequence parallelism divides it too.
+        whole_bytes: held by every tp rank, as copies; sequence parallelism divides it too, but for
+        partial_bytes: those of `whole_bytes` that no plan divides: results that are yet to be summed over tp.
         split_bytes: divided by tp.
     """
 
     whole_bytes: float = 0.0
+    partial_bytes: float = 0.0
     split_bytes: float = 0.0
 
 
@@ -105,10 +107,13 @@ class ModelProfile:
         tp_limits: numbers that tp must divide, each by what it counts ("heads": 32, "kv_heads": 8, …).
         no_tp: why tp cannot be above 1, "" where it can.
         no_pp: why pp cannot be above 1, "" where it can.
+        no_sequence: why there can be no sequence parallelism, "" where there can.
         tokens: tokens (or other terms of the loss) in one sample.
+        sequence: tokens of one sample that sequence parallelism divides; 0 where those are `tokens`.
         engine: what runs the plan. "torch" is this project's runtime: boundary tensors of stages travel as copies
             from each tp rank, into a buffer for each microbatch; pipelined stages gather and scatter for each
-            microbatch; there is no sequence parallelism. "megatron" stands for engines whose measurements are
+            microbatch; sequence parallelism ends where the blocks do, and what columns need again is gathered anew
+            in the backward pass. "megatron" stands for engines whose measurements are
             published: boundary tensors travel as tp-th parts, and pipelined stages that keep their parameters gather
             and scatter once a step.
     """
@@ -121,8 +126,14 @@ class ModelProfile:
     tp_limits: dict[str, int]
     no_tp: str = ""
     no_pp: str = ""
+    no_sequence: str = ""
     tokens: int = 1
+    sequence: int = 0
     engine: Engine = "torch"
+
+    def divides_sequence(self, tp: int) -> bool:
+        """Whether sequence parallelism over `tp` ranks is possible."""
+        return tp > 1 and not self.no_sequence and (self.sequence or self.tokens) % tp == 0
 
     @property
     def model_flops(self) -> float:

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 
 from distroml.runtime.elastic import World
+from distroml.runtime.parallel import PlanRefused, parallelize
+from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, apply_tensor_plan, choose_tensor_plan
 from distroml.runtime.profile import find_chain
 from libs.runtime.tests.tensor.zoo import BY_NAME, loss, made
@@ -95,12 +96,12 @@ def _fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def evaluate(world: World, name: str) -> dict[str, Any]:
+def evaluate(world: World, name: str, sequence: bool = False) -> dict[str, Any]:
     """How far outputs without gradients are apart, and whether generated text is the same where the model generates."""
     sample = BY_NAME[name].batch(2, seed=1)
     alone, model = made(name).eval(), made(name)
     blocks = find_chain(model, lambda one: loss(one, sample)).blocks
-    plan = choose_tensor_plan(model, blocks, loss, sample, world.world_size)
+    plan = choose_tensor_plan(model, blocks, loss, sample, world.world_size, sequence=sequence)
     apply_tensor_plan(model, plan, init_device_mesh("cpu", (world.world_size,)))
     model.eval()
     with torch.no_grad():
@@ -108,6 +109,48 @@ def evaluate(world: World, name: str) -> dict[str, Any]:
         prompt = {"input_ids": sample["input_ids"][:, :4], "max_new_tokens": 6, "do_sample": False}
         texts = [one.generate(**prompt).tolist() if hasattr(one, "generate") else [] for one in (model, alone)]
     return {"loss": abs(own - right) / abs(right), "same": texts[0] == texts[1], "length": len(texts[0])}
+
+
+def train_example(world: World, plan: str, steps: int = 10) -> dict[str, float]:
+    """Train the example GPT under `plan` and alone; largest differences of losses, and of parameters normwise."""
+    batch = BY_NAME["example_gpt"].batch
+    whole = [batch(8, seed=10 + step) for step in range(steps)]
+    parallel = parallelize(
+        lambda: made("example_gpt"), plan, world=world, loss=loss, sample=batch(2, seed=1), global_batch=8, microbatch=2
+    )
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
+    share = 8 // parallel.mesh.dp_size
+    first = parallel.mesh.dp_rank * share
+    own: list[float] = []
+    for step in range(steps):
+        starts = range(first, first + share, 2)
+        pieces = [{name: value[at : at + 2] for name, value in whole[step].items()} for at in starts]
+        own.append(float(parallel.finish(parallel.forward_backward(pieces, step))[0]))
+        optimizer.step()
+    found = dict(parallel.full_tensors())
+    parallel.close()
+    alone, right = made("example_gpt"), []
+    stepping = torch.optim.AdamW(alone.parameters(), lr=1e-3)
+    for step in range(steps):
+        stepping.zero_grad()
+        total, count = loss(alone, whole[step])
+        (total / count).backward()
+        right.append(float(total) / count)
+        stepping.step()
+    return {
+        "loss": max(abs(one - other) for one, other in zip(own, right, strict=True)),
+        "parameter": max(float((found[n] - p).norm() / p.norm()) for n, p in alone.named_parameters()),
+    }
+
+
+def refusal(world: World, plan: str, compiled: bool = False) -> str:
+    """Why the example cannot be spread by `plan`."""
+    sample = BY_NAME["example_gpt"].batch(2, seed=1)
+    try:
+        parallelize(lambda: made("example_gpt"), plan, world=world, loss=loss, sample=sample, compiled=compiled)
+    except PlanRefused as error:
+        return str(error)
+    return ""
 
 
 class Dropping(nn.Module):
@@ -127,8 +170,8 @@ class Dropping(nn.Module):
         return x + self.after(self.down(self.inside(self.up(x) * torch.sigmoid(self.gate(x)))))
 
 
-class Recomputing(nn.Module):
-    """A chain of two such blocks, which computes them again in the backward pass."""
+class Chained(nn.Module):
+    """A chain of two such blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,20 +181,22 @@ class Recomputing(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
         for block in self.blocks:
-            # As the engine does it: past the block's hooks.
-            x = checkpoint(block.forward, x, use_reentrant=False, preserve_rng_state=True)
+            x = block(x)
         return x
 
 
-def masks(world: World) -> dict[str, list[str]]:
+def masks(world: World, sequence: bool = False) -> dict[str, list[str]]:
     """What each dropout of each block kept, in order of the calls: forward passes, then recomputation. As hashes."""
     torch.manual_seed(0)
-    model = Recomputing().double()
+    model = Chained().double()
     paths = ("blocks.0", "blocks.1")
     x = torch.randn(2, 4, 8, dtype=torch.float64)
-    plan = choose_tensor_plan(model, paths, lambda one, batch: (one(batch).sum(), 1), x, world.world_size)
+    plan = choose_tensor_plan(
+        model, paths, lambda one, batch: (one(batch).sum(), 1), x, world.world_size, sequence=sequence
+    )
     assert plan.random
     apply_tensor_plan(model, plan, init_device_mesh("cpu", (world.world_size,)))
+    recompute([model.get_submodule(path) for path in paths], "full")
     kept: dict[str, list[str]] = {}
 
     def note(name: str) -> Any:

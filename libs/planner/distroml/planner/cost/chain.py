@@ -97,14 +97,16 @@ class Chain:
         if found := self._times.get(key):
             return found
         computed = {
-            shape: self._clock.time(unit, samples, tp, sequence=sequence, recompute=recompute)
+            shape: self._clock.time(unit, samples, tp, sequence=self._along(unit, sequence), recompute=recompute)
             for shape, unit in self.shapes.items()
         }
         reduced = {
             shape: all_reduce_s(route, unit.tp_reduced_bytes * samples, count=max(1, unit.tp_collectives))
             for shape, unit in self.shapes.items()
         }
-        again = 2 if recompute == "full" else 1
+        again = 2.0 if recompute == "full" else 1.0
+        if sequence and recompute == "none" and self.profile.engine == "torch":
+            again = 1.5  # what was gathered in the forward pass is not kept: half a sum more
         times = Times(
             forward=Sums(computed[unit.shape].forward_s for unit in self.units),
             backward=Sums(computed[unit.shape].backward_s for unit in self.units),
@@ -114,6 +116,10 @@ class Chain:
         )
         self._times[key] = times
         return times
+
+    def _along(self, unit: Unit, sequence: bool) -> bool:
+        """Whether sequence parallelism divides what the unit holds as copies; see `ModelProfile.engine`."""
+        return sequence and (unit.kind == "block" or self.profile.engine != "torch")
 
     def sizes(self, tp: int) -> Sizes:
         """Elements on one of `tp` ranks."""
@@ -144,11 +150,14 @@ class Chain:
         """Bytes per sample that forward passes leave on one tp rank, unit by unit."""
         key = (tp, sequence, recompute)
         if key not in self._saved:
-            self._saved[key] = Sums(self._each(lambda unit: saved_bytes(unit, tp, sequence, recompute)))
+            self._saved[key] = Sums(
+                self._each(lambda unit: saved_bytes(unit, tp, self._along(unit, sequence), recompute))
+            )
         return self._saved[key]
 
 
 def saved_bytes(unit: Unit, tp: int, sequence: bool, recompute: Recompute) -> float:
     """Bytes per sample that a forward pass of `unit` leaves on one tp rank."""
     saved = unit.saved.get(recompute) or unit.saved["none"]
-    return saved.whole_bytes / (tp if sequence else 1) + saved.split_bytes / tp
+    copies = saved.whole_bytes - saved.partial_bytes
+    return saved.partial_bytes + copies / (tp if sequence else 1) + saved.split_bytes / tp

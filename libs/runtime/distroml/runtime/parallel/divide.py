@@ -17,7 +17,13 @@ from distroml.runtime.parallel.pipeline import NoCut, Pipeline
 from distroml.runtime.parallel.pipeline.stage import original_name
 from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.sharding import Reached, shard
-from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, apply_tensor_plan, choose_tensor_plan
+from distroml.runtime.parallel.tensor import (
+    NoSequencePlan,
+    NoTensorPlan,
+    TensorPlan,
+    apply_tensor_plan,
+    choose_tensor_plan,
+)
 from distroml.runtime.parallel.weights import WeightSource, materialise
 from distroml.runtime.profile import Chain, NoChain, find_chain
 from distroml.runtime.typed import compile_in_place
@@ -91,9 +97,19 @@ def divide(
             raise PlanRefused(f"the plan {plan} needs a chain of blocks, but {error}") from None
         chain = Chain(())
     split = None
+    if plan.sequence_parallel and compiled:
+        # What a stretch tells of its shape is not what torch.compile finds.
+        raise PlanRefused(
+            "sequence_parallel=yes is not possible with compiled blocks: leave it out, or do not compile "
+            "(compiled=False)"
+        )
     if plan.tp > 1:
         try:
-            split = choose_tensor_plan(model, chain.blocks, loss, sample, plan.tp)
+            split = choose_tensor_plan(model, chain.blocks, loss, sample, plan.tp, sequence=plan.sequence_parallel)
+        except NoSequencePlan as error:
+            raise PlanRefused(
+                f"sequence_parallel=yes is not possible: {error}; leave it out: tp={plan.tp} works without it"
+            ) from None
         except NoTensorPlan as error:
             raise PlanRefused(f"tp={plan.tp} is not possible: {error}") from None
     pipeline = None
@@ -112,7 +128,7 @@ def divide(
     parts = [_owned(stage, chain.blocks) for stage in stages]
     if split is not None:
         for stage in stages:
-            apply_tensor_plan(_inner(stage), split, mesh.devices("tp"))
+            apply_tensor_plan(_inner(stage), split, mesh.devices("tp"), keeps_own=plan.recompute == "none")
     for blocks in parts:
         recompute(blocks, plan.recompute)
         for block in blocks if compiled else ():

@@ -109,6 +109,15 @@ def choose(found: Survey, global_batch: int, wish: Wish, corrections: Correction
     """
 
     def best(of: Wish) -> Choice:
+        if of.sequence_parallel is not None:
+            return found_by(of)
+        try:
+            return found_by(replace(of, sequence_parallel=False))
+        except PlanRefused:
+            # Nothing timed it: more and smaller calls weigh more on small models than is counted. It saves memory.
+            return found_by(of)
+
+    def found_by(of: Wish) -> Choice:
         return search(
             found.profile,
             found.topology,
@@ -119,8 +128,7 @@ def choose(found: Survey, global_batch: int, wish: Wish, corrections: Correction
             corrections=corrections,
         )
 
-    # Sequence parallelism is not carried out yet, so it is not promised either.
-    return _simple_unless_worth_it(best, replace(wish, sequence_parallel=False), found.topology.world_size)
+    return _simple_unless_worth_it(best, wish, found.topology.world_size)
 
 
 def plan_live(

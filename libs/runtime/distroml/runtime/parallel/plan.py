@@ -68,8 +68,8 @@ def plan(
         sequence_parallel=bool(wish.sequence_parallel),
         bucket_mb=wish.bucket_mb or DEFAULT_BUCKET_MB,
     )
-    if made.sequence_parallel:
-        raise PlanRefused("sequence_parallel=yes is not possible yet: leave it out; tp works without it")
+    if made.sequence_parallel and made.tp == 1:
+        raise PlanRefused("sequence_parallel=yes divides what tp ranks hold as copies: it needs tp=N, or leave it out")
     reasons = [f"{axis}={size}: {_WHY[axis]}" for axis, size in made.mesh.items() if size > 1 or axis == "dp_replicate"]
     if wish.bucket_mb is None:
         reasons.append(f"bucket_mb={made.bucket_mb:g}: the first sums overlap with the rest of the backward pass")

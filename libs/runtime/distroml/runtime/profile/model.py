@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,13 @@ from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.pipeline.errors import NoCut
 from distroml.runtime.parallel.pipeline.fakes import creation_number, now
 from distroml.runtime.parallel.pipeline.flow import follow
-from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, choose_tensor_plan
+from distroml.runtime.parallel.tensor import (
+    NoSequencePlan,
+    NoTensorPlan,
+    TensorPlan,
+    along_sequence,
+    choose_tensor_plan,
+)
 from distroml.runtime.profile.chain import NoChain, find_chain, states
 from distroml.runtime.profile.counting import Counted, Counter, nbytes
 from distroml.runtime.typed import fork_generators
@@ -45,6 +52,7 @@ def profile(model: nn.Module, loss: Loss, sample: Any, *, name: str = "") -> Mod
     except NoChain as error:
         chain, no_pp = (), str(error)
     split, no_tp = _tensor_plan(model, chain, loss, sample)
+    sequence, no_sequence = _sequence(model, split, loss, sample)
     if chain:
         no_pp = _why_no_cut(model, chain, loss, sample)
     run = _Run(model, chain, split, loss, sample)
@@ -61,6 +69,8 @@ def profile(model: nn.Module, loss: Loss, sample: Any, *, name: str = "") -> Mod
         tp_limits={} if split is None else split.limits,
         no_tp=no_tp,
         no_pp=no_pp,
+        no_sequence=no_sequence,
+        sequence=sequence,
         tokens=max(1, round(run.count / samples)),
     )
 
@@ -73,6 +83,17 @@ def _tensor_plan(model: nn.Module, chain: Sequence[str], loss: Loss, sample: Any
         except NoTensorPlan as error:
             why = str(error)
     return None, why
+
+
+def _sequence(model: nn.Module, split: TensorPlan | None, loss: Loss, sample: Any) -> tuple[int, str]:
+    """What every degree of sequence parallelism must divide, and why there is none."""
+    if split is None:
+        return 0, "it needs tensor parallelism"
+    try:
+        runs = along_sequence(model, split, loss, sample).sequence
+    except NoSequencePlan as error:
+        return 0, str(error)
+    return math.gcd(*(run.length for run in runs)), ""
 
 
 def _why_no_cut(model: nn.Module, chain: Sequence[str], loss: Loss, sample: Any) -> str:
@@ -302,7 +323,11 @@ def _saved(both: dict[str, float], samples: int) -> Saved:
 def _selective(counted: Counted, inputs: float, samples: int) -> Saved:
     """Results of matrix products and attention, and the inputs; never more than without any recomputation."""
     plain = _saved(counted.saved, samples)
-    kept = Saved(whole_bytes=(counted.kept["whole"] + inputs) / samples, split_bytes=counted.kept["split"] / samples)
+    kept = Saved(
+        whole_bytes=(counted.kept["whole"] + inputs) / samples,
+        partial_bytes=counted.kept["whole"] / samples,
+        split_bytes=counted.kept["split"] / samples,
+    )
     more = kept.whole_bytes + kept.split_bytes > plain.whole_bytes + plain.split_bytes
     return plain if more else kept
 

@@ -62,7 +62,7 @@ class Planned:
                 settings.optimizer,
                 global_batch=data.global_batch,
                 microbatch=data.microbatch,
-                wish=parse_wish("auto"),
+                wish=parse_wish("sequence_parallel=no" if settings.compiled else "auto"),
                 cache=self._cache,
             )
         self.plan: Plan = (

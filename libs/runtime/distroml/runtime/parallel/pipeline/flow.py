@@ -302,7 +302,40 @@ def follow(
     Raises:
         NoCut: a block runs twice or in another order, or a tensor crosses a cut where it cannot be followed.
     """
-    state = fake_state(hollow, dtype, device)
+    graph, ends, recorder = _followed(hollow, run, blocks, fake_state(hollow, dtype, device))
+    return Flow(_stages(graph, ends, bounds), tuple(recorder.results))
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A tensor in one block's result and the next one's `(args, kwargs)`, with which nobody else computes."""
+
+    shape: torch.Size
+    result: trees.Path
+    argument: trees.Path
+
+
+def handed_on(hollow: nn.Module, run: Run, blocks: Sequence[str]) -> list[tuple[Handed, ...]]:
+    """For each block but the first, what the one before hands to it alone; arguments and errors as in `follow`."""
+    graph, ends, recorder = _followed(hollow, run, blocks, fake_state(hollow, None, _CPU))
+    found: list[tuple[Handed, ...]] = []
+    for block in range(1, len(blocks)):
+        crossing, _ = graph.walk(ends, block)
+        handed: list[Handed] = []
+        for edge in (edge for edge, users in crossing.items() if users == {block}):
+            places = recorder.places.get(edge, [])
+            result = next((p.path for p in places if (p.block, p.side) == (block - 1, "result")), None)
+            argument = next((p.path for p in places if (p.block, p.side) == (block, "argument")), None)
+            if result is not None and argument is not None:
+                handed.append(Handed(recorder.tensors[edge].shape, result, argument))
+        found.append(tuple(handed))
+    return found
+
+
+def _followed(
+    hollow: nn.Module, run: Run, blocks: Sequence[str], state: dict[str, torch.Tensor]
+) -> tuple[_Graph, list[_Edge], _Recorder]:
+    """The graph of one run, the tensors it ends in, and what was seen at the blocks' doors."""
     try:
         recorder, output = _record(hollow, run, blocks, state)
     except NoCut:
@@ -324,7 +357,7 @@ def follow(
     trained = frozenset(name for name, parameter in hollow.named_parameters() if parameter.requires_grad)
     graph = _Graph(recorder, names, trained)
     ends = [edge for leaf in trees.leaves_of(output) if isinstance(leaf, torch.Tensor) and (edge := _edge_of(leaf))]
-    return Flow(_stages(graph, ends, bounds), tuple(recorder.results))
+    return graph, ends, recorder
 
 
 def _record(

@@ -53,3 +53,8 @@ def replaced(tree: Any, new: Mapping[Path, Any]) -> Any:
 def words(path: Path) -> str:
     """A path for people, such as `[0]['mask']`."""
     return cast("str", cast("Any", pytree).keystr(path))
+
+
+def steps(path: Path) -> list[int | str]:
+    """A path as the places and names that lead along it."""
+    return [key.idx if isinstance(key, pytree.SequenceKey) else str(getattr(key, "key", key)) for key in path]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,14 @@ from torch.distributed.tensor import DTensor, Shard
 
 from distroml.runtime.parallel.tensor.layout import Layout
 from distroml.runtime.parallel.tensor.parts import Mend, set_apart
-from distroml.runtime.parallel.tensor.plan import Split, TensorPlan
+from distroml.runtime.parallel.tensor.plan import Split, Stretches, TensorPlan
 from distroml.runtime.parallel.tensor.regions import Region
+from distroml.runtime.parallel.tensor.sequence import Along, Border
 from distroml.runtime.parallel.tensor.split import own_parameters, split_module
 from distroml.runtime.parallel.tensor.sums import GroupRanks, Ranks
 
 
-def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> None:
+def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh, *, keeps_own: bool = True) -> None:
     """Split `module`, in place, over the one-dimensional tp mesh: before `fully_shard`, on meta or with values.
 
     Activations between modules stay plain tensors. Split parameters become DTensors `Shard(dim)` on `mesh`, whose rows
@@ -31,6 +32,8 @@ def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> 
         module: the whole model, or what a stage keeps of it under the same names.
         plan: from `choose_tensor_plan`.
         mesh: one dimension of `plan.degree` ranks.
+        keeps_own: where hidden states are divided along the sequence, gather them anew in the backward pass instead of
+            keeping them gathered; of no use where blocks are computed again anyway.
 
     Raises:
         ValueError: the mesh has another shape.
@@ -52,7 +55,9 @@ def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh) -> 
                 done[id(whole)] = _divided(whole, layout, mesh)
             setattr(owner, name, done[id(whole)])
     ranks = GroupRanks(mesh.get_group(), mesh.get_local_rank(), plan.degree)
-    hook_modules(module, plan.modules, plan.blocks, ranks, random=plan.random)
+    hook_modules(
+        module, plan.modules, plan.blocks, ranks, random=plan.random, sequence=plan.sequence, keeps_own=keeps_own
+    )
 
 
 def _divided(whole: nn.Parameter, layout: Layout, mesh: DeviceMesh) -> nn.Parameter:
@@ -63,9 +68,17 @@ def _divided(whole: nn.Parameter, layout: Layout, mesh: DeviceMesh) -> nn.Parame
 
 
 def hook_modules(
-    module: nn.Module, splits: Mapping[str, Split], blocks: Sequence[str], ranks: Ranks, *, random: bool
+    module: nn.Module,
+    splits: Mapping[str, Split],
+    blocks: Sequence[str],
+    ranks: Ranks,
+    *,
+    random: bool,
+    sequence: Sequence[Stretches] = (),
+    keeps_own: bool = True,
 ) -> None:
     """Make modules whose parameters are local already compute their parts. Blocks without parameters are left alone."""
+    along = Along(ranks, keeps_own) if sequence else None
     regions: dict[str, dict[str, Region]] = {}
     mends: dict[str, Mend] = {split.region: split.mend for split in splits.values() if split.mend}
     here = [path for path in blocks if next((find_module(module, path) or nn.Module()).parameters(), None) is not None]
@@ -74,26 +87,43 @@ def hook_modules(
         block = next((block for block in here if not block or path == block or path.startswith(f"{block}.")), None)
         if found is not None and block is not None:
             region = regions.setdefault(block, {}).setdefault(
-                split.region or path, Region(ranks, random, mends.get(split.region, ""))
+                split.region or path, Region(ranks, random, mends.get(split.region, ""), along)
             )
-            split_module(found, split, ranks, region)
-    for path, inside in regions.items():
+            split_module(found, split, region)
+    borders: dict[str, Border] = {}
+    for run in sequence:
+        # A pipeline's stage has some of the blocks; what goes to the next one is whole.
+        own = [path for path in run.blocks if path in here]
+        for path in own:
+            assert along is not None
+            borders[path] = Border(along, run.door, path == own[0], path == own[-1], random)
+    for path in dict.fromkeys((*regions, *borders)):
         block = module.get_submodule(path)
-        block.forward = _FromTheStart(block.forward, list(inside.values()))
+        inside = list(regions.get(path, {}).values())
+        block.forward = _FromTheStart(block, inside, borders.get(path))
 
 
 class _FromTheStart:
     """A block's forward whose regions start anew. No hook: recomputation calls the forward past the hooks."""
 
-    def __init__(self, forward: Callable[..., Any], regions: list[Region]) -> None:
-        self._forward = forward
+    def __init__(self, block: nn.Module, regions: list[Region], border: Border | None) -> None:
+        self._block = block
+        self._forward = block.forward
         self._regions = regions
+        self._border = border
         self._mending = any(region.mend for region in regions)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         for region in self._regions:
             region.reset()
-        result = self._forward(*args, **kwargs)
+        border = self._border
+        if border is None:
+            result = self._forward(*args, **kwargs)
+        else:
+            args, kwargs = border.enter(args, kwargs)
+            with border.numbers(self._block):
+                result = self._forward(*args, **kwargs)
+            result = border.leave(result)
         return set_apart(result) if self._mending else result
 
 

@@ -41,7 +41,11 @@ class Sample:
 
 
 def capture(
-    model: nn.Module, blocks: Sequence[str], loss: Callable[[nn.Module, Any], object], sample: Any
+    model: nn.Module,
+    blocks: Sequence[str],
+    loss: Callable[[nn.Module, Any], object],
+    sample: Any,
+    tokens: int = _TOKENS,
 ) -> list[Sample]:
     """Run `model` once on a few tokens and keep what each kind of block is called with, in order of the calls.
 
@@ -53,6 +57,7 @@ def capture(
         blocks: module paths.
         loss: called with a copy of the model, and the sample or a small part of it.
         sample: a batch on the CPU.
+        tokens: of a sequence, at most, where the model takes sequences that are cut.
 
     Raises:
         ValueError: a path names no module, or the sample never leads through one of the blocks.
@@ -61,7 +66,7 @@ def capture(
     if missing:
         raise ValueError(f"the model has no module {missing[0]!r}")
     failure: Exception | None = None
-    for small in _smaller(sample):
+    for small in _smaller(sample, tokens):
         try:
             return _capture(model, blocks, lambda one, small=small: loss(one, small))
         except Exception as error:
@@ -70,16 +75,16 @@ def capture(
     raise ValueError(f"the sample does not lead through the blocks: {failure}") from failure
 
 
-def _smaller(sample: Any) -> Iterator[Any]:
+def _smaller(sample: Any, tokens: int) -> Iterator[Any]:
     """The sample cut to a few samples and tokens, to a few samples, and whole."""
     leaves = [leaf for leaf in trees.leaves_of(sample) if isinstance(leaf, torch.Tensor) and leaf.ndim > 1]
     lengths = {leaf.shape[1] for leaf in leaves if not leaf.is_floating_point()}
 
-    def cut(leaf: Any, tokens: bool) -> Any:
+    def cut(leaf: Any, short: bool) -> Any:
         if not isinstance(leaf, torch.Tensor) or not leaf.ndim:
             return leaf
         few = leaf[:_SAMPLES]
-        return few[:, :_TOKENS] if tokens and few.ndim > 1 and few.shape[1] in lengths else few
+        return few[:, :tokens] if short and few.ndim > 1 and few.shape[1] in lengths else few
 
     if lengths:
         yield trees.map_leaves(lambda leaf: cut(leaf, True), sample)

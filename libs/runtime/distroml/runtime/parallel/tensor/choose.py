@@ -15,6 +15,7 @@ from distroml.runtime.parallel.tensor.candidates import Group, candidates, group
 from distroml.runtime.parallel.tensor.capture import Sample, capture
 from distroml.runtime.parallel.tensor.plan import NoTensorPlan, Split, TensorPlan
 from distroml.runtime.parallel.tensor.proof import Prover
+from distroml.runtime.parallel.tensor.runs import along_sequence, placed
 from distroml.runtime.parallel.tensor.trace import linears, modules_of
 
 # Kinds of a transformers plan that say the same as ours; others (gathered outputs, experts spread over ranks) are not
@@ -25,7 +26,13 @@ _HEADS = re.compile(r"(^|_|n)heads?$")
 
 
 def choose_tensor_plan(
-    model: nn.Module, blocks: Sequence[str], loss: Callable[..., Any] | None, sample: Any, degree: int
+    model: nn.Module,
+    blocks: Sequence[str],
+    loss: Callable[..., Any] | None,
+    sample: Any,
+    degree: int,
+    *,
+    sequence: bool = False,
 ) -> TensorPlan:
     """The most that can be split at `degree`, each part proved against the undivided block. No process group needed.
 
@@ -35,14 +42,20 @@ def choose_tensor_plan(
         loss: `(model, batch) -> (sum, count)`, run once on a copy of the model to see how blocks are called.
         sample: a batch on the CPU.
         degree: tp, above 1.
+        sequence: divide hidden states along the sequence as well.
 
     Raises:
-        NoTensorPlan: nothing can be split so; says why, and the nearest degree that works.
+        NoTensorPlan: nothing can be split so; says why, and the nearest degree that works. `NoSequencePlan` where it
+            can, but not along the sequence.
     """
     plan = choose_tensor_plans(model, blocks, loss, sample, [degree])[degree]
     if isinstance(plan, NoTensorPlan):
         raise plan
-    return plan
+    if not sequence or loss is None:
+        return plan
+    with cast("Any", torch.random).fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return along_sequence(model, plan, loss, sample)
 
 
 def choose_tensor_plans(
@@ -122,8 +135,7 @@ def _plan(kinds: Sequence[_Kind], blocks: tuple[str, ...], degree: int) -> Tenso
             heads[label] = math.gcd(heads.get(label, 0), value)
         splits, reasons = _split_kind(kind, degree)
         for path in kind.paths:
-            prefix = f"{path}." if path else ""
-            modules |= {_join(path, inner): _absolute(split, prefix) for inner, split in splits.items()}
+            modules |= placed(splits, path)
             whole |= {_join(path, inner): reason for inner, reason in reasons.items()}
     if not modules:
         reasons = "; ".join(dict.fromkeys(whole.values())) or "no linear layer feeds another inside of a block"
@@ -190,10 +202,6 @@ def _brief(error: Exception) -> str:
 
 def _join(path: str, inner: str) -> str:
     return f"{path}.{inner}" if path and inner else path or inner
-
-
-def _absolute(split: Split, prefix: str) -> Split:
-    return replace(split, region=prefix + split.region) if split.region else split
 
 
 def _nearest(count: int, degree: int) -> str:

@@ -26,6 +26,7 @@ _HANDLING = frozenset(
     {
         *("__get__", "__set__", "__repr__", "__hash__", "detach", "as_subclass", "view_as", "data_ptr"),
         *("size", "dim", "numel", "stride", "element_size", "is_floating_point", "is_complex"),
+        "register_hook",
     }
 )
 _ATTENTION = "scaled_dot_product_attention"
@@ -37,6 +38,8 @@ class OwnPart(torch.Tensor):
     Gathering it would cost more than the block. It may be handed on and dropped; computing with it is an error.
     """
 
+    holds = "the heads of one tp rank only: use tp=1 where a loss needs attention weights"
+
     @classmethod
     def __torch_function__(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -44,10 +47,7 @@ class OwnPart(torch.Tensor):
         name = getattr(func, "__name__", "")
         if name not in _HANDLING:
             shape = next(tuple(value.shape) for value in args if isinstance(value, OwnPart))
-            raise OwnPartUsed(
-                f"{name} of a tensor of shape {shape} that holds the heads of one tp rank only: use tp=1 where a loss "
-                "needs attention weights"
-            )
+            raise OwnPartUsed(f"{name} of a tensor of shape {shape} that holds {cls.holds}")
         return cast("Any", super()).__torch_function__(func, types, args, kwargs)
 
 

@@ -16,6 +16,10 @@ class NoTensorPlan(ValueError):
     """The model cannot be split by this degree; the message names module, cause and the nearest degree that works."""
 
 
+class NoSequencePlan(NoTensorPlan):
+    """The model can be split so, but not divided along the sequence; the message says why."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
     """What tensor parallelism does to one module.
@@ -42,6 +46,34 @@ class Split:
     source: Literal["model", "structure"] = "structure"
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a block's hidden state comes in and goes out.
+
+    Attributes:
+        argument: its place among the positional arguments, or its name.
+        result: its place in the tuple that comes back; None where it is all of it.
+    """
+
+    argument: int | str
+    result: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretches:
+    """Blocks that hand their hidden state straight on, so that it is divided along the sequence between them.
+
+    Attributes:
+        blocks: paths, in the order of execution.
+        door: of each of them.
+        length: tokens of the sample's sequence.
+    """
+
+    blocks: tuple[str, ...]
+    door: Door
+    length: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPlan:
     """How a model is split over `degree` ranks; proved equal to the whole model before it was handed out.
@@ -55,6 +87,8 @@ class TensorPlan:
         limits: numbers that tp must divide, by what they count: "heads", "kv_heads", "split width".
         blocks: paths of the blocks that hold all of `modules`.
         random: blocks draw random numbers while they train (dropout), so that generators are switched in regions.
+        sequence: runs of blocks within which hidden states are divided along the sequence; none without sequence
+            parallelism.
     """
 
     degree: int
@@ -63,6 +97,7 @@ class TensorPlan:
     limits: dict[str, int]
     blocks: tuple[str, ...]
     random: bool = False
+    sequence: tuple[Stretches, ...] = ()
 
     @property
     def summed(self) -> set[str]:

@@ -18,7 +18,7 @@ from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.tensor.apply import hook_modules
 from distroml.runtime.parallel.tensor.capture import Sample
 from distroml.runtime.parallel.tensor.parts import OwnPart
-from distroml.runtime.parallel.tensor.plan import Split
+from distroml.runtime.parallel.tensor.plan import Door, Split, Stretches
 from distroml.runtime.parallel.tensor.simulate import LoneRank, run_ranks
 from distroml.runtime.parallel.tensor.sums import Ranks
 from distroml.runtime.parallel.tensor.values import with_values
@@ -100,18 +100,19 @@ class Prover:
         if len(outputs) != len(self._shapes) or shapes != self._shapes:
             raise NotEqual(f"outputs have the shapes {[tuple(shape) for shape in shapes]}")
 
-    def prove(self, splits: Mapping[str, Split], degree: int) -> dict[str, Split]:
+    def prove(self, splits: Mapping[str, Split], degree: int, door: Door | None = None) -> dict[str, Split]:
         """The splits, with the parameters named whose gradients are partial; proved on all ranks.
 
         Args:
             splits: by path within the block.
             degree: number of ranks.
+            door: of the hidden state, where it is divided along the sequence inside.
 
         Raises:
             NotEqual: an output or gradient differs on a rank.
             Exception: whatever the block raises when its parts do not fit together.
         """
-        outcomes = run_ranks(degree, lambda ranks: self._run(_part(self.real, splits, ranks)))
+        outcomes = run_ranks(degree, lambda ranks: self._run(_part(self.real, splits, ranks, door)))
         whole = self._whole(outcomes[0].apart)
         for outcome in outcomes:
             self._expect("an output", outcome.outputs, whole.outputs)
@@ -206,7 +207,7 @@ class Prover:
         return float(norm_of(value.double() - right.double())) <= bound
 
 
-def _part(block: nn.Module, splits: Mapping[str, Split], ranks: Ranks) -> nn.Module:
+def _part(block: nn.Module, splits: Mapping[str, Split], ranks: Ranks, door: Door | None = None) -> nn.Module:
     """The block as one rank has it."""
     memo: dict[int, Any] = {}
     for path, split in splits.items():
@@ -218,7 +219,8 @@ def _part(block: nn.Module, splits: Mapping[str, Split], ranks: Ranks) -> nn.Mod
         if parameter.numel() > LARGE and id(parameter) not in memo:
             memo[id(parameter)] = parameter
     part = copy.deepcopy(block, memo)
-    hook_modules(part, splits, ("",), ranks, random=False)
+    sequence = () if door is None else (Stretches(blocks=("",), door=door),)
+    hook_modules(part, splits, ("",), ranks, random=False, sequence=sequence)
     return part
 
 

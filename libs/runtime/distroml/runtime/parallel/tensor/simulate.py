@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from distroml.runtime.parallel.tensor.sums import own_part
+
 Result = TypeVar("Result")
 
 
@@ -32,18 +34,29 @@ class ThreadRanks:
 
         Raises:
             threading.BrokenBarrierError: another rank failed.
-            ValueError: another rank sums a tensor of another shape, or has ended.
+            ValueError: another rank hands over a tensor of another shape, or has ended.
         """
+        return torch.stack(self._alike(tensor)).sum(0)
+
+    def gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """All ranks' tensors along `dim`; waits and raises as `sum` does."""
+        return torch.cat(self._alike(tensor), dim)
+
+    def scatter(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """This rank's part of the sum; waits and raises as `sum` does."""
+        return own_part(self.sum(tensor), dim, self)
+
+    def end(self) -> None:
+        """Wait for all ranks to end. Raises as `sum` does where one of them still wants something of the others."""
+        if any(part is not None for part in self._exchange(None)):
+            raise ValueError("ranks exchange different numbers of tensors")
+
+    def _alike(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         parts = self._exchange(tensor.detach())
         shapes = [None if part is None else tuple(part.shape) for part in parts]
         if any(shape != tuple(tensor.shape) for shape in shapes):
-            raise ValueError(f"ranks sum tensors of the shapes {shapes}")
-        return torch.stack([part for part in parts if part is not None]).sum(0)
-
-    def end(self) -> None:
-        """Wait for all ranks to end. Raises as `sum` does where one of them still wants to sum."""
-        if any(part is not None for part in self._exchange(None)):
-            raise ValueError("ranks sum different numbers of tensors")
+            raise ValueError(f"ranks exchange tensors of the shapes {shapes}")
+        return [part for part in parts if part is not None]
 
     def _exchange(self, part: torch.Tensor | None) -> list[torch.Tensor | None]:
         self.shared.slots[self.rank] = part
@@ -63,6 +76,14 @@ class LoneRank:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy."""
         return tensor.detach().clone()
+
+    def gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """Its own part in every rank's place."""
+        return torch.cat([tensor.detach()] * self.degree, dim)
+
+    def scatter(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """Its own part of what it has."""
+        return own_part(tensor.detach(), dim, self).clone()
 
 
 def run_ranks(degree: int, work: Callable[[ThreadRanks], Result]) -> list[Result]:

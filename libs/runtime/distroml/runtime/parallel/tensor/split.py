@@ -18,18 +18,17 @@ from torch.distributed.tensor import DTensor
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.tensor.plan import Split
 from distroml.runtime.parallel.tensor.regions import Region
-from distroml.runtime.parallel.tensor.sums import Ranks, leave
+from distroml.runtime.parallel.tensor.sequence import Stretch
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) -> None:
+def split_module(module: nn.Module, split: Split, region: Region) -> None:
     """Hook `module`, whose split parameters are local tensors or DTensors of them, to compute its part of the whole.
 
     Args:
         module: gets the split's attributes, and hooks around its forward pass.
         split: what to do.
-        ranks: the tp axis.
         region: the passage that the module opens or closes; shared by the modules of one region.
     """
     for name, value in split.attributes.items():
@@ -48,7 +47,7 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
             region.closed()
             return _each_float(args, _plain), _each_float(kwargs, _plain)
         elif split.style in ("column", "experts"):
-            return _each_float(args, region.enter), _each_float(kwargs, region.enter)
+            return _each(args, region.enter), _each(kwargs, region.enter)
         return args, kwargs
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -60,20 +59,34 @@ def split_module(module: nn.Module, split: Split, ranks: Ranks, region: Region) 
             region.opened(output.device, module.training)
             return region.mark(output)
         elif split.style == "row":
-            output = leave(output, ranks)
+            output = region.leave(output)
             return output + _is_there(own_parameters(module)[bias]).to(output.dtype) if bias else output
         elif split.style == "experts":
             region.closed()
-            return _each_float(output, lambda tensor: leave(tensor, ranks))
+            return _each_float(output, region.leave)
         return output
 
     if split.style == "inside" and not own:
         return
+    if split.style == "column" and region.along is not None:
+        module.forward = _Keeping(module.forward, region)
     if split.style == "experts":
         # Its columns and rows are inside of one forward pass.
         module.register_forward_pre_hook(lambda module, _: region.opened(_device(module), module.training))
     module.register_forward_pre_hook(before, with_kwargs=True)
     module.register_forward_hook(after)
+
+
+class _Keeping:
+    """A column's forward that keeps no more of its input than the rank's stretch."""
+
+    def __init__(self, forward: Callable[..., Any], region: Region) -> None:
+        self._forward = forward
+        self._region = region
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._region.keeping():
+            return self._forward(*args, **kwargs)
 
 
 def set_count(module: nn.Module, name: str, value: int) -> None:
@@ -114,6 +127,15 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 def _is_there(parameter: torch.Tensor | None) -> torch.Tensor:
     assert parameter is not None, "a parameter of the plan was taken away"
     return parameter
+
+
+def _each(value: Any, enter: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """`value` with its floating-point tensors entered, and all that is divided along the sequence."""
+
+    def enters(leaf: Any) -> bool:
+        return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or isinstance(leaf, Stretch))
+
+    return trees.map_leaves(lambda leaf: enter(leaf) if enters(leaf) else leaf, value)
 
 
 def _each_float(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -33,6 +33,14 @@ class Ranks(Protocol):
         """The sum over the ranks, of equal bits on all of them; `tensor` keeps its values."""
         ...
 
+    def gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """The ranks' tensors one after another along `dim`."""
+        ...
+
+    def scatter(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """This rank's even part along `dim` of the sum over the ranks."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class GroupRanks:
@@ -48,6 +56,22 @@ class GroupRanks:
         with communication():
             dist.all_reduce(total, group=self.group)
         return total
+
+    def gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """An all-gather, along the outermost dimension as the wire has it."""
+        own = tensor.movedim(dim, 0).contiguous()
+        whole = own.new_empty((self.degree * own.shape[0], *own.shape[1:]))
+        with communication():
+            dist.all_gather_into_tensor(whole, own, group=self.group)
+        return whole.movedim(0, dim).contiguous()
+
+    def scatter(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """A reduce-scatter, along the outermost dimension as the wire has it."""
+        parts = tensor.movedim(dim, 0).contiguous()
+        own = parts.new_empty((parts.shape[0] // self.degree, *parts.shape[1:]))
+        with communication():
+            dist.reduce_scatter_tensor(own, parts, group=self.group)
+        return own.movedim(0, dim).contiguous()
 
 
 class _Enter(torch.autograd.Function):
@@ -81,3 +105,9 @@ def enter(tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
 def leave(tensor: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     """The sum of the ranks' tensors; each gets the whole gradient."""
     return _Leave.apply(tensor, ranks)  # pyright: ignore[reportReturnType]
+
+
+def own_part(tensor: torch.Tensor, dim: int, ranks: Ranks) -> torch.Tensor:
+    """This rank's even part of `tensor` along `dim`: a view."""
+    size = tensor.shape[dim] // ranks.degree
+    return tensor.narrow(dim, ranks.rank * size, size)
