@@ -13,8 +13,6 @@ from torch import nn
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import ParallelModel, PlanRefused, parallelize
 from libs.runtime.tests.parallel.models import Batch, Quirks, loss, make, samples
-from tests.numerics.zoo import BY_NAME
-from tests.numerics.zoo import loss as zoo_loss
 
 SEED = 5
 STEPS = 6
@@ -145,18 +143,3 @@ def train(
         answer["name"] = max(errors, key=lambda name: errors[name])
         answer["parameter"] = errors[answer["name"]]
     return answer
-
-
-def generate(world: World, plan: str, name: str, use_cache: bool) -> dict[str, Any]:
-    """Text that a Hugging Face model goes on with under `plan`, beside what it says alone."""
-    architecture = BY_NAME[name]
-    sample = architecture.batch(2, seed=1)
-    parallel = parallelize(architecture.make, plan, world=world, loss=zoo_loss, sample=sample, seed=SEED)
-    torch.manual_seed(SEED)
-    texts: list[list[list[int]]] = []
-    for model in (parallel.module, architecture.make()):
-        model.eval()
-        # Without an end of text all go on equally long.
-        more = {"max_new_tokens": 6, "do_sample": False, "use_cache": use_cache, "eos_token_id": None}
-        texts.append(model.generate(sample["input_ids"][:, :5], **more).tolist())
-    return {"text": texts[0], "alone": texts[1]}

@@ -1,7 +1,5 @@
 """What real models have beside plain layers: every plan still trains them as one process does."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.numerics.pool import Pool
@@ -22,13 +20,6 @@ QUIRKS = {
     "unused on some ranks, and on all": {"late": True, "unused": True},
     "frozen": {"frozen": True, "tied": True},
 }
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool(8)
-    yield made
-    made.close()
 
 
 def check(answers: list[dict]) -> None:

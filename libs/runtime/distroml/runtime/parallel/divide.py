@@ -15,6 +15,7 @@ from distroml.runtime.parallel.held import HeldModel
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.pipeline import NoCut, Pipeline
 from distroml.runtime.parallel.pipeline.stage import original_name
+from distroml.runtime.parallel.pipelined import PipelinedModel
 from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.sharding import Reached, shard
 from distroml.runtime.parallel.tensor import NoTensorPlan, TensorPlan, apply_tensor_plan, choose_tensor_plan
@@ -174,25 +175,3 @@ def _held(stages: Sequence[nn.Module], pipeline: Pipeline | None) -> list[tuple[
         for name, original in stage.names.items():
             held.setdefault(original, own[name])
     return list(held.items())
-
-
-class PipelinedModel(nn.Module):
-    """Stands for a model whose parts lie on several ranks: calling it gives the whole model's output on all of them.
-
-    Everything else (a configuration, a tokenizer's sizes) is the user's model's own.
-    """
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        super().__init__()
-        self._pipeline = pipeline
-        self.stages = nn.ModuleList(pipeline.modules)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Pipeline.forward`."""
-        return self._pipeline.forward(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._modules["stages"][0].model, name)  # type: ignore[index]
