@@ -197,12 +197,11 @@ class ParallelModel:
         loss = loss or self._loss
         if loss is None:
             raise ValueError("measure needs a loss function: pass loss= here or to parallelize")
-        with torch.no_grad():
+        with torch.no_grad(), self.precision():
             if self.part.pipeline is not None:
                 found = self.part.pipeline.evaluate([batch], loss, name)
             else:
-                with self.precision():
-                    found = check_loss(loss(self.module, batch))
+                found = check_loss(loss(self.module, batch))
         return found if self.mesh.tells_loss else (0, 0)
 
     def synchronise(self) -> None:
