@@ -143,3 +143,28 @@ def train(
         answer["name"] = max(errors, key=lambda name: errors[name])
         answer["parameter"] = errors[answer["name"]]
     return answer
+
+
+def statistics(world: World, plan: str) -> dict[str, Any]:
+    """How far running statistics are from the average of those of lone models, one for each share of the samples."""
+    quirks = Quirks(batch_norm=True)
+    parallel = spread(world, plan, quirks, 2)
+    dp_size = parallel.mesh.dp_size
+    shares = [
+        list(pieces(samples(GLOBAL_BATCH, 9), start, start + GLOBAL_BATCH // dp_size, 2))
+        for start in range(0, GLOBAL_BATCH, GLOBAL_BATCH // dp_size)
+    ]
+    parallel.forward_backward(shares[parallel.mesh.dp_rank], 1)
+    parallel.average_buffers()
+    right: dict[str, torch.Tensor] = {}
+    for share in shares:
+        torch.manual_seed(SEED)
+        lone = make(quirks)
+        for batch in share:
+            loss(lone, batch)
+        for name, value in lone.named_buffers():
+            right[name] = right.get(name, 0.0) + value / dp_size
+    state = parallel.part.state.state_dict()
+    mine = {f"blocks.{name.split('blocks.')[1].split('.')[0]}" for name, _ in parallel.part.held if "blocks." in name}
+    held = [name for name in right if name.rsplit(".norm.", 1)[0] in mine]
+    return {"held": len(held), "error": max(float((state[name] - right[name]).abs().max()) for name in held)}

@@ -67,6 +67,21 @@ def chain_of(model: nn.Module, loss: Loss | None, sample: Any) -> Chain:
     return find_chain(model, lambda one: loss(one, sample))
 
 
+def chain_for(what: str, model: nn.Module, loss: Loss | None, sample: Any) -> Chain:
+    """The model's chain of blocks, which `what` needs.
+
+    Raises:
+        PlanRefused: there is none; says why.
+    """
+    try:
+        return chain_of(model, loss, sample)
+    except NoChain as error:
+        raise PlanRefused(
+            f"{what} needs a chain of blocks, but {error}; plans of dp_replicate and dp_shard alone, without "
+            "recomputation or compiled blocks, need none"
+        ) from None
+
+
 def divide(
     model: nn.Module,
     plan: Plan,
@@ -85,12 +100,13 @@ def divide(
         PlanRefused: the model cannot be divided so; names the cause. Nothing is changed where it is raised before
             the first block is.
     """
-    try:
-        chain = chain_of(model, loss, sample)
-    except NoChain as error:
-        if plan.pp > 1 or plan.tp > 1 or plan.recompute != "none":
-            raise PlanRefused(f"the plan {plan} needs a chain of blocks, but {error}") from None
-        chain = Chain(())
+    if plan.pp > 1 or plan.tp > 1 or plan.recompute != "none" or compiled:
+        chain = chain_for(f"the plan {plan}", model, loss, sample)
+    else:
+        try:
+            chain = chain_of(model, loss, sample)
+        except NoChain:
+            chain = Chain(())
     split = None
     if plan.tp > 1:
         try:
