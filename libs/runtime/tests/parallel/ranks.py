@@ -13,8 +13,6 @@ from torch import nn
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import ParallelModel, PlanRefused, parallelize
 from libs.runtime.tests.parallel.models import Batch, Quirks, loss, make, samples
-from tests.numerics.zoo import BY_NAME
-from tests.numerics.zoo import loss as zoo_loss
 
 SEED = 5
 STEPS = 6
@@ -147,16 +145,26 @@ def train(
     return answer
 
 
-def generate(world: World, plan: str, name: str, use_cache: bool) -> dict[str, Any]:
-    """Text that a Hugging Face model goes on with under `plan`, beside what it says alone."""
-    architecture = BY_NAME[name]
-    sample = architecture.batch(2, seed=1)
-    parallel = parallelize(architecture.make, plan, world=world, loss=zoo_loss, sample=sample, seed=SEED)
-    torch.manual_seed(SEED)
-    texts: list[list[list[int]]] = []
-    for model in (parallel.module, architecture.make()):
-        model.eval()
-        # Without an end of text all go on equally long.
-        more = {"max_new_tokens": 6, "do_sample": False, "use_cache": use_cache, "eos_token_id": None}
-        texts.append(model.generate(sample["input_ids"][:, :5], **more).tolist())
-    return {"text": texts[0], "alone": texts[1]}
+def statistics(world: World, plan: str) -> dict[str, Any]:
+    """How far running statistics are from the average of those of lone models, one for each share of the samples."""
+    quirks = Quirks(batch_norm=True)
+    parallel = spread(world, plan, quirks, 2)
+    dp_size = parallel.mesh.dp_size
+    shares = [
+        list(pieces(samples(GLOBAL_BATCH, 9), start, start + GLOBAL_BATCH // dp_size, 2))
+        for start in range(0, GLOBAL_BATCH, GLOBAL_BATCH // dp_size)
+    ]
+    parallel.forward_backward(shares[parallel.mesh.dp_rank], 1)
+    parallel.average_buffers()
+    right: dict[str, torch.Tensor] = {}
+    for share in shares:
+        torch.manual_seed(SEED)
+        lone = make(quirks)
+        for batch in share:
+            loss(lone, batch)
+        for name, value in lone.named_buffers():
+            right[name] = right.get(name, 0.0) + value / dp_size
+    state = parallel.part.state.state_dict()
+    mine = {f"blocks.{name.split('blocks.')[1].split('.')[0]}" for name, _ in parallel.part.held if "blocks." in name}
+    held = [name for name in right if name.rsplit(".norm.", 1)[0] in mine]
+    return {"held": len(held), "error": max(float((state[name] - right[name]).abs().max()) for name in held)}

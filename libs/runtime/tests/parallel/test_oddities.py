@@ -1,7 +1,5 @@
 """What real models have beside plain layers: every plan still trains them as one process does."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.numerics.pool import Pool
@@ -22,13 +20,6 @@ QUIRKS = {
     "unused on some ranks, and on all": {"late": True, "unused": True},
     "frozen": {"frozen": True, "tied": True},
 }
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool(8)
-    yield made
-    made.close()
 
 
 def check(answers: list[dict]) -> None:
@@ -54,6 +45,31 @@ def test_batches_are_normalised_by_microbatch(pool: Pool, plan: str) -> None:
 @pytest.mark.parametrize("plan", ["dp_shard=2", "tp=2", "pp=2"])
 def test_however_many_microbatches_make_a_step(pool: Pool, plan: str, microbatch: int) -> None:
     check(pool.run(TRAIN, 2, plan=plan, quirks={}, microbatch=microbatch, grad_clip=0.1))
+
+
+@pytest.mark.parametrize(
+    ("plan", "world_size"),
+    [
+        ("pp=2,stages=1/3,schedule=gpipe", 2),
+        ("pp=2,stages=3/1,schedule=1f1b", 2),
+        ("pp=2,stages=1/1/1/2,schedule=interleaved", 2),
+        ("pp=2,stages=2/1/1/1,schedule=zero_bubble", 2),
+        ("pp=4,stages=1/1/2/1,schedule=gpipe", 4),
+        ("pp=4,stages=2/1/1/1,schedule=1f1b", 4),
+        ("pp=4,stages=1/1/1/2,schedule=zero_bubble", 4),
+    ],
+)
+def test_every_schedule_on_uneven_stages(pool: Pool, plan: str, world_size: int) -> None:
+    blocks = sum(map(int, plan.split("stages=")[1].split(",")[0].split("/")))
+    check(pool.run(TRAIN, world_size, plan=plan, quirks={"blocks": blocks, "tied": True}, grad_clip=1.0))
+
+
+@pytest.mark.parametrize("plan", ["dp_replicate=2", "dp_shard=2", "pp=2", "pp=2,dp_shard=2"])
+def test_running_statistics_are_averaged_over_shares_of_the_samples(pool: Pool, plan: str) -> None:
+    """Those of the lone model, which sees each microbatch, on all ranks that hold them."""
+    for answer in pool.run("libs.runtime.tests.parallel.ranks:statistics", PLANS.get(plan, 2), plan=plan):
+        assert answer["held"]
+        assert answer["error"] <= 1e-12
 
 
 @pytest.mark.parametrize(

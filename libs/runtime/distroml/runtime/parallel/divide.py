@@ -15,6 +15,7 @@ from distroml.runtime.parallel.held import HeldModel
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.pipeline import NoCut, Pipeline
 from distroml.runtime.parallel.pipeline.stage import original_name
+from distroml.runtime.parallel.pipelined import PipelinedModel
 from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.sharding import Reached, shard
 from distroml.runtime.parallel.tensor import (
@@ -72,6 +73,21 @@ def chain_of(model: nn.Module, loss: Loss | None, sample: Any) -> Chain:
     return find_chain(model, lambda one: loss(one, sample))
 
 
+def chain_for(what: str, model: nn.Module, loss: Loss | None, sample: Any) -> Chain:
+    """The model's chain of blocks, which `what` needs.
+
+    Raises:
+        PlanRefused: there is none; says why.
+    """
+    try:
+        return chain_of(model, loss, sample)
+    except NoChain as error:
+        raise PlanRefused(
+            f"{what} needs a chain of blocks, but {error}; plans of dp_replicate and dp_shard alone, without "
+            "recomputation or compiled blocks, need none"
+        ) from None
+
+
 def divide(
     model: nn.Module,
     plan: Plan,
@@ -90,12 +106,13 @@ def divide(
         PlanRefused: the model cannot be divided so; names the cause. Nothing is changed where it is raised before
             the first block is.
     """
-    try:
-        chain = chain_of(model, loss, sample)
-    except NoChain as error:
-        if plan.pp > 1 or plan.tp > 1 or plan.recompute != "none":
-            raise PlanRefused(f"the plan {plan} needs a chain of blocks, but {error}") from None
-        chain = Chain(())
+    if plan.pp > 1 or plan.tp > 1 or plan.recompute != "none" or compiled:
+        chain = chain_for(f"the plan {plan}", model, loss, sample)
+    else:
+        try:
+            chain = chain_of(model, loss, sample)
+        except NoChain:
+            chain = Chain(())
     split = None
     if plan.sequence_parallel and compiled:
         # What a stretch tells of its shape is not what torch.compile finds.
@@ -190,25 +207,3 @@ def _held(stages: Sequence[nn.Module], pipeline: Pipeline | None) -> list[tuple[
         for name, original in stage.names.items():
             held.setdefault(original, own[name])
     return list(held.items())
-
-
-class PipelinedModel(nn.Module):
-    """Stands for a model whose parts lie on several ranks: calling it gives the whole model's output on all of them.
-
-    Everything else (a configuration, a tokenizer's sizes) is the user's model's own.
-    """
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        super().__init__()
-        self._pipeline = pipeline
-        self.stages = nn.ModuleList(pipeline.modules)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Pipeline.forward`."""
-        return self._pipeline.forward(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._modules["stages"][0].model, name)  # type: ignore[index]

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
-from distroml.planner import Plan, PlanRefused
+from distroml.planner import Plan
 from distroml.runtime.elastic import Collectives, World, communication
 from distroml.runtime.elastic.world import choose_device
-from distroml.runtime.parallel.divide import Loss, Part, chain_of, divide
+from distroml.runtime.parallel.divide import Loss, Part, chain_for, divide
 from distroml.runtime.parallel.gathering import whole_of
 from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
 from distroml.runtime.parallel.loss import check_loss
@@ -25,7 +25,6 @@ from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange
 from distroml.runtime.parallel.weights import LiveSource, WeightSource, materialise, pretrained, record
-from distroml.runtime.profile import NoChain
 from distroml.runtime.typed import backward, compile_in_place
 
 COMPRESSIONS = ("none",)
@@ -197,12 +196,11 @@ class ParallelModel:
         loss = loss or self._loss
         if loss is None:
             raise ValueError("measure needs a loss function: pass loss= here or to parallelize")
-        with torch.no_grad():
+        with torch.no_grad(), self.precision():
             if self.part.pipeline is not None:
                 found = self.part.pipeline.evaluate([batch], loss, name)
             else:
-                with self.precision():
-                    found = check_loss(loss(self.module, batch))
+                found = check_loss(loss(self.module, batch))
         return found if self.mesh.tells_loss else (0, 0)
 
     def synchronise(self) -> None:
@@ -340,10 +338,7 @@ def choose_plan(
     """The whole plan, from what is known of it; see `parallelize`."""
 
     def count_blocks() -> int:
-        try:
-            return len(chain_of(model, loss, sample).blocks)
-        except NoChain as error:
-            raise PlanRefused(f"pp needs a chain of blocks, but {error}") from None
+        return len(chain_for("pp", model, loss, sample).blocks)
 
     return make_plan(
         plan,
@@ -373,7 +368,7 @@ def spread(
     mesh = Mesh(plan, world)
     if plan.world_size == plan.dp_replicate:
         if plan.recompute != "none" or compiled:
-            chain = chain_of(model, loss, sample).modules(model)
+            chain = chain_for(f"the plan {plan}", model, loss, sample).modules(model)
             recompute(chain, plan.recompute)
             for block in chain if compiled else ():
                 compile_in_place(block)

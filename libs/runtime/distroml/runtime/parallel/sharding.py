@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.typed import on_gradient
@@ -75,3 +77,38 @@ def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: Mesh, reached: Rea
             module.set_reduce_scatter_unused_params(True)
     for unit in (*blocks, root):
         reached.watch(unit)
+    _let_go(root)
+    if callable(getattr(root, "generate", None)):
+        _gather_to_generate(cast("FSDPModule", root))
+
+
+def _let_go(root: nn.Module) -> None:
+    """Free what a pass without gradients has gathered: no backward pass does, and the next step would make it stale."""
+    units = [module for module in root.modules() if isinstance(module, FSDPModule)]
+
+    def ran(*_: Any) -> None:
+        if not torch.is_grad_enabled():
+            for unit in units:
+                unit.reshard()
+
+    root.register_forward_hook(ran)
+
+
+def _gather_to_generate(root: FSDPModule) -> None:
+    """Let `root.generate` call parts of the model by themselves (an encoder), and ranks finish at different times."""
+    register_fsdp_forward_method(cast("nn.Module", root), "generate")
+    generate: Callable[..., Any] = cast("Any", root).generate
+    told = "synced_gpus" in inspect.signature(generate).parameters
+
+    @functools.wraps(generate)
+    def generating(*args: Any, **kwargs: Any) -> Any:
+        if told:
+            # A rank that is ready goes on with the others: they need its share of the parameters.
+            kwargs.setdefault("synced_gpus", True)
+        try:
+            with torch.no_grad():
+                return generate(*args, **kwargs)
+        finally:
+            root.reshard()
+
+    cast("Any", root).generate = generating

@@ -43,9 +43,11 @@ def profile(model: nn.Module, loss: Loss, sample: Any, *, name: str = "") -> Mod
         name: for people.
 
     Raises:
-        ProfileRefused: the loss cannot be run on the sample, or gives no sum and count.
+        ProfileRefused: the loss cannot be run on the sample, or gives no sum and count; nothing is there to train.
     """
     samples = _samples_of(sample)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ProfileRefused("the model has no parameter that requires a gradient: there is nothing to train")
     try:
         chain = find_chain(model, lambda one: loss(one, sample)).blocks
         no_pp = ""
@@ -126,7 +128,8 @@ class _Run:
         self._regions: list[tuple[int, int]] = []
         self._inputs: dict[int, float] = {}
         self._outputs: dict[int, float] = {}
-        self._users: dict[int, set[int]] = {}
+        self._users: dict[str, set[int]] = {}
+        self._frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
         self._names = {id(parameter): one for one, parameter in model.named_parameters()}
         self.count = 1.0
         self._counter = Counter(range(len(chain) + 2), ())
@@ -134,6 +137,11 @@ class _Run:
         for state in states(model):
             try:
                 self._run(state, loss, sample)
+                if self._frozen:
+                    # The first run told what depends on any parameter; costs are those of what is trained.
+                    flowing = self._inputs, self._outputs
+                    self._run(state, loss, sample, frozen=self._frozen)
+                    self._inputs, self._outputs = flowing
                 break
             except Exception as error:
                 failure = failure or error
@@ -145,10 +153,19 @@ class _Run:
 
     # ---- the run
 
-    def _run(self, make: Callable[[nn.Module], dict[str, torch.Tensor]], loss: Loss, sample: Any) -> None:
+    def _run(
+        self,
+        make: Callable[[nn.Module], dict[str, torch.Tensor]],
+        loss: Loss,
+        sample: Any,
+        frozen: Sequence[str] = (),
+    ) -> None:
         self._spans, self._regions = [], []
+        self._inputs, self._outputs = {}, {}
         state = make(self._model)
-        self._counter = Counter(range(len(self._chain) + 2), state.values())
+        for name in frozen:
+            state[f"model.{name}"].requires_grad_(False)
+        self._counter = Counter(range(len(self._chain) + 2), (*state.values(), *self._model.buffers()))
         handles = [*self._watch_blocks(), *self._watch_split(), *self._watch_parameters()]
         counted: list[Any] = []
 
@@ -247,7 +264,7 @@ class _Run:
 
             def called(*_: Any) -> None:
                 for name in own:
-                    self._users.setdefault(hash(name), set()).add(self._counter.unit)
+                    self._users.setdefault(name, set()).add(self._counter.unit)
 
             return called
 
@@ -259,7 +276,7 @@ class _Run:
     # ---- what came of it
 
     def _units_of(self, name: str) -> set[int]:
-        return self._users.get(hash(name)) or {0}
+        return self._users.get(name) or {0}
 
     def unit(self, index: int, samples: int) -> Unit | None:
         """Unit `index`, per sample; None for a "before" or "after" in which nothing is."""
@@ -274,7 +291,8 @@ class _Run:
         name = kind if kind != "block" else self._chain[index - 1]
         flops = counted.forward.flops + counted.backward.flops
         moved = counted.forward.moved_bytes + counted.backward.moved_bytes
-        inputs = self._inputs.get(index, counted.saved["whole"])
+        # Where nothing is saved, as before the first block that is trained, inputs are not kept either.
+        inputs = min(self._inputs.get(index, counted.saved["whole"]), sum(counted.saved.values()))
         largest = max(counted.forward.largest_bytes, counted.backward.largest_bytes)
         return Unit(
             name=name,

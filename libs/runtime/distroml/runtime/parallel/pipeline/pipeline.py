@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from distroml.runtime.parallel.pipeline.tied import Held, follow_first, sum_tied
 
 Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
 _CPU = torch.device("cpu")
+_UNBOUND = "the pipeline has no group yet: call bind() first"
 _KEPT = 32  # flows, one for each signature
 
 
@@ -115,6 +116,13 @@ class Pipeline:
             module.install()
         self._runner = Runner(self.modules, self._plan.schedule, len(self._plan.stages), group, device)
 
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The ranks of the pipeline; raises `RuntimeError` before `bind`."""
+        if self._group is None:
+            raise RuntimeError(_UNBOUND)
+        return self._group
+
     def forward_backward(
         self, batches: Sequence[Any], before_forward: BeforeForward | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,14 +189,14 @@ class Pipeline:
 
     def sum_tied(self) -> None:
         """Give every holder of a tied parameter the sum of the gradients; once, after a step's backward passes."""
-        sum_tied(self.tied, self._mine(), cast("dist.ProcessGroup", self._group))
+        sum_tied(self.tied, self._mine(), self.group)
 
     def _mine(self) -> Held:
         return {module.index: dict(_by_original_name(module)) for module in self.modules}
 
     def _running(self) -> Runner:
         if self._runner is None:
-            raise RuntimeError("the pipeline has no group yet: call bind() first")
+            raise RuntimeError(_UNBOUND)
         if self.tied and len(self.modules) > 1:
             follow_first(self.tied, self._mine())
         return self._runner
@@ -295,7 +303,7 @@ class Pipeline:
         ]
 
     def _shared(self, result: Any) -> Any:
-        group = cast("dist.ProcessGroup", self._group)
+        group = self.group
         source = dist.get_global_rank(group, (len(self._plan.stages) - 1) % group.size())
         described: list[Any] = [trees.map_leaves(_described, result)]
         dist.broadcast_object_list(described, source, group)

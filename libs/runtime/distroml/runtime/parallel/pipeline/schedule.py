@@ -6,7 +6,7 @@ whatever a batch is, it never crosses a link.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -114,7 +114,7 @@ class Runner:
                 if backward:
                     schedule.step(*first, target=target, losses=[], return_outputs=False)
                 else:
-                    with torch.no_grad():
+                    with torch.no_grad(), _gradients_kept(self._modules.values()):
                         schedule.eval(*first, target=target)
         finally:
             self._runs, self._flow, self._before = (), None, None
@@ -177,6 +177,17 @@ def _given_loss(loss: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
 
 def _example(value: Value) -> torch.Tensor:
     return torch.empty(value.shape, dtype=value.dtype, device="meta", requires_grad=value.trained)
+
+
+@contextmanager
+def _gradients_kept(modules: Iterable[nn.Module]) -> Generator[None]:
+    """Give back the gradients that torch throws away when it prepares sharded stages for a new kind of pass."""
+    kept = [(parameter, parameter.grad) for module in modules for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
 
 
 @contextmanager

@@ -91,6 +91,11 @@ class StageModule(nn.Module):
         """Names of parameters here to their names in the user's model."""
         return {name: original_name(name) for name, _ in self.named_parameters()}
 
+    @property
+    def runs(self) -> bool:
+        """Whether a pass of this stage is under way."""
+        return self._pass is not None
+
     def load(self, task: Task) -> None:
         """Run `task` in the next forward pass."""
         self._task = task
@@ -167,8 +172,10 @@ class StageModule(nn.Module):
     def _running(self, number: int) -> _Pass:
         if self._pass is None:
             raise RuntimeError(
-                f"block {self._blocks[number]} of stage {self.index} runs outside of the stage's forward pass; turn "
-                "the model's own gradient checkpointing off and let the plan recompute (recompute=full)"
+                f"block {self._blocks[number]} of stage {self.index} runs outside of the stage's forward pass. Either "
+                "the model's own gradient checkpointing runs it: turn that off and let the plan recompute "
+                "(recompute=full). Or code calls a part of the model by itself, as generation does with an encoder: "
+                "that needs a plan with pp=1"
             )
         return self._pass
 
