@@ -18,14 +18,13 @@ import statistics
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from _pairs import compare, summary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "gpt"))
 
@@ -102,46 +101,6 @@ class Managed:
             next(self.steps)
 
 
-def cpu_seconds() -> float:
-    return time.process_time()
-
-
-def measure(block: Callable[[], None]) -> tuple[float, float]:
-    """Wall and summed CPU seconds per step, over both processes."""
-    dist.barrier()
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    block()
-    own = torch.tensor([time.perf_counter() - wall, cpu_seconds() - cpu], dtype=torch.float64)
-    dist.all_reduce(own)
-    return own[0].item() / WORLD_SIZE / STEPS, own[1].item() / STEPS
-
-
-def pairs(a: Callable[[], None], b: Callable[[], None], count: int) -> tuple[list[float], list[float], list[float]]:
-    """`a`/`b` of wall time and CPU time for each pair, and `b`'s wall seconds per step."""
-    wall: list[float] = []
-    cpu: list[float] = []
-    seconds: list[float] = []
-    for number in range(count):
-        first, second = (a, b) if number % 2 == 0 else (b, a)
-        one, two = measure(first), measure(second)
-        of_a, of_b = (one, two) if number % 2 == 0 else (two, one)
-        wall.append(of_a[0] / of_b[0])
-        cpu.append(of_a[1] / of_b[1])
-        seconds.append(of_b[0])
-    return wall, cpu, seconds
-
-
-def summary(ratios: list[float]) -> dict[str, float]:
-    """Median, quartiles, and the standard error of the median in the normal approximation."""
-    quartiles = statistics.quantiles(ratios, n=4)
-    return {
-        "median": statistics.median(ratios),
-        "q1": quartiles[0],
-        "q3": quartiles[2],
-        "median_error": 1.2533 * statistics.stdev(ratios) / len(ratios) ** 0.5,
-    }
-
-
 def work(rank: int, config: Config, count: int, link: str, answer: Any, port: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(
@@ -154,18 +113,18 @@ def work(rank: int, config: Config, count: int, link: str, answer: Any, port: in
     managed.block()
     hand = HandWritten(config, corpus, rank)
     hand.block()
-    wall, cpu, seconds = pairs(managed.block, hand.block, count)
-    same_wall, same_cpu, _ = pairs(hand.block, hand.block, max(min(10, count), count // 3))
+    found = compare(managed.block, hand.block, count, STEPS)
+    same = compare(hand.block, hand.block, max(min(10, count), count // 3), STEPS)
     if rank == 0:
         answer.put(
             {
                 "pairs": count,
                 "steps_per_block": STEPS,
-                "ddp_step_s": statistics.median(seconds),
-                "wall": summary(wall),
-                "cpu": summary(cpu),
-                "aa_wall": summary(same_wall),
-                "aa_cpu": summary(same_cpu),
+                "ddp_step_s": statistics.median(found.wall_s),
+                "wall": summary(found.wall),
+                "cpu": summary(found.cpu),
+                "aa_wall": summary(same.wall),
+                "aa_cpu": summary(same.cpu),
             }
         )
     managed.trainer.close()

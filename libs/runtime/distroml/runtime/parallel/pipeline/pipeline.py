@@ -17,7 +17,7 @@ from distroml.runtime.parallel.pipeline.fakes import hollow_copy
 from distroml.runtime.parallel.pipeline.flow import Flow, Run, follow
 from distroml.runtime.parallel.pipeline.proof import prove
 from distroml.runtime.parallel.pipeline.schedule import BeforeForward, Runner, check_schedule
-from distroml.runtime.parallel.pipeline.stage import StageModule
+from distroml.runtime.parallel.pipeline.stage import StageModule, original_name
 from distroml.runtime.parallel.pipeline.tied import Held, follow_first, sum_tied
 
 Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
@@ -189,7 +189,8 @@ class Pipeline:
 
     def sum_tied(self) -> None:
         """Give every holder of a tied parameter the sum of the gradients; once, after a step's backward passes."""
-        sum_tied(self.tied, self._mine(), self.group)
+        if self.tied:
+            sum_tied(self.tied, self._mine(), self.group)
 
     def _mine(self) -> Held:
         return {module.index: dict(_by_original_name(module)) for module in self.modules}
@@ -343,4 +344,4 @@ def _call_run(given: tuple[tuple[Any, ...], dict[str, Any]]) -> Run:
 
 
 def _by_original_name(module: StageModule) -> list[tuple[str, nn.Parameter]]:
-    return [(module.names[name], parameter) for name, parameter in module.named_parameters()]
+    return [(original_name(name), parameter) for name, parameter in module.named_parameters()]
