@@ -299,7 +299,7 @@ def test_it_says_what_binds():
     assert "links" in slow.choice.binding
     fast = explained(outer=1e12, inner=1e12, memory_gib=64)
     assert fast.choice.binding == "compute"
-    assert fast.binds()[0].startswith("compute: ")
+    assert fast.binds()[0].startswith("computation: ")
     assert any(line.startswith("memory: ") for line in fast.binds())
 
 

@@ -76,15 +76,24 @@ def show_sensitivity(request: Request, cases: tuple[Sensitivity, ...]) -> None:
 
 
 def _head(request: Request) -> None:
-    levels = " x ".join(f"{level.extent} ({level.name})" for level in reversed(request.topology.levels))
+    levels = " x ".join(
+        f"{level.extent} ({level.name})" for level in reversed(request.topology.levels) if level.extent > 1
+    )
     world, device = request.topology.world_size, request.topology.device.name
     output.out.print(
-        f"{request.name}, {request.profile.parameters / 1e9:.3g} billion parameters, on {world:,} x {device} "
-        f"[{levels}], {request.global_batch:,} samples a step",
+        f"{request.name}, {_count(request.profile.parameters)} parameters, on {world:,} x {device}"
+        f"{f' [{levels}]' if levels else ''}, {request.global_batch:,} samples a step",
         markup=False,
     )
     for note in request.notes:
         output.out.print(f"  note: {note}", style="dim", markup=False)
+
+
+def _count(number: int) -> str:
+    for word, scale in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {word}"
+    return str(number)
 
 
 def _shares(parts: Mapping[str, float], total: float, words: Callable[[float], str]) -> Iterator[str]:

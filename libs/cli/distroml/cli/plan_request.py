@@ -47,7 +47,8 @@ class Request:
         try:
             return search(self.profile, self.topology, self.training, self.global_batch, wish=self.wish)
         except PlanRefused as error:
-            raise CliError(f"no plan is possible: {error}") from error
+            text = str(error)
+            raise CliError(text if text.startswith("no plan") else f"no plan is possible: {text}") from error
 
     @cached_property
     def explainer(self) -> Explainer:

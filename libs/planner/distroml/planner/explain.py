@@ -9,7 +9,7 @@ from distroml.planner.plan import PlanRefused
 from distroml.planner.prediction import Corrections, Prediction
 from distroml.planner.pricing import Pricer
 from distroml.planner.profile import MeasuredUnit, ModelProfile
-from distroml.planner.reasons import against, bytes_text, differences, seconds_text
+from distroml.planner.reasons import WORDS, against, bytes_text, differences, seconds_text
 from distroml.planner.request import Wish
 from distroml.planner.search import Choice, Search
 from distroml.planner.topology import Topology
@@ -36,18 +36,21 @@ class Sensitivity:
     Attributes:
         change: what is different, such as "links at half the rate".
         kept: the chosen plan's prediction then; None where it is not possible.
+        why: it is not possible.
         best: the plan that would be chosen then; None where none is possible.
     """
 
     change: str
     kept: Prediction | None
+    why: str = ""
     best: Prediction | None
 
     def __str__(self) -> str:
         if self.best is None:
             return f"{self.change}: no plan fits"
         if self.kept is None:
-            return f"{self.change}: this plan is not possible; best is {self.best.plan}"
+            best = f"{self.best.plan} would take {seconds_text(self.best.step_seconds)} a step"
+            return f"{self.change}: this plan is not possible ({self.why}); {best}"
         text = f"{self.change}: {seconds_text(self.kept.step_seconds)} a step"
         gain = self.kept.step_seconds / self.best.step_seconds - 1
         return text if gain < 0.01 else f"{text}; {self.best.plan} would be {gain:.0%} faster"
@@ -85,18 +88,18 @@ class Explainer:
     def binds(self) -> tuple[str, ...]:
         """What the step and the memory are spent on, largest first."""
         prediction = self.choice.prediction
-        lines = [
-            f"{part}: {seconds_text(value)} ({value / prediction.step_seconds:.0%} of the step)"
-            for part, value in sorted(prediction.seconds.items(), key=lambda item: -item[1])
-            if value > 0.005 * prediction.step_seconds
-        ]
+        pricer = self._pricer(self._topology, self._batch)
+        lines: list[str] = []
+        for part, value in sorted(prediction.seconds.items(), key=lambda item: -item[1]):
+            if value > 0.005 * prediction.step_seconds:
+                links = pricer.links(prediction.plan, part)
+                what = WORDS[part] + (f" over {links} links" if links else "")
+                lines.append(f"{what}: {seconds_text(value)} ({value / prediction.step_seconds:.0%} of the step)")
         share = prediction.peak_bytes_per_rank / prediction.capacity_bytes
         worst = max(prediction.bytes, key=lambda part: prediction.bytes[part])
         lines.append(
             f"memory: {bytes_text(prediction.peak_bytes_per_rank)} ({share:.0%} of what there is), most of it {worst}"
         )
-        if lost := sum(count for reason, count in self.choice.rejected.items() if "memory" in reason):
-            lines.append(f"memory ruled out {lost} candidates")
         return tuple(lines)
 
     def why_not(self, wish: Wish) -> Counterfactual:
@@ -131,7 +134,9 @@ class Explainer:
             best = Search(pricer, self._wish, alternatives=False).run().prediction
         except PlanRefused:
             best = None
-        return Sensitivity(change=change, kept=kept if isinstance(kept, Prediction) else None, best=best)
+        if isinstance(kept, Prediction):
+            return Sensitivity(change=change, kept=kept, best=best)
+        return Sensitivity(change=change, kept=None, why=kept.reason, best=best)
 
 
 def explain(

@@ -20,6 +20,16 @@ from distroml.planner.training import Training
 _MIB = 1 << 20
 
 
+_AXES: dict[str, Axis] = {
+    "tp": "tp",
+    "p2p": "pp",
+    "tied": "pp",
+    "dp_shard": "dp_shard",
+    "dp_replicate": "dp_replicate",
+}
+"""Along which axis a part of the step is exchanged."""
+
+
 class Pricer:
     """Prices plans of one model on one cluster; what plans have in common is computed once.
 
@@ -217,17 +227,15 @@ class Pricer:
         grouped = dict(seconds)
         grouped["compute"] += grouped.pop("recompute")
         part = max(grouped, key=lambda name: grouped[name])
-        axis: dict[str, Axis] = {
-            "tp": "tp",
-            "p2p": "pp",
-            "tied": "pp",
-            "dp_shard": "dp_shard",
-            "dp_replicate": "dp_replicate",
-        }
-        if part not in axis:
-            return part
-        route = self.route(plan, axis[part])
-        return f"{part} over {route[-1].level.name} links" if route else part
+        links = self.links(plan, part)
+        return f"{part} over {links} links" if links else part
+
+    def links(self, plan: Plan, part: str) -> str:
+        """The outermost level whose links a part of the step is spent on, "" where it is spent on none."""
+        if part not in _AXES:
+            return ""
+        route = self.route(plan, _AXES[part])
+        return route[-1].level.name if route else ""
 
 
 def _gib(bytes_: float) -> str:

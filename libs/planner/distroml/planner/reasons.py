@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from distroml.planner.plan import AXES, Axis, Plan, stages_text
+from distroml.planner.plan import AXES, Plan, stages_text
 from distroml.planner.prediction import Prediction
 from distroml.planner.request import Wish
 from distroml.planner.topology import Level, Topology
@@ -14,7 +14,7 @@ from distroml.planner.topology import Level, Topology
 if TYPE_CHECKING:
     from distroml.planner.pricing import Pricer
 
-_WORDS = {
+WORDS = {
     "compute": "computation",
     "recompute": "recomputation",
     "tp": "collectives of tp",
@@ -55,14 +55,14 @@ def against(other: Prediction, chosen: Prediction) -> str:
     least = max(1e-6 * chosen.step_seconds, *(0.1 * abs(change) for change in changes.values()))
     worse = sorted((part for part in changes if changes[part] >= least), key=lambda part: -changes[part])[:3]
     better = sorted((part for part in changes if changes[part] <= -least), key=lambda part: changes[part])[:2]
-    told = ", ".join(f"{_WORDS[part]} +{seconds_text(changes[part])}" for part in worse)
-    saved = ", ".join(f"{_WORDS[part]} -{seconds_text(-changes[part])}" for part in better)
+    told = ", ".join(f"{WORDS[part]} +{seconds_text(changes[part])}" for part in worse)
+    saved = ", ".join(f"{WORDS[part]} -{seconds_text(-changes[part])}" for part in better)
     if abs(ratio) < TIE:
         memory = other.peak_bytes_per_rank - chosen.peak_bytes_per_rank
         more = abs(memory) > 0.01 * chosen.peak_bytes_per_rank
         needs = f"{bytes_text(abs(memory))} {'more' if memory > 0 else 'less'} memory" if more else ""
         return f"as fast: {', '.join(filter(None, (told, saved, needs))) or 'no part of it differs'}"
-    pace = f"{ratio:.1%} slower" if ratio > 0 else f"{-ratio:.1%} faster"
+    pace = f"{abs(ratio):.1%} {'slower' if ratio > 0 else 'faster'}" if ratio < 1 else f"{1 + ratio:.1f} times as slow"
     if ratio > 0:
         return f"{pace}: {told}" + (f", though {saved}" if saved else "")
     return f"{pace}: {saved}" + (f", though {told}" if told else "")
@@ -73,7 +73,7 @@ def differences(one: Plan, other: Plan) -> str:
     meaningless = {"reasons"}
     for plan in (one, other):
         # Without several stages or shards there is nothing to schedule or to free.
-        meaningless |= set() if plan.pp > 1 else {"schedule"}
+        meaningless |= set() if plan.pp > 1 else {"schedule", "stages"}
         meaningless |= set() if plan.dp_shard > 1 else {"reshard_after_forward"}
         meaningless |= set() if plan.dp_replicate > 1 else {"bucket_mb"}
     changed = [
@@ -86,7 +86,7 @@ def differences(one: Plan, other: Plan) -> str:
 
 def _value_text(name: str, value: Any) -> str:
     if name == "stages":
-        return stages_text(value) or "none"
+        return stages_text(value)
     if name == "order":
         return "/".join(value)
     if isinstance(value, bool):
@@ -95,25 +95,31 @@ def _value_text(name: str, value: Any) -> str:
 
 
 def reasons_for(
-    chosen: Prediction, pricer: Pricer, without: Mapping[Axis, Prediction], rejected: Mapping[str, int]
+    chosen: Prediction, pricer: Pricer, without: Mapping[str, Prediction | str], rejected: Mapping[str, int]
 ) -> tuple[str, ...]:
     """One line for each choice in the plan that somebody may ask about.
 
-    `without` has the best plan found in which an axis is 1.
+    `without` has for each axis the best plan found in which it is 1, or why there is none, and for "schedule" the best
+    plan found with another one.
     """
     plan = chosen.plan
     lines = [
         f"step {seconds_text(chosen.step_seconds)}, most of it {chosen.binding}; model flops used {chosen.mfu:.1%}"
     ]
     for axis, size in plan.mesh.items():
-        if other := without.get(axis):
-            told = f"without it the best plan ({other.plan.mesh_text}) is {against(other, chosen)}"
-            lines.append(f"{axis}={size}: {told}")
-        elif size > 1:
-            lines.append(f"{axis}={size}: no plan without it fits into memory, divides the batch or is as wished")
+        if size == 1:
+            continue
+        told = without[axis]
+        if isinstance(told, Prediction):
+            told = f"without it the best plan ({told.plan.mesh_text}) is {against(told, chosen)}"
+        lines.append(f"{axis}={size}: {told}")
     if plan.pp > 1:
         bubble = chosen.seconds["bubble"] / chosen.step_seconds
-        lines.append(f"schedule={plan.schedule}: {bubble:.1%} of the step is bubble")
+        line = f"schedule={plan.schedule}: {bubble:.1%} of the step is bubble"
+        other = without.get("schedule")
+        if isinstance(other, Prediction):
+            line += f"; the best plan with another one ({other.plan.schedule}) is {against(other, chosen)}"
+        lines.append(line)
     lines += _one_change(chosen, pricer)
     full = bytes_text(chosen.capacity_bytes)
     lines.append(f"memory {bytes_text(chosen.peak_bytes_per_rank)} of {full} per rank at the peak")
@@ -154,7 +160,7 @@ def refusal_of_nothing(pricer: Pricer, wish: Wish, nearest: Prediction, missing:
         f"({missing:.0f} bytes) too much. It would fit on devices of {bytes_text(needed)}"
     )
     if ranks := _ranks_that_fit(pricer, nearest.plan):
-        text += f", on {ranks} of these devices"
+        text += f", or on {ranks} of these"
     if wish != Wish():
         text += ", and maybe without what was wished for"
     return text

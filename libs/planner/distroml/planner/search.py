@@ -20,7 +20,7 @@ from distroml.planner.prediction import Corrections, Prediction, Refused
 from distroml.planner.preference import complexity, not_chosen, shape_of
 from distroml.planner.pricing import Pricer
 from distroml.planner.profile import MeasuredUnit, ModelProfile
-from distroml.planner.reasons import TIE, reasons_for, refusal_of_nothing
+from distroml.planner.reasons import TIE, bytes_text, reasons_for, refusal_of_nothing, seconds_text
 from distroml.planner.request import Wish
 from distroml.planner.topology import Topology
 from distroml.planner.training import Training
@@ -28,6 +28,7 @@ from distroml.planner.training import Training
 _MOST_ALTERNATIVES = 12
 # Shapes whose lower bound is this many times the best step are not searched to their end.
 _HOPELESS = 1.6
+_NEVER = "no plan without it is possible with this model, batch and number of ranks, and as wished"
 _BUCKETS_MB = (1.0, 4.0, 8.0, 25.0, 100.0)
 
 
@@ -119,6 +120,8 @@ class Search:
         self.rejected: Counter[str] = Counter()
         self.nearest: tuple[float, Plan] | None = None
         self._seen: list[tuple[float, Plan]] = []
+        self._short: dict[Shape, float] = {}
+        """Bytes that the least plan of a shape lacks, where plans of it do not fit."""
         self._laid: dict[tuple[int, ...], list[tuple[Axis, ...]]] = {}
 
     def run(self) -> Choice:
@@ -146,12 +149,11 @@ class Search:
         # Of the chosen shape, the other way to share the parameters.
         others += self._fastest(lambda plan: shape_of(plan) == shape_of(chosen) and plan.mesh != chosen.mesh)
         alternatives = sorted(map(self.pricer.predict, others), key=lambda other: other.step_seconds)
-        without: dict[Axis, Prediction] = {
-            axis: self.pricer.predict(plan)
-            for axis, size in chosen.mesh.items()
-            if size > 1
-            for plan in self._fastest(lambda plan, axis=axis: plan.mesh[axis] == 1)
+        without: dict[str, Prediction | str] = {
+            axis: self._without(axis, chosen, queues) for axis, size in chosen.mesh.items() if size > 1
         }
+        for plan in self._fastest(lambda plan: plan.mesh == chosen.mesh and plan.schedule != chosen.schedule):
+            without["schedule"] = self.pricer.predict(plan)
         plan = replace(chosen, reasons=reasons_for(prediction, self.pricer, without, dict(self.rejected)))
         return Choice(
             plan=plan,
@@ -162,6 +164,25 @@ class Search:
             ),
             rejected=dict(self.rejected),
         )
+
+    def _without(
+        self, axis: Axis, chosen: Plan, queues: Mapping[Shape, Sequence[tuple[float, int, Core, Plan]]]
+    ) -> Prediction | str:
+        """The best plan seen in which `axis` is 1, or why none was."""
+        if plans := self._fastest(lambda plan: plan.mesh[axis] == 1):
+            return self.pricer.predict(plans[0])
+        if axis in ("dp_replicate", "dp_shard"):
+            alike = replace(chosen, **{"dp_replicate": chosen.dp, "dp_shard": chosen.dp, axis: 1})
+            missing = self.pricer.peak_bytes(alike) - self.pricer.topology.device.usable_bytes
+            return f"all else alike, without it {bytes_text(missing)} of memory are missing" if missing > 0 else _NEVER
+        shapes = [shape for shape in queues if getattr(shape, axis) == 1]
+        if bounds := [queues[shape][0][0] for shape in shapes if queues[shape]]:
+            # What was not visited takes that much longer, or the bound says more.
+            least = max(min(bounds), _HOPELESS * sum(self.pricer.seconds(chosen).values()))
+            return f"without it a step takes {seconds_text(least)} at least"
+        if short := [self._short[shape] for shape in shapes if shape in self._short]:
+            return f"without it {bytes_text(min(short))} of memory are missing at least"
+        return _NEVER
 
     def _fastest(self, wanted: Callable[[Plan], bool]) -> list[Plan]:
         """The fastest seen plan that is `wanted`; none where none was seen."""
@@ -192,6 +213,7 @@ class Search:
             if missing > 0:
                 self.rejected["too little memory, however the parameters are shared"] += 1
                 self._note(missing, plan)
+                self._short[shape] = min(missing, self._short.get(shape, missing))
                 continue
             queue.append((self._bound(plan), number, core, plan))
         queue.sort(key=lambda entry: entry[:2])
