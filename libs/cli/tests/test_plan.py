@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -112,6 +114,26 @@ def test_a_file_of_plans_is_priced_a_line_each(cli: Cli):
         (True, False), (False, True), (False, True), (True, False),
     ]  # fmt: skip
     assert "tp must be a positive whole number" in told[2]["reason"]
+
+
+def test_a_thousand_different_plans_take_at_most_5_seconds_with_the_start_of_the_command(cli: Cli):
+    degrees = [(tp, pp) for tp in (1, 2, 4, 8) for pp in (1, 2, 4, 8, 16) if tp * pp <= 16]
+    plans = [
+        f"tp={tp},pp={pp},{axis}={16 // tp // pp},microbatch={size},schedule={schedule},recompute={again}"
+        for tp, pp in degrees
+        for axis, size, schedule, again in itertools.product(
+            ("dp_replicate", "dp_shard"), (1, 2, 4), ("1f1b", "gpipe", "zero_bubble"), ("none", "selective", "full")
+        )
+    ]
+    plans = [f"{plan},bucket_mb={size}" for size in (4, 25) for plan in plans][:1000]
+    assert len(set(plans)) == 1000
+    (cli.folder / "plans").write_text("\n".join(plans))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "distroml.cli.main", "plan", str(cli.spec), "--price", f"@{cli.folder / 'plans'}"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert len(ran.stdout.splitlines()) == 1000
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 
 def test_why_not_and_what_would_change(cli: Cli):

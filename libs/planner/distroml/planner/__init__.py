@@ -14,7 +14,8 @@ Prices
 
 Choices
     `search(profile, topology, training, global_batch, wish=...)` gives a `Choice`: the fastest plan that fits, its
-    prediction, and the alternatives with reasons. `complete(pricer, wish)` fills in what one wished plan leaves open.
+    prediction, and the alternatives with reasons. `complete(pricer, wish)` fills in what one wished plan leaves open;
+    `judge(pricer, plan)` gives a `Choice` of a plan that was decided on elsewhere.
     `explain(...)` says what binds and what would change; `learn(...)` turns measurements into `Corrections`.
 
 Whatever cannot be read or made raises `PlanRefused`, whose message says what, why and what works.
@@ -25,6 +26,7 @@ from distroml.planner.explain import Counterfactual, Explainer, Sensitivity, exp
 from distroml.planner.feedback import Measurement, contradicts, learn
 from distroml.planner.fitting import Sample, fit_level, fit_levels
 from distroml.planner.gpus import custom_gpu, gpu, gpu_names
+from distroml.planner.judge import judge
 from distroml.planner.plan import AXES, RECOMPUTE, SCHEDULES, Axis, Plan, PlanRefused, Recompute, Schedule
 from distroml.planner.prediction import BYTES, SECONDS, Corrections, Prediction, Refused, Stage
 from distroml.planner.pricing import Pricer, price
@@ -83,6 +85,7 @@ __all__ = [
     "fit_levels",
     "gpu",
     "gpu_names",
+    "judge",
     "learn",
     "parse_wish",
     "price",

@@ -19,7 +19,7 @@ FORWARD, BACKWARD, WEIGHT = 0, 1, 2
 """Kinds of passes. Under zero_bubble a backward pass leaves the weights' gradients to a weight pass."""
 WEIGHT_SHARE = 0.5
 """Of a backward pass's computation: the gradients of weights, which need nothing but what was saved and received."""
-_ROUNDS = 4
+_ROUNDS = 3
 _PROGRAMS = 64
 
 
