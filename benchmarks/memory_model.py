@@ -4,7 +4,8 @@ Models are made small from their configurations: the example GPT at two sizes, a
 spread by `parallelize` on CPU ranks over Gloo; one step makes the optimizer's state, the next one is tracked, by
 FSDPMemTracker where parameters are sharded and by MemTracker elsewhere. Both count the bytes of every live tensor:
 no rounding to blocks (on the CPU), no fragmentation, nothing of Gloo's own. So the planner's prediction is taken
-without its allocator margin. FSDPMemTracker follows one microbatch per step, and so do all cases.
+without its allocator margin. What AdamW computes on the way (three times the largest parameter) is not predicted; it
+matters only where activations are smaller. FSDPMemTracker follows one microbatch per step, and so do all cases.
 
 The parts stand beside one another, so that a wrong total can be traced. `moving` is everything that comes and goes
 beside activations: gathered parameters, whole gradients before they are scattered, buffers and temporary results.

@@ -2,7 +2,8 @@
 
 Parameters, gradients and optimizer state lie there all the time (fully sharded along dp_shard); activations by how
 many microbatches the schedule keeps in flight. Gradients that no buffer holds (one microbatch, no sums along
-dp_replicate) come while activations go, and the peak is the larger moment of both.
+dp_replicate) come while activations go, and the peak is the larger moment of both; how this project's runtime goes
+through a step without stages is followed in `moments`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from distroml.planner.cost.chain import Chain, Span, saved_bytes
 from distroml.planner.cost.compute import rank_parameters
 from distroml.planner.cost.pipeline import in_flight
+from distroml.planner.moments import Step
 from distroml.planner.plan import Plan
 from distroml.planner.prediction import BYTES, Corrections
 from distroml.planner.profile import Unit
@@ -113,7 +115,9 @@ class MemoryModel:
         alone = plan.dp_shard == plan.tp == plan.pp == 1
         # Whole copies have buffers for gradients, as have engines with 32-bit sums.
         kept = alone or training.has_master(item)
-        if not kept and microbatches == 1 and plan.pp == 1:
+        if self.chain.profile.engine == "torch" and plan.pp == 1:
+            self._follow(parts, plan, microbatch, kept or microbatches > 1)
+        elif not kept and microbatches == 1 and plan.pp == 1:
             self._come_and_go(parts, plan, lasting.held[0], microbatch)
         if plan.dp_replicate > 1 and not kept:
             parts = self._after_passes(parts, whole)
@@ -162,6 +166,24 @@ class MemoryModel:
         # A stage that scatters once a step sums whole gradients until then.
         once = plan.pp > 1 and not keeps
         return kept + (trainable if once else largest) * gradient
+
+    def _follow(self, parts: dict[str, float], plan: Plan, microbatch: int, lasting: bool) -> None:
+        """Put in what is there when this project's runtime holds most."""
+        item, training = self.chain.profile.parameter_itemsize, self.training
+        step = Step(
+            chain=self.chain,
+            plan=plan,
+            microbatch=microbatch,
+            gather_bytes=training.compute_itemsize,
+            gradient_bytes=training.gradient_bytes(item),
+            lasting=lasting,
+            transient=lambda unit: self._transient(unit, plan),
+        )
+        copies = parts["gathered"] if plan.dp_shard == 1 else 0.0
+        parts.update(step.fullest()._asdict())
+        parts["gathered"] += copies
+        # Flat gradients are summed where they lie, and others only after the passes.
+        parts["buffers"] = 0.0
 
     def _come_and_go(self, parts: dict[str, float], plan: Plan, span: Span, microbatch: int) -> None:
         """Take gradients and activations at the moment of the backward pass when both together are largest."""

@@ -1,0 +1,127 @@
+"""The moment of a step when a rank without stages holds most, as this project's runtime goes through one.
+
+Activations go while gradients come, and FSDP frees gathered parameters on the way: what is largest by itself is not
+there at once. A pass is followed block by block, on the host's clock, as FSDP2 holds on to its buffers: the unit that
+runs has its parameters whole; in the backward pass the block before is gathered ahead, and what the block behind
+scatters is kept until this one scatters. What lies outside of the blocks stays gathered, and its gradients whole,
+until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from distroml.planner.cost.chain import Chain
+from distroml.planner.plan import Plan
+from distroml.planner.profile import Unit
+
+
+class Moment(NamedTuple):
+    """Bytes at one moment beside parameters and optimizer state; what a collective works on counts as gathered."""
+
+    activations: float
+    gradients: float
+    gathered: float
+    transient: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one rank goes through in one step.
+
+    Attributes:
+        chain: the model.
+        plan: without stages.
+        microbatch: samples of one pass.
+        gather_bytes: of one gathered element.
+        gradient_bytes: of one element's gradient.
+        lasting: gradients have a place all the time: buffers, or earlier microbatches' sums.
+        transient: temporary bytes of one sample in a unit.
+    """
+
+    chain: Chain
+    plan: Plan
+    microbatch: int
+    gather_bytes: float
+    gradient_bytes: float
+    lasting: bool
+    transient: Callable[[Unit], float]
+
+    def fullest(self) -> Moment:
+        """The moment with most bytes."""
+        return max(self._moments(), key=sum)
+
+    def _moments(self) -> Iterator[Moment]:
+        first, stop, end = self.chain.first, self.chain.first + self.chain.blocks, len(self.chain.units)
+        # The optimizer's step. What it computes on the way, a few times its largest parameter, no profile tells.
+        yield Moment(0.0, self._sharded(self._trainable(0, end)), 0.0, 0.0)
+        around = self._around()
+        behind = self._whole(self._trainable(stop, end))
+        kept = around if self.plan.reshard_after_forward else around + self._gathered(first, stop)
+        # The last block's buffer is let go when the backward pass begins.
+        yield self._moment(end, stop, kept + self._gathered(stop - 1, stop) if first < stop else kept)
+        if stop < end:
+            yield self._moment(end, stop, kept, unit=stop)
+        for block in self._blocks(first, stop):
+            own = self._whole(self._trainable(block, block + 1))
+            ahead = first if not self.plan.reshard_after_forward else max(first, block - 1)
+            there = around + behind + self._gathered(ahead, block + 1)
+            there += self._whole(self._trainable(block + 1, min(block + 2, stop)))
+            yield self._moment(block + 1, block + 1, there, unit=block)
+            yield self._moment(block, block + 1, there + own)
+        if first:
+            scattered = self._whole(self._trainable(first, min(first + 1, stop)))
+            yield self._moment(first, first, around + behind + scattered, unit=0)
+            outside = self._whole(self._outside())
+            yield self._moment(0, first, 2 * outside)
+
+    def _moment(self, saved: int, reached: int, gathered: float, unit: int | None = None) -> Moment:
+        """With what the first `saved` units saved, gradients from unit `reached` on, and `unit` at work."""
+        activations = self.chain.saved(self.plan.tp, self.plan.sequence_parallel, self.plan.recompute)
+        # What lies outside of the blocks is whole until it is scattered last: it is among what is gathered.
+        upto = self.chain.first + self.chain.blocks if self.plan.dp_shard > 1 else len(self.chain.units)
+        return Moment(
+            activations.over((0, saved)) * self.microbatch,
+            self._sharded(self._trainable(reached, max(reached, upto))),
+            gathered,
+            0.0 if unit is None else self.transient(self.chain.units[unit]) * self.microbatch,
+        )
+
+    def _blocks(self, first: int, stop: int) -> list[int]:
+        """Where the most can be: bytes change evenly along blocks that are alike."""
+        if self.chain.uniform:
+            return sorted({block for block in (first, first + 1, stop - 2, stop - 1) if first <= block < stop})
+        return list(range(first, stop))
+
+    def _trainable(self, start: int, stop: int) -> float:
+        return self.chain.trainable(self.plan.tp, (start, stop)) if start < stop else 0.0
+
+    def _outside(self) -> float:
+        """Trainable elements outside of the blocks, shared ones once."""
+        first, stop = self.chain.first, self.chain.first + self.chain.blocks
+        return self._trainable(0, len(self.chain.units)) - self._trainable(first, stop)
+
+    def _around(self) -> float:
+        """Bytes gathered for what lies outside of the blocks."""
+        frozen, units = self.chain.sizes(self.plan.tp).frozen, len(self.chain.units)
+        blocks = (self.chain.first, self.chain.first + self.chain.blocks)
+        elements = self._outside() + frozen.over((0, units)) - frozen.over(blocks)
+        return elements * self.gather_bytes if self.plan.dp_shard > 1 else 0.0
+
+    def _gathered(self, start: int, stop: int) -> float:
+        if self.plan.dp_shard == 1:
+            return 0.0
+        frozen = self.chain.sizes(self.plan.tp).frozen.over((start, stop))
+        return (self._trainable(start, stop) + frozen) * self.gather_bytes
+
+    def _whole(self, elements: float) -> float:
+        """Bytes of gradients that are not scattered yet; where nothing is scattered they are where they stay."""
+        return elements * self.gradient_bytes if self.plan.dp_shard > 1 else 0.0
+
+    def _sharded(self, elements: float) -> float:
+        """Bytes of gradients in their place."""
+        if self.lasting:
+            elements = self._trainable(0, len(self.chain.units))
+        return elements * self.gradient_bytes / self.plan.dp_shard

@@ -1,0 +1,86 @@
+"""Predicted bytes are those of a real step: saved tensors one by one, and the peak of a rank under a plan."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from distroml.planner import Device, Level, Pricer, Topology, Training, parse_wish
+from distroml.planner.plan import Plan
+from distroml.runtime.profile import profile
+from libs.runtime.tests.profile.memory_ranks import SAMPLES, WIDTH, Tower, batch, loss
+from tests.numerics.pool import Pool
+
+FLOAT = 4
+BLOCK = 8 * WIDTH * WIDTH
+OUTSIDE = WIDTH * WIDTH + 8 * WIDTH
+
+
+def predicted(plan: str) -> dict[str, float]:
+    device = Device(name="cpu", flops={"fp32": 1e11}, memory_bytes=1e12, memory_bytes_per_s=1e10, margin=0.0)
+    topology = Topology(device=device, levels=(Level(name="node", extent=4, latency_s=1e-5, bytes_per_s=1e9),))
+    wish = parse_wish(plan)
+    chosen = Plan(
+        dp_replicate=wish.dp_replicate or 1,
+        dp_shard=wish.dp_shard or 1,
+        recompute=wish.recompute or "none",
+        reshard_after_forward=wish.reshard_after_forward is not False,
+        microbatch=SAMPLES,
+    )
+    pricer = Pricer(profile(Tower(), loss, batch()), topology, Training(precision="fp32"), SAMPLES * chosen.dp)
+    return dict(pricer.predict(chosen).bytes)
+
+
+def test_saved_bytes_are_those_that_autograd_saves():
+    model = Tower()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss(model, batch())
+    units = profile(model, loss, batch()).units
+    predicted_bytes = sum(unit.saved["none"].whole_bytes + unit.saved["none"].split_bytes for unit in units) * SAMPLES
+    assert predicted_bytes == sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_a_recomputed_block_keeps_its_input():
+    units = profile(Tower(), loss, batch()).units
+    assert {unit.saved["full"].whole_bytes for unit in units if unit.kind == "block"} == {WIDTH * FLOAT}
+
+
+def test_gathered_blocks_are_counted_as_fsdp_holds_them():
+    """A block and the one gathered ahead, what the one behind scatters, all around, and the last layer's gradient."""
+    assert predicted("dp_shard=2")["gathered"] == FLOAT * (3 * BLOCK + OUTSIDE + 8 * WIDTH)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    made = Pool(4)
+    yield made
+    made.close()
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("plan", "size"),
+    [
+        ("dp_replicate=2", 2),
+        ("dp_shard=2", 2),
+        ("dp_shard=2,recompute=full", 2),
+        ("dp_shard=2,reshard=no", 2),
+        ("dp_replicate=2,dp_shard=2", 4),
+    ],
+)
+def test_a_rank_needs_what_was_predicted(pool: Pool, plan: str, size: int):
+    ours = predicted(plan)
+    for real in pool.run("libs.runtime.tests.profile.memory_ranks:peak", size, plan=plan):
+        assert ours["parameters"] == real.get("Sharded Param", real.get("Parameter"))
+        steps = 4 * 10  # each parameter's count of steps
+        assert ours["optimizer"] == real.get("OptState", real.get("Optstate")) - steps
+        assert sum(ours.values()) == pytest.approx(real["Total"], rel=0.05)
