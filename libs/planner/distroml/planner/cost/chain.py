@@ -104,18 +104,28 @@ class Chain:
             shape: all_reduce_s(route, unit.tp_reduced_bytes * samples, count=max(1, unit.tp_collectives))
             for shape, unit in self.shapes.items()
         }
-        again = 2.0 if recompute == "full" else 1.0
-        if sequence and recompute == "none" and self.profile.engine == "torch":
-            again = 1.5  # what was gathered in the forward pass is not kept: half a sum more
         times = Times(
             forward=Sums(computed[unit.shape].forward_s for unit in self.units),
             backward=Sums(computed[unit.shape].backward_s for unit in self.units),
             recompute=Sums(computed[unit.shape].recompute_s for unit in self.units),
             tp_forward=Sums(reduced[unit.shape] for unit in self.units),
-            tp_backward=Sums(reduced[unit.shape] * (again if unit.kind == "block" else 1) for unit in self.units),
+            tp_backward=Sums(reduced[unit.shape] * self._sums_again(unit, sequence, recompute) for unit in self.units),
         )
         self._times[key] = times
         return times
+
+    def _sums_again(self, unit: Unit, sequence: bool, recompute: Recompute) -> float:
+        """What a backward pass exchanges along tp, as a factor of what the forward pass does."""
+        if unit.kind != "block":
+            return 1.0
+        if self.profile.engine != "torch":
+            return 2.0 if recompute == "full" else 1.0
+        if recompute != "none":
+            # The forward pass again, up to the last sum: nothing behind it is wanted.
+            calls = max(1, unit.tp_collectives)
+            return 1.0 + (calls - 1) / calls
+        # What was gathered in the forward pass is not kept: half a sum more.
+        return 1.5 if sequence else 1.0
 
     def _along(self, unit: Unit, sequence: bool) -> bool:
         """Whether sequence parallelism divides what the unit holds as copies; see `ModelProfile.engine`."""

@@ -21,9 +21,10 @@ from distroml.planner.topology import Collective
 from distroml.runtime.elastic import Collectives, World, communication
 from distroml.runtime.profile.shards import time_shards
 
-# Small enough to show latency, large enough to show rate; the largest are left out where a link is slow.
-_SIZES_BYTES = (4 << 10, 128 << 10, 1 << 20, 4 << 20)
-_REPEATS = 5
+# Small enough to show latency, large enough to show rate; the largest are left out where a link is slow. Small ones
+# vary most.
+_REPEATS_OF = {4 << 10: 24, 128 << 10: 24, 1 << 20: 8, 4 << 20: 4}
+_WORK = 384
 _ON_CPU: tuple[Collective, ...] = ("all_reduce", "send")
 _ON_GPU: tuple[Collective, ...] = (*_ON_CPU, "all_gather", "reduce_scatter")
 _KEPT_S = 24 * 3600.0
@@ -114,10 +115,12 @@ def _measure(world: World, group: dist.ProcessGroup | None, size: int, budget_s:
     stop = torch.zeros(1)
     deadline = time.monotonic() + budget_s
     on_gpu = world.device.type == "cuda"
+    work = _computation(world.device)
     asked = _ON_GPU if on_gpu else _ON_CPU
-    for nbytes in _SIZES_BYTES:
+    for nbytes in _REPEATS_OF:
         for collective in asked:
-            seconds, busy_s = _time(_call(collective, nbytes, size, group, world.device))
+            call = _call(collective, nbytes, size, group, world.device)
+            seconds, busy_s = _time(call, work, _REPEATS_OF[nbytes])
             # A GPU computes while the processor sees to the links.
             samples.append(Sample(collective, nbytes, size, seconds, 0.0 if on_gpu else busy_s))
         if not on_gpu:
@@ -161,17 +164,43 @@ def _call(
     return call
 
 
-def _time(call: Callable[[], None]) -> tuple[float, float]:
-    """Median seconds of a few calls, and how long of a call this process's threads kept a processor busy."""
-    call()
-    times: list[float] = []
-    worked = time.process_time()
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
+def _time(call: Callable[[], None], work: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Seconds that a call adds to computation, and how long of them this process's threads kept a processor busy.
+
+    Means, not medians: a step waits for each of many calls. And with computation between them: ranks that compute do
+    not arrive at once, and find caches cold and processors asleep.
+    """
+
+    def together() -> None:
+        work()
         call()
-        times.append(time.perf_counter() - started)
-    busy_s = (time.process_time() - worked) / _REPEATS
-    return sorted(times)[len(times) // 2], busy_s
+
+    together()
+    (both_s, both_busy_s), (work_s, work_busy_s) = (_mean(run, repeats) for run in (together, work))
+    seconds = max(both_s - work_s, 0.1 * both_s)
+    return seconds, min(seconds, max(0.0, both_busy_s - work_busy_s))
+
+
+def _mean(run: Callable[[], object], repeats: int) -> tuple[float, float]:
+    started, worked = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - started) / repeats, (time.process_time() - worked) / repeats
+
+
+def _computation(device: torch.device) -> Callable[[], object]:
+    """A few milliseconds of it on one core, as a block takes between two sums of tp."""
+    a = torch.full((_WORK, _WORK), 1.0 / _WORK, device=device)
+
+    def compute() -> object:
+        product = a
+        for _ in range(3):
+            product = a @ product
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return product
+
+    return compute
 
 
 # ---- results of earlier probes
