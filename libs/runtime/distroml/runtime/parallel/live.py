@@ -28,8 +28,10 @@ from distroml.planner import (
 from distroml.planner.picture import Drawing
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.parallel.divide import Loss
+from distroml.runtime.parallel.lean import lean_copy
 from distroml.runtime.parallel.passes import pass_s
 from distroml.runtime.parallel.remembered import LivePlan, corrections_of, key_of, read, write
+from distroml.runtime.parallel.weights import WeightSource
 from distroml.runtime.profile import ProfileRefused, profile
 from distroml.runtime.profile.machine import MakeOptimizer, measure_device
 from distroml.runtime.profile.probe import Probed, probe_links
@@ -73,8 +75,20 @@ def survey(
     global_batch: int,
     microbatch: int | None,
     cache: Path,
+    weights: WeightSource | None = None,
 ) -> Survey:
     """Measure what a plan of `model` depends on. Collective.
+
+    Args:
+        model: real, or on `meta` with `weights`: then no rank needs memory for more than a few blocks of it.
+        loss: as in training.
+        sample: a batch.
+        world: of the ranks.
+        optimizer: as in training.
+        global_batch: samples of a step.
+        microbatch: samples of a pass, where that is given.
+        cache: a folder for what is kept.
+        weights: values for a model without memory.
 
     Raises:
         ProfileRefused: the model cannot be profiled.
@@ -85,7 +99,7 @@ def survey(
     collectives = Collectives(world)
     device = measure_device(model, collectives, optimizer)
     units = time_units(
-        model,
+        model if weights is None else lean_copy(model, described, weights, world.device),
         described,
         loss,
         sample,
@@ -142,10 +156,11 @@ def plan_live(
     microbatch: int | None,
     wish: Wish,
     cache: Path,
+    weights: WeightSource | None = None,
 ) -> LivePlan | None:
     """The fastest plan for the ranks of `world`, from measurements on them. Collective.
 
-    What was found for the same model, batch and machines serves again, until a run contradicted it.
+    What was found for the same model, batch and machines serves again, until a run contradicted it. See `survey`.
 
     Returns:
         None where there is nothing to choose: in a world of one process, for a batch that cannot be shared out
@@ -167,7 +182,15 @@ def plan_live(
     started = time.monotonic()
     try:
         surveyed = survey(
-            model, loss, sample, world, optimizer, global_batch=global_batch, microbatch=microbatch, cache=cache
+            model,
+            loss,
+            sample,
+            world,
+            optimizer,
+            global_batch=global_batch,
+            microbatch=microbatch,
+            cache=cache,
+            weights=weights,
         )
     except ProfileRefused as error:
         log.info("no plan is searched: %s", error)

@@ -54,8 +54,9 @@ class Planned:
         data = settings.data
         request = settings.plan
         if request == "auto":
+            model, weights = source.to_survey()
             self._live = plan_live(
-                source.module,
+                model,
                 settings.loss,
                 sample,
                 world,
@@ -64,6 +65,7 @@ class Planned:
                 microbatch=data.microbatch,
                 wish=parse_wish("sequence_parallel=no" if settings.compiled else "auto"),
                 cache=self._cache,
+                weights=weights,
             )
         self.plan: Plan = (
             self._live.plan

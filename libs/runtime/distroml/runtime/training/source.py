@@ -60,6 +60,10 @@ class ModelSource:
         """The whole model's structure; where a factory makes it, without memory."""
         return self.module if self._factory is None else self._record()[0]
 
+    def to_survey(self) -> tuple[nn.Module, WeightSource | None]:
+        """The whole model for a planner to look at: with memory, or without it and where its values come from."""
+        return (self.module, None) if self._factory is None else self._record()
+
     def _record(self) -> tuple[nn.Module, WeightSource]:
         assert self._factory is not None
         if self._recorded is None:

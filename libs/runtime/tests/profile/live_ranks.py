@@ -1,0 +1,82 @@
+"""What each rank of the pool does to plan for itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distroml.planner import Measurement, Wish, parse_wish
+from distroml.runtime.elastic import World
+from distroml.runtime.parallel.live import plan_live, survey
+from distroml.runtime.parallel.remembered import remember
+from libs.runtime.tests.profile.memory_ranks import Tower, batch, loss
+
+GLOBAL_BATCH = 8
+
+
+def _optimizer(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def look(world: World, cache: str) -> dict[str, Any]:
+    """What a survey finds, in plain values; and whether it left the model as it was."""
+    torch.manual_seed(0)
+    model = Tower()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    found = survey(
+        model, loss, batch(), world, _optimizer, global_batch=GLOBAL_BATCH, microbatch=None, cache=Path(cache)
+    )
+    device = found.topology.device
+    same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    return {
+        "untouched": same and all(parameter.grad is None for parameter in model.parameters()),
+        "units": [
+            [unit.shape, unit.microbatch, unit.tp, unit.recompute, unit.forward_s, unit.backward_s]
+            for unit in found.units
+        ],
+        "kinds": {unit.shape: unit.kind for unit in found.profile.units},
+        "rates": [[rate.collective, rate.latency_s, rate.bytes_per_s] for rate in found.topology.levels[0].rates],
+        "busy": found.topology.levels[0].busy,
+        "device": [device.tensor_s, device.divided_tensor_s, device.copy_s_per_byte, device.memory_bytes_per_s],
+        "reused": found.links.reused,
+    }
+
+
+def choose_twice(world: World, cache: str, wish: str, slower: float) -> dict[str, Any]:
+    """A plan, the same asked for again, and once more after a run that took `slower` times what was promised."""
+    folder = Path(cache)
+
+    def ask(model: nn.Module, wanted: Wish) -> Any:
+        return plan_live(
+            model,
+            loss,
+            batch(),
+            world,
+            _optimizer,
+            global_batch=GLOBAL_BATCH,
+            microbatch=None,
+            wish=wanted,
+            cache=folder,
+        )
+
+    model, wanted = Tower(), parse_wish(wish)
+    first, again = ask(model, wanted), ask(model, wanted)
+    told = ("", "")
+    if world.is_main:
+        told = remember(first, Measurement(step_seconds=slower * first.prediction.step_seconds), folder)
+    torch.distributed.barrier()
+    third = ask(model, wanted)
+    return {
+        "plan": str(first.plan),
+        "again": str(again.plan),
+        "searched_again": again.links is not None,
+        "told": told,
+        "searched_third": third.links is not None,
+        "corrected": json.loads(third.inputs)["corrected"],
+        "predicted": [one.prediction.step_seconds for one in (first, again, third)],
+        "alternatives": len(json.loads(first.alternatives)),
+    }

@@ -1,0 +1,72 @@
+"""Plans of live processes: what they measure, what they agree on, what they keep."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.numerics.pool import Pool
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+RANKS = "libs.runtime.tests.profile.live_ranks"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    made = Pool(4)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_survey_measures_every_unit_in_every_way_that_plans_need(pool: Pool, tmp_path: Path, world_size: int) -> None:
+    answers = pool.run(f"{RANKS}:look", world_size, timeout_s=120, cache=str(tmp_path))
+    found = answers[0]
+    assert found["untouched"]
+    assert all(answer["units"] == found["units"] for answer in answers), "ranks plan with different figures"
+    assert all(answer["device"] == found["device"] for answer in answers)
+    assert all(forward > 0 and backward >= 0 for *_, forward, backward in found["units"])
+    block = next(shape for shape, kind in found["kinds"].items() if kind == "block")
+    measured = {(size, tp, again) for shape, size, tp, again, *_ in found["units"] if shape == block}
+    sizes = {size for size, _, _ in measured}
+    assert 1 in sizes
+    degrees = {1, 2} if world_size == 2 else {1, 2, 4}
+    # The smallest microbatch always; larger ones as time allows.
+    for tp in degrees:
+        assert {(1, tp, again) for again in ("none", "selective", "full")} <= measured
+    for kind in ("before", "after"):
+        shape = next(shape for shape, of in found["kinds"].items() if of == kind)
+        assert {tp for one, _, tp, again, *_ in found["units"] if one == shape and again == "none"} == degrees
+    assert {collective for collective, *_ in found["rates"]} == {"all_reduce", "all_gather", "reduce_scatter", "send"}
+    assert 0 <= found["busy"] <= 1
+    tensor_s, divided_s, copy_s, rate = found["device"]
+    assert 0 < tensor_s < divided_s, "torch's DTensors cost more to step than plain tensors"
+    assert copy_s > 0 < rate
+    assert not found["reused"]
+
+
+def test_a_probe_serves_again_and_a_plan_until_a_run_contradicts_it(pool: Pool, tmp_path: Path) -> None:
+    arguments = {"cache": str(tmp_path), "wish": "auto", "slower": 3.0}
+    answers = pool.run(f"{RANKS}:choose_twice", 2, timeout_s=120, **arguments)
+    found = answers[0]
+    assert len({answer["plan"] for answer in answers}) == 1
+    assert found["again"] == found["plan"]
+    assert not found["searched_again"], "the same question is answered from what is kept"
+    how, then = found["told"]
+    assert "3.00 times" in how
+    assert "next generation" in then
+    assert found["searched_third"]
+    assert max(found["corrected"].values()) == pytest.approx(3.0)
+    assert found["alternatives"] > 0
+    again = pool.run(f"{RANKS}:look", 2, timeout_s=120, cache=str(tmp_path))[0]
+    assert again["reused"]
+
+
+def test_a_run_that_bears_the_prediction_out_changes_nothing(pool: Pool, tmp_path: Path) -> None:
+    arguments = {"cache": str(tmp_path), "wish": "dp_shard=2", "slower": 1.02}
+    found = pool.run(f"{RANKS}:choose_twice", 2, timeout_s=120, **arguments)[0]
+    assert found["plan"].startswith("dp_shard=2")
+    assert found["told"] == ["", ""]
+    assert not found["searched_third"]
+    assert found["predicted"][0] == found["predicted"][2]
