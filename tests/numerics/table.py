@@ -1,4 +1,7 @@
-"""The table of architectures and plans: `python -m tests.numerics.table` fills docs/numerics.md anew."""
+"""The table of architectures and plans: `python -m tests.numerics.table` fills docs/numerics.md anew.
+
+A run that was ended goes on where it was, as long as the sources are the same.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.numerics.kept import Cell, Kept
 from tests.numerics.pool import ROOT, Pool, RankFailed
 from tests.numerics.zoo import ARCHITECTURES, Architecture
 
@@ -47,15 +50,6 @@ LEAST_DECODERS = 8
 _LIMIT_S = 180.0
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One architecture under one plan."""
-
-    equal: bool
-    text: str
-    excepted: tuple[str, ...] = ()
-
-
 def try_out(pool: Pool, architecture: Architecture, plan: str, setting: dict[str, str]) -> Cell:
     """Compare with one process; a refusal is a result, a failure of another kind is not."""
     text, world_size = PLANS[plan]
@@ -70,17 +64,20 @@ def try_out(pool: Pool, architecture: Architecture, plan: str, setting: dict[str
 
 
 def fill(
-    pool: Pool, architectures: Iterable[Architecture], plans: Iterable[str], setting: dict[str, str]
+    pool: Pool, architectures: Iterable[Architecture], plans: Iterable[str], title: str, kept: Kept
 ) -> dict[tuple[str, str], Cell]:
-    """All cells; every finished one is told on the error stream."""
+    """All cells of one setting; every finished one is kept, and told on the error stream."""
     cells: dict[tuple[str, str], Cell] = {}
     for architecture in architectures:
         for plan in plans:
             started = time.monotonic()
-            try:
-                cell = try_out(pool, architecture, plan, setting)
-            except RankFailed as error:
-                cell = Cell(False, f"FAILED: {str(error).strip().splitlines()[-1][:200]}")
+            cell = kept.find(title, architecture.name, plan)
+            if cell is None:
+                try:
+                    cell = try_out(pool, architecture, plan, SETTINGS[title])
+                    kept.add(title, architecture.name, plan, cell)
+                except RankFailed as error:
+                    cell = Cell(False, f"FAILED: {str(error).strip().splitlines()[-1][:200]}")
             cells[architecture.name, plan] = cell
             mark = "=" if cell.equal else "-"
             seconds = time.monotonic() - started
@@ -147,12 +144,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="architectures; all by default")
     parser.add_argument("--plans", nargs="*", help=f"of {', '.join(PLANS)}; all by default")
     parser.add_argument("--out", type=Path, default=PAGE)
+    parser.add_argument("--kept", type=Path, default=ROOT / "build" / "numerics.jsonl", help="finished cells")
     options = parser.parse_args()
     chosen = [one for one in ARCHITECTURES if not options.only or one.name in options.only]
     plans = options.plans or list(PLANS)
-    pool = Pool(max(PLANS[plan][1] for plan in plans))
+    pool, kept = Pool(max(PLANS[plan][1] for plan in plans)), Kept(options.kept)
     try:
-        filled = {title: fill(pool, chosen, plans, setting) for title, setting in SETTINGS.items()}
+        filled = {title: fill(pool, chosen, plans, title, kept) for title in SETTINGS}
     finally:
         pool.close()
     options.out.write_text(page(filled))
