@@ -111,13 +111,6 @@ class Rank:
             "chosen": str(chosen.plan),
             "possible": len(ranked),
             "seconds": took,
-            "device": {
-                "overlap": found.topology.device.overlap,
-                "pass_s": found.topology.device.pass_s,
-                "busy": [level.busy for level in found.topology.levels],
-                "tensor_s": found.topology.device.tensor_s,
-                "divided": found.topology.device.divided_tensor_s,
-            },
             "links": [[level.name, level.latency_s, level.bytes_per_s] for level in found.topology.levels],
             "plans": [
                 {"plan": plan, "seconds": predicted[plan].step_seconds, "parts": dict(predicted[plan].seconds)}

@@ -144,8 +144,7 @@ class Pricer:
         self._exchanges(plan, core.ends, count, seconds)
         seconds["tied"] = self._tied_s(plan, self.chain.spans(plan.stages)) if self.profile.tied else 0.0
         seconds["optimizer"] = self._optimizer_s(plan, core)
-        device = self.topology.device
-        seconds["other"] = device.step_s + (count * plan.chunks * device.pass_s if plan.pp > 1 else 0.0)
+        seconds["other"] = self.topology.device.step_s
         return self._corrected(seconds)
 
     def core_s(self, plan: Plan, *, least: bool = False) -> float:

@@ -43,7 +43,6 @@ class Device:
         copy_s_per_byte: host time of laying one byte of gradients into the buffers that are summed over whole copies.
         tensor_s: what each parameter tensor adds to a step's end: clipping, the optimizer's launch.
         divided_tensor_s: the same where a rank holds a part of the tensor (torch's DTensor).
-        pass_s: what each microbatch adds on each stage of a pipeline, beside computation and sending.
         step_s: constant part of a step that is none of the above.
         flash: whether attention by tiles is the usual kernel on it.
     """
@@ -65,7 +64,6 @@ class Device:
     copy_s_per_byte: float = 0.0
     tensor_s: float = 0.0
     divided_tensor_s: float = 0.0
-    pass_s: float = 0.0
     step_s: float = 0.0
     flash: bool = True
 

@@ -29,7 +29,6 @@ from distroml.planner.picture import Drawing
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.parallel.divide import Loss
 from distroml.runtime.parallel.lean import lean_copy
-from distroml.runtime.parallel.passes import pass_s
 from distroml.runtime.parallel.remembered import LivePlan, corrections_of, key_of, read, write
 from distroml.runtime.parallel.weights import WeightSource
 from distroml.runtime.profile import ProfileRefused, profile
@@ -42,7 +41,7 @@ log = logging.getLogger("distroml.runtime.plan")
 # A plan that divides the model must promise this much over whole copies: predictions are no better.
 _WORTH_IT = 0.05
 _PROBE_S = 2.0
-_TIMING_S = 4.0
+_TIMING_S = 6.0
 _BEST = 4
 
 
@@ -109,10 +108,7 @@ def survey(
         budget_s=_TIMING_S,
     )
     training = Training(optimizer="adamw", precision="fp32")
-    topology = links.topology(device)
-    if not described.no_pp:
-        topology = replace(topology, device=replace(device, pass_s=pass_s(world, topology)))
-    return Survey(described, topology, training, units, links)
+    return Survey(described, links.topology(device), training, units, links)
 
 
 def choose(found: Survey, global_batch: int, wish: Wish, corrections: Corrections | None = None) -> Choice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, Any]]
 
 _REPEATS = 3
 # The share of the budget that blocks by themselves may take, to see what tp and recomputation make of them.
-_ALONE_SHARE = 0.4
+_ALONE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +94,18 @@ def time_units(
         if over(1 - _ALONE_SHARE):
             break
     variants = list(_variants(model, profile, shapes, loss, sample, degrees))
-    changed: dict[tuple[int, int, Recompute], dict[str, Seconds]] = {}
-    for size in whole:
-        if size != min(whole) and over(1.0):
+    changed: dict[tuple[int, Recompute], dict[int, dict[str, Seconds]]] = {}
+    # The ends first: what lies between them is between them.
+    for size in sorted(whole, key=lambda size: (size not in (min(whole), max(whole)), size)):
+        if size not in (min(whole), max(whole)) and over(1.0):
             break
         for variant in variants:
             ratios: dict[str, Seconds] = {}
             for shape, block in variant.blocks.items():
                 call, plain = calls[size][shape], model.get_submodule(shapes[shape])
-                times = [(call.seconds(block, device), call.seconds(plain, device)) for _ in range(_REPEATS + 1)][1:]
-                own, other = (Seconds.median(side) for side in zip(*times, strict=True))
-                ratios[shape] = own.over(other)
-            slowest = _slowest(collectives.gather(ratios))
-            changed[variant.tp, size, variant.recompute] = {
-                shape: whole[size][shape].times(ratio) for shape, ratio in slowest.items()
-            }
+                pairs = [(call.seconds(block, device), call.seconds(plain, device)) for _ in range(_REPEATS + 1)]
+                ratios[shape] = Seconds.median(own.over(other) for own, other in pairs[1:])
+            changed.setdefault((variant.tp, variant.recompute), {})[size] = _slowest(collectives.gather(ratios))
     for parameter in model.parameters():
         parameter.grad = None
     return tuple(_units(profile, whole, changed, degrees))
@@ -116,9 +114,10 @@ def time_units(
 def _units(
     profile: ModelProfile,
     whole: dict[int, dict[str, Seconds]],
-    changed: dict[tuple[int, int, Recompute], dict[str, Seconds]],
+    changed: dict[tuple[int, Recompute], dict[int, dict[str, Seconds]]],
     degrees: Sequence[int],
 ) -> list[MeasuredUnit]:
+    """Seconds of all units; `changed` says how many times as long blocks take under a tp and a recomputation."""
     found: list[MeasuredUnit] = []
 
     def add(shape: str, size: int, tp: int, again: Recompute, seconds: Seconds) -> None:
@@ -139,10 +138,24 @@ def _units(
             # Nothing outside of blocks is divided.
             for tp in degrees if shape in outside else (1,):
                 add(shape, size, tp, "none", seconds)
-    for (tp, size, again), units in changed.items():
-        for shape, seconds in units.items():
-            add(shape, size, tp, again, seconds)
+    for (tp, again), sizes in changed.items():
+        for size, units in whole.items():
+            for shape in next(iter(sizes.values())):
+                add(shape, size, tp, again, units[shape].times(_between(sizes, size, shape)))
     return found
+
+
+def _between(sizes: dict[int, dict[str, Seconds]], size: int, shape: str) -> Seconds:
+    """A factor for a microbatch that was not timed itself, from the nearest ones below and above."""
+    below = max(one for one in sizes if one <= size)
+    above = min(one for one in sizes if one >= size)
+    if below == above:
+        return sizes[below][shape]
+    share = math.log(size / below) / math.log(above / below)
+    low, high = sizes[below][shape], sizes[above][shape]
+    return Seconds(
+        low.forward + share * (high.forward - low.forward), low.backward + share * (high.backward - low.backward)
+    )
 
 
 @dataclass(frozen=True, slots=True)
