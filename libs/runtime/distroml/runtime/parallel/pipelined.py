@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from distroml.runtime.elastic import communication
+from distroml.runtime.parallel.encoding import LateEncoder, late_encoder
 from distroml.runtime.parallel.pipeline import Pipeline
 from distroml.runtime.typed import seed_generators
 
@@ -26,12 +27,16 @@ class PipelinedModel(nn.Module):
         super().__init__()
         self._pipeline = pipeline
         self.stages = nn.ModuleList(pipeline.modules)
+        self._late: LateEncoder | None = None
         first = pipeline.modules[0]
         own = first.model.forward
 
         @functools.wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return own(*args, **kwargs) if first.runs else pipeline.forward(*args, **kwargs)
+            if first.runs:
+                return own(*args, **kwargs)
+            late = self._late
+            return pipeline.forward(*args, **(kwargs if late is None else late.whole(kwargs)))
 
         first.model.forward = forward
 
@@ -60,6 +65,10 @@ class PipelinedModel(nn.Module):
             with communication():
                 dist.broadcast(number, dist.get_global_rank(group, 0), group)
             seed_generators(int(number))
-            return generate(*args, **kwargs)
+            with late_encoder(self._modules["stages"][0].model) as self._late:  # type: ignore[index]
+                try:
+                    return generate(*args, **kwargs)
+                finally:
+                    self._late = None
 
         return generating

@@ -174,8 +174,7 @@ class StageModule(nn.Module):
             raise RuntimeError(
                 f"block {self._blocks[number]} of stage {self.index} runs outside of the stage's forward pass. Either "
                 "the model's own gradient checkpointing runs it: turn that off and let the plan recompute "
-                "(recompute=full). Or code calls a part of the model by itself, as generation does with an encoder: "
-                "that needs a plan with pp=1"
+                "(recompute=full). Or code calls a part of the model by itself: that needs a plan with pp=1"
             )
         return self._pass
 
