@@ -153,10 +153,13 @@ def test_interleaved_holds_what_korthikanti_counts():
 
 
 def test_messages_on_the_critical_path():
-    assert sends("1f1b", 1, 1, 8) == 0
-    assert sends("gpipe", 4, 1, 8) == 6
-    assert sends("1f1b", 4, 1, 8) == 6 + 16
-    assert sends("interleaved", 4, 2, 8) == 6 + 32
+    assert sends("1f1b", 1, 1, 8, "torch") == 0
+    assert sends("gpipe", 4, 1, 8, "megatron") == 6
+    assert sends("1f1b", 4, 1, 8, "megatron") == 6 + 16
+    assert sends("interleaved", 4, 2, 8, "megatron") == 6 + 32
+    assert sends("gpipe", 4, 1, 8, "torch") == 6 + 16
+    assert sends("1f1b", 4, 1, 8, "torch") == 6 + 8
+    assert sends("zero_bubble", 4, 2, 8, "torch") == 6 + 16
 
 
 def test_rounds_must_be_equal():

@@ -130,7 +130,7 @@ class Cores:
         seconds["recompute"] = count * worst.recompute
         seconds["tp"] = count * worst.tp
         send = self._send_s(plan, spans, microbatch, tp_route)
-        seconds["p2p"] = send * sends(plan.schedule, plan.pp, plan.chunks, count)
+        seconds["p2p"] = send * sends(plan.schedule, plan.pp, plan.chunks, count, self.chain.profile.engine)
         ends: dict[object, tuple[Load, float]] = {}
         early = 0.0
         for kind, rank in zip(kinds_of, ranks, strict=True):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from distroml.planner.plan import Schedule
+from distroml.planner.profile import Engine
 
 
-def sends(schedule: Schedule, pp: int, chunks: int, microbatches: int) -> int:
-    """Messages between neighbouring stages that lie on the critical path of a step, both directions counted.
+def sends(schedule: Schedule, pp: int, chunks: int, microbatches: int, engine: Engine) -> int:
+    """Messages between neighbouring stages that lie on the critical path of a step.
 
     A stage in the steady state of 1F1B waits for one message each way per microbatch: no more are in flight than the
-    stages after it can work on. GPipe's passes stream, and only the fill shows.
+    stages after it can work on. An engine that posts receives early streams GPipe's passes: only its fill shows.
+    Torch's schedules post a receive when it is wanted, so that GPipe waits for each; 1F1B and its kin exchange both
+    ways at once, one time per microbatch (benchmarks/plan_accuracy.py with slow links).
     """
     if pp == 1:
         return 0
-    fill = 2 * (pp - 1)
-    return fill if schedule == "gpipe" else fill + 2 * microbatches * chunks
+    fill, each = 2 * (pp - 1), microbatches * chunks
+    if engine == "torch":
+        return fill + (2 * each if schedule == "gpipe" else each)
+    return fill if schedule == "gpipe" else fill + 2 * each
 
 
 def in_flight(schedule: Schedule, pp: int, chunks: int, microbatches: int, rank: int) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ from distroml.runtime.profile.timing import time_units
 log = logging.getLogger("distroml.runtime.plan")
 
 # A plan that divides the model must promise this much over whole copies: predictions are no better.
-_WORTH_IT = 0.05
+_WORTH_IT = 0.03
 _PROBE_S = 2.0
 _TIMING_S = 6.0
 _BEST = 4
