@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import statistics
 import sys
 import time
@@ -92,6 +93,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.worlds, args.models, args.mbit, args.plans, args.seconds, args.rounds = [2], ["wide"], [0], 7, 0.3, 1
+    # So that an ended run takes its hosts along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started = time.monotonic()
     results: list[dict[str, Any]] = []
     for world in args.worlds:

@@ -108,7 +108,19 @@ def test_collectives_that_were_measured_have_figures_of_their_own():
         assert all_reduce_s(route, size) == pytest.approx(6 * (1e-4 + size / 4 / 1e9))
         assert gather_s(route, size, scatter=True) == pytest.approx(3 * (5e-4 + size / 4 / 1e8))
     # One size tells nothing of it by itself: it follows the level's joint figures.
-    assert level.rate("all_gather")[1:] == (level.latency_s, level.bytes_per_s)
+    assert level.rate("all_gather", 4)[2:] == (level.latency_s, level.bytes_per_s)
+
+
+def test_groups_of_each_size_have_figures_of_their_own():
+    sizes = (1 << 10, 1 << 24)
+    pairs = [Sample("all_reduce", size, 2, 2 * (1e-4 + size / 2 / 1e9)) for size in sizes]
+    fours = [Sample("all_reduce", size, 4, 6 * (9e-4 + size / 4 / 1e8)) for size in sizes]
+    machines = Topology(device=gpu("A100"), levels=(fit_level("node", 8, pairs + fours),))
+    assert all_reduce_s(machines.route(2, 1), 1 << 20) == pytest.approx(2 * (1e-4 + (1 << 19) / 1e9))
+    assert all_reduce_s(machines.route(4, 1), 1 << 20) == pytest.approx(6 * (9e-4 + (1 << 18) / 1e8))
+    # Between two sizes the larger, beyond them the largest.
+    for ranks in (3, 8):
+        assert machines.levels[0].rate("all_reduce", ranks).ranks == 4
 
 
 def test_slower_links_slow_what_was_measured_too():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from distroml.planner.plan import PlanRefused
 from distroml.planner.topology import COLLECTIVES, Collective, Device, Level, Rate, Topology
@@ -40,7 +41,8 @@ def _terms(sample: Sample) -> tuple[float, float]:
 def fit_level(name: str, extent: int, samples: Sequence[Sample]) -> Level:
     """The level that explains `samples` best: least squares of relative errors, neither figure below zero.
 
-    Collectives that were timed with two sizes or more get figures of their own beside the level's.
+    Collectives that were timed with two sizes or more in groups of one size get figures of their own beside the
+    level's.
 
     Raises:
         PlanRefused: there are fewer than two different sizes, or a time is not above 0.
@@ -58,10 +60,10 @@ def fit_level(name: str, extent: int, samples: Sequence[Sample]) -> Level:
             "probe a small and a large message"
         )
     rates: list[Rate] = []
-    for collective in COLLECTIVES:
-        own = _fit([sample for sample in samples if sample.collective == collective])
+    for collective, ranks in product(COLLECTIVES, sorted({sample.ranks for sample in samples})):
+        own = _fit([sample for sample in samples if (sample.collective, sample.ranks) == (collective, ranks)])
         if own is not None:
-            rates.append(Rate(collective, *own))
+            rates.append(Rate(collective, ranks, *own))
     # Sums are what computation may hide.
     sums = [sample for sample in samples if sample.collective == "all_reduce"]
     seconds = sum(sample.seconds for sample in sums)

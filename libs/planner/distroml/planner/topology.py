@@ -107,9 +107,10 @@ _WIDER = {
 
 
 class Rate(NamedTuple):
-    """One collective by itself: of an empty message the time of a step of its ring, and the rate of large ones."""
+    """One collective by itself, in groups of `ranks`: the time of a step of its ring, and the rate of large ones."""
 
     collective: Collective
+    ranks: int
     latency_s: float
     bytes_per_s: float
 
@@ -144,12 +145,13 @@ class Level:
                 f"got {self.bytes_per_s} and {self.latency_s}"
             )
 
-    def rate(self, collective: Collective) -> Rate:
-        """What `collective` gets here."""
-        for own in self.rates:
-            if own.collective == collective:
-                return own
-        return Rate(collective, self.latency_s, self.bytes_per_s)
+    def rate(self, collective: Collective, ranks: int) -> Rate:
+        """What `collective` gets here in groups of `ranks`; where only others were measured, the next larger ones."""
+        if not self.rates:
+            return Rate(collective, ranks, self.latency_s, self.bytes_per_s)
+        own = [rate for rate in self.rates if rate.collective == collective]
+        plain = Rate(collective, ranks, self.latency_s, self.bytes_per_s)
+        return min(own, key=lambda rate: (rate.ranks < ranks, abs(rate.ranks - ranks)), default=plain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class Hop:
 
     def bytes_per_s(self, collective: Collective) -> float:
         """What the group gets across this level, for one ring through all its members."""
-        return self.level.rate(collective).bytes_per_s * self.below
+        return self.level.rate(collective, self.fan).bytes_per_s * self.below
 
 
 Route = tuple[Hop, ...]

@@ -25,7 +25,7 @@ def _ring_latency(route: Route, collective: Collective) -> float:
     """Latencies of one way around the ring, from the first member to the last."""
     total, outer = 0.0, 1
     for hop in reversed(route):
-        total += (hop.fan - 1) * outer * hop.level.rate(collective).latency_s
+        total += (hop.fan - 1) * outer * hop.level.rate(collective, hop.fan).latency_s
         outer *= hop.fan
     return total
 
@@ -60,7 +60,7 @@ def send_s(route: Route, bytes_: float) -> float:
     if not route or not bytes_:
         return 0.0
     # Neighbours along the axis may stand on both sides of the outermost level that the group crosses.
-    slowest = route[-1].level.rate("send")
+    slowest = route[-1].level.rate("send", route[-1].fan)
     return slowest.latency_s + bytes_ / slowest.bytes_per_s
 
 

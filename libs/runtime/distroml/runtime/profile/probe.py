@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -75,14 +76,16 @@ def probe_links(world: World, *, budget_s: float = 2.0, cache: Path | None = Non
     started = time.monotonic()
     samples: dict[str, tuple[Sample, ...]] = {}
     for number, (name, _) in enumerate(levels):
-        group, size = _group(world, levels, number)
-        if size > 1:
-            samples[name] = tuple(_measure(world, group, size, budget_s / len(levels)))
+        groups = _groups(world, levels, number)
+        each_s = budget_s / len(levels) / max(1, len(groups))
+        found = [sample for group, size in groups for sample in _measure(world, group, size, each_s)]
+        if found:
+            samples[name] = tuple(found)
     # Every rank took part; rank 0's clock is the one that counts.
-    found = collectives.gather(Probed(levels, samples, time.monotonic() - started))[0]
+    probed = collectives.gather(Probed(levels, samples, time.monotonic() - started))[0]
     if path is not None and world.is_main:
-        _write(path, found)
-    return found
+        _write(path, probed)
+    return probed
 
 
 def _levels(world_size: int, per_host: Counter[str]) -> tuple[tuple[str, int], ...]:
@@ -92,22 +95,30 @@ def _levels(world_size: int, per_host: Counter[str]) -> tuple[tuple[str, int], .
     return (("node", inside), ("cluster", len(per_host)))
 
 
-def _group(world: World, levels: Sequence[tuple[str, int]], number: int) -> tuple[dist.ProcessGroup | None, int]:
-    """This rank's group along one level, with one member in each unit below it; ranks of a host are neighbours."""
-    if len(levels) == 1:
-        return dist.group.WORLD, levels[0][1]
-    inside, nodes = levels[0][1], levels[1][1]
-    if number == 0:
-        members = [[node * inside + place for place in range(inside)] for node in range(nodes)]
-    else:
-        members = [[node * inside + place for node in range(nodes)] for place in range(inside)]
-    mine: dist.ProcessGroup | None = None
-    with communication():
-        for ranks in members:
-            made = dist.new_group(ranks)
-            if world.rank in ranks:
-                mine = cast("dist.ProcessGroup", made)
-    return mine, len(members[0])
+def _groups(world: World, levels: Sequence[tuple[str, int]], number: int) -> list[tuple[dist.ProcessGroup | None, int]]:
+    """This rank's groups along one level, with one member in each unit below it, and their sizes: all that axes have.
+
+    Ranks of a host are neighbours. Every rank makes every group, all in the same order.
+    """
+    inside, extent = (1, levels[0][1]) if number == 0 else (levels[0][1], levels[1][1])
+    nodes = world.world_size // inside // extent
+    found: list[tuple[dist.ProcessGroup | None, int]] = []
+    for size in range(2, extent + 1):
+        if extent % size:
+            continue
+        if size == world.world_size:
+            found.append((dist.group.WORLD, size))
+            continue
+        mine: dist.ProcessGroup | None = None
+        with communication():
+            for node, place, first in product(range(nodes), range(inside), range(0, extent, size)):
+                base = node * inside * extent + place
+                ranks = [base + (first + member) * inside for member in range(size)]
+                made = dist.new_group(ranks)
+                if world.rank in ranks:
+                    mine = cast("dist.ProcessGroup", made)
+        found.append((mine, size))
+    return found
 
 
 def _measure(world: World, group: dist.ProcessGroup | None, size: int, budget_s: float) -> list[Sample]:
