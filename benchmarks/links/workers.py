@@ -49,6 +49,9 @@ class Workers:
                 "OMP_NUM_THREADS": "1",
                 "HOSTS": ",".join(one.name for one in hosts),
             }
+            if host is not None:
+                # So that a probe tells links between hosts from those within one.
+                environ["DISTROML_HOST"] = host.name
             words = [sys.executable, str(script)]
             process = subprocess.Popen(
                 host.command(words) if host else words,

@@ -311,3 +311,23 @@ def test_only_whole_copies_sum_gradients_beside_the_backward_pass():
         for share in (1.0, 0.0)
     ]
     assert divided[0].seconds["dp_replicate"] == divided[1].seconds["dp_replicate"]
+
+
+def test_ranks_that_share_processors_fill_one_anothers_waiting():
+    model = chain([1.0] * 8)
+    plan = Plan(pp=4, stages=(2, 2, 2, 2), microbatch=1, schedule="1f1b")
+
+    def passes(crowd, cut=plan):
+        device = replace(machines().device, crowd=crowd)
+        topology = replace(machines(nodes=1), device=device)
+        found = Pricer(model, topology, TRAINING, 8).predict(replace(cut, dp_replicate=topology.world_size // 4))
+        return sum(found.seconds[part] for part in ("compute", "recompute", "tp", "bubble")), found.seconds["bubble"]
+
+    (alone, bubble), (some, less), (many, none) = passes(1.0), passes(1.2), passes(4.0)
+    assert alone > some > many
+    assert bubble > less > none == 0.0
+    # No less than the work that there is; evenly cut stages all work as long as the one that works most.
+    assert many == pytest.approx(alone - bubble)
+    uneven = replace(plan, stages=(1, 1, 1, 5))
+    assert passes(4.0, uneven)[0] == pytest.approx(many)
+    assert passes(1.0, uneven)[0] > 1.5 * many

@@ -139,8 +139,7 @@ class Pricer:
     def seconds(self, plan: Plan) -> dict[str, float]:
         """The step's parts under a plan that is possible."""
         _, count = self.samples(plan)
-        core = self._cores.core(plan)
-        seconds = {**core.seconds, "bubble": self._cores.bubble_s(plan)}
+        core, seconds = self._cores.core(plan), self._cores.seconds(plan)
         self._exchanges(plan, core.ends, count, seconds)
         seconds["tied"] = self._tied_s(plan, self.chain.spans(plan.stages)) if self.profile.tied else 0.0
         seconds["optimizer"] = self._optimizer_s(plan, core)
@@ -152,9 +151,7 @@ class Pricer:
 
         `least` takes a bound from below for the bubble, which is known at once.
         """
-        core = self._cores.core(plan)
-        bubble = self._cores.least_bubble_s(plan) if least else self._cores.bubble_s(plan)
-        return sum(self._corrected({**core.seconds, "bubble": bubble}).values())
+        return sum(self._corrected(self._cores.seconds(plan, least=least)).values())
 
     def _corrected(self, seconds: Mapping[str, float]) -> dict[str, float]:
         return {part: value * self.corrections.time(part) for part, value in seconds.items()}

@@ -43,6 +43,7 @@ class Device:
         copy_s_per_byte: host time of laying one byte of gradients into the buffers that are summed over whole copies.
         tensor_s: what each parameter tensor adds to a step's end: clipping, the optimizer's launch.
         divided_tensor_s: the same where a rank holds a part of the tensor (torch's DTensor).
+        crowd: how many times as long a rank computes while all do, as if alone: above 1 where ranks share processors.
         step_s: constant part of a step that is none of the above.
         flash: whether attention by tiles is the usual kernel on it.
     """
@@ -64,6 +65,7 @@ class Device:
     copy_s_per_byte: float = 0.0
     tensor_s: float = 0.0
     divided_tensor_s: float = 0.0
+    crowd: float = 1.0
     step_s: float = 0.0
     flash: bool = True
 

@@ -42,6 +42,8 @@ class Core(NamedTuple):
     seconds: dict[str, float]
     busy: float
     """Seconds that the rank with most work works."""
+    mean: float
+    """Seconds that ranks work on average."""
     send: float
     elements: float
     tensors: float
@@ -91,6 +93,21 @@ class Cores:
         sharing = (*self.samples(plan), plan.tp, plan.pp, plan.stages, schedule, plan.recompute)
         return *sharing, plan.sequence_parallel, id(self.route(plan, "tp"))
 
+    def seconds(self, plan: Plan, *, least: bool = False) -> dict[str, float]:
+        """The core's parts of a step, by name; `least` takes a bound from below for the bubble."""
+        core = self.core(plan)
+        bubble = self._waiting_s(plan, least_passes_s) if least else self.bubble_s(plan)
+        found = {**core.seconds, "bubble": bubble}
+        if plan.pp == 1 or self.device.crowd <= 1:
+            return found
+        # While one rank waits those beside it compute faster: what they share is busy all the time, or the longest
+        # way through the pipeline takes what it takes alone.
+        passes = max(core.mean, (core.busy + bubble) / self.device.crowd)
+        found["bubble"] = max(0.0, passes - core.busy)
+        if passes < core.busy:
+            found |= {part: found[part] * passes / core.busy for part in ("compute", "recompute", "tp")}
+        return found
+
     def bubble_s(self, plan: Plan) -> float:
         """What the rank with most work waits for the others."""
         key = self._key(plan)
@@ -100,10 +117,6 @@ class Cores:
             self._bubbles.clear()
         self._bubbles[key] = bubble = self._waiting_s(plan, passes_s)
         return bubble
-
-    def least_bubble_s(self, plan: Plan) -> float:
-        """What `bubble_s` is never below; known at once."""
-        return self._waiting_s(plan, least_passes_s)
 
     def _waiting_s(self, plan: Plan, passes: Callable[..., float]) -> float:
         if plan.pp == 1:
@@ -138,7 +151,8 @@ class Cores:
             ends.setdefault(kind, (rank, early))
             early += rank.backward / plan.chunks
         most = max(rank.elements for rank in ranks), max(rank.tensors for rank in ranks)
-        return Core(stages, list(ends.values()), seconds, count * worst.total, send, *most)
+        mean = count * sum(rank.total for rank in ranks) / len(ranks)
+        return Core(stages, list(ends.values()), seconds, count * worst.total, mean, send, *most)
 
     def _stages(self, plan: Plan, spans: Mapping[object, Span], microbatch: int, route: Route) -> dict[object, Load]:
         times = self.chain.times(microbatch, plan.tp, plan.sequence_parallel, plan.recompute, route)

@@ -20,6 +20,8 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 _REPEATS = 3
 _MATMUL = 512
+# Long enough for a scheduler to share processors out.
+_CROWD_CALLS = 20
 # More of a model than this tells nothing new.
 _MOST_ELEMENTS = 20_000_000
 _SMALL_TENSORS = 24
@@ -67,6 +69,7 @@ def measure_device(model: nn.Module, collectives: Collectives, optimizer: MakeOp
         # Torch's FSDP has no streams to hide behind on a CPU.
         shard_overlap=None if on_gpu else 0.0,
         copy_s_per_byte=slowest["copy"],
+        crowd=1.0 if on_gpu else _crowd(collectives),
         tensor_s=slowest["tensor"],
         divided_tensor_s=slowest["divided"],
     )
@@ -103,6 +106,24 @@ def _copy_s_per_byte(parameters: Sequence[nn.Parameter], device: torch.device) -
     source = max(parameters, key=nn.Parameter.numel).detach()
     target = torch.zeros_like(source)
     return _timed(lambda: target.copy_(source), device) / (source.numel() * source.element_size())
+
+
+def _crowd(collectives: Collectives) -> float:
+    """How many times as long a rank computes while all do, as if alone."""
+    device = collectives.world.device
+    a = torch.ones(_MATMUL, _MATMUL, device=device)
+
+    def seconds() -> float:
+        started = now(device)
+        for _ in range(_CROWD_CALLS):
+            _ = a @ a
+        return now(device) - started
+
+    collectives.gather(None)
+    together = max(collectives.gather(seconds()))
+    # The others wait here for the one that computes alone.
+    alone = collectives.gather(seconds() if collectives.world.is_main else 0.0)[0]
+    return max(1.0, together / alone)
 
 
 def _matmul_s(device: torch.device) -> float:
