@@ -53,7 +53,11 @@ def late_encoder(model: nn.Module) -> Generator[LateEncoder | None]:
         yield None
         return
     late = LateEncoder()
-    model.__dict__["get_encoder"] = lambda *_, **__: late
+
+    def get_encoder(*_: Any, **__: Any) -> LateEncoder:
+        return late
+
+    model.__dict__["get_encoder"] = get_encoder
     try:
         yield late
     finally:
