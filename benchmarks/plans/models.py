@@ -44,9 +44,15 @@ def _llama(global_batch: int, tokens: int) -> Case:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=256, intermediate_size=688, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
-        vocab_size=2048, max_position_embeddings=tokens, attn_implementation="sdpa",
-    )  # fmt: skip
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        vocab_size=2048,
+        max_position_embeddings=tokens,
+        attn_implementation="sdpa",
+    )
 
     def batch(size: int) -> torch.Tensor:
         return torch.randint(config.vocab_size, (size, tokens + 1))

@@ -26,7 +26,7 @@ from plans.models import MODELS, Case
 from distroml.planner import PlanRefused, Prediction, Pricer, complete, parse_wish
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import parallelize
-from distroml.runtime.parallel.live import choose, survey
+from distroml.runtime.parallel.live import Workload, choose, survey
 
 _SETTLE_STEPS = 2
 
@@ -82,16 +82,14 @@ class Rank:
         torch.manual_seed(0)
         module = case.make()
         with tempfile.TemporaryDirectory() as cache:
-            found = survey(
-                module,
-                case.loss,
-                case.batch(case.global_batch),
-                self.world,
-                case.optimizer,
+            work = Workload(
+                model=module,
+                loss=case.loss,
+                sample=case.batch(case.global_batch),
+                optimizer=case.optimizer,
                 global_batch=case.global_batch,
-                microbatch=None,
-                cache=Path(cache),
             )
+            found = survey(work, self.world, Path(cache))
         took = time.monotonic() - started
         if self.world.rank:
             return {}
@@ -171,9 +169,14 @@ def main() -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=120))
     world = World(
-        generation=1, rank=rank, world_size=world_size, local_rank=int(os.environ["LOCAL_RANK"]),
-        device=torch.device("cpu"), store=None, prefix="",
-    )  # fmt: skip
+        generation=1,
+        rank=rank,
+        world_size=world_size,
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        device=torch.device("cpu"),
+        store=None,
+        prefix="",
+    )
     serving = Rank(world)
     for line in sys.stdin:
         task = json.loads(line)

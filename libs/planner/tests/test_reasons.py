@@ -8,22 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distroml.planner import SECONDS, Plan, Pricer, explain, parse_wish, search, wish_of
-from distroml.planner.reasons import TIE, against, differences
+from distroml.planner.reasons import TIE, WORDS, against, differences
 from libs.planner.tests.models import TRAINING, gpt, machines
 
 MODEL = gpt()
-WORDS = {
-    "compute": "computation",
-    "recompute": "recomputation",
-    "tp": "collectives of tp",
-    "bubble": "the pipeline's bubble",
-    "p2p": "messages between stages",
-    "dp_shard": "gathers and scatters of dp_shard",
-    "dp_replicate": "sums of gradients",
-    "tied": "sums of tied gradients",
-    "optimizer": "the optimizer",
-    "other": "other work",
-}
 
 
 def predict(plan):

@@ -11,7 +11,7 @@ from torch import nn
 
 from distroml.planner import Measurement, Wish, parse_wish
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel.live import plan_live, survey
+from distroml.runtime.parallel.live import Workload, plan_live, survey
 from distroml.runtime.parallel.remembered import remember
 from libs.runtime.tests.profile.memory_ranks import Tower, batch, loss
 
@@ -22,14 +22,16 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
+def _work(model: nn.Module) -> Workload:
+    return Workload(model=model, loss=loss, sample=batch(), optimizer=_optimizer, global_batch=GLOBAL_BATCH)
+
+
 def look(world: World, cache: str) -> dict[str, Any]:
     """What a survey finds, in plain values; and whether it left the model as it was."""
     torch.manual_seed(0)
     model = Tower()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    found = survey(
-        model, loss, batch(), world, _optimizer, global_batch=GLOBAL_BATCH, microbatch=None, cache=Path(cache)
-    )
+    found = survey(_work(model), world, Path(cache))
     device = found.topology.device
     same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     return {
@@ -51,17 +53,7 @@ def choose_twice(world: World, cache: str, wish: str, slower: float) -> dict[str
     folder = Path(cache)
 
     def ask(model: nn.Module, wanted: Wish) -> Any:
-        return plan_live(
-            model,
-            loss,
-            batch(),
-            world,
-            _optimizer,
-            global_batch=GLOBAL_BATCH,
-            microbatch=None,
-            wish=wanted,
-            cache=folder,
-        )
+        return plan_live(_work(model), world, wanted, folder)
 
     model, wanted = Tower(), parse_wish(wish)
     first, again = ask(model, wanted), ask(model, wanted)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from distroml.planner.plan import Recompute
 from distroml.planner.profile import MeasuredUnit, Unit, Work
@@ -90,8 +90,10 @@ class Measured:
         real = expected = 0.0
         for (shape, tp, recompute), points in self._points.items():
             unit = shapes.get(shape)
-            for point in points if unit and recompute == "none" else ():
-                time = self._rough(cast("Unit", unit), point.microbatch, tp)
+            if unit is None or recompute != "none":
+                continue
+            for point in points:
+                time = self._rough(unit, point.microbatch, tp)
                 real += point.forward_s + point.backward_s
                 expected += time.forward_s + time.backward_s
         self.scale = real / expected if expected else 1.0

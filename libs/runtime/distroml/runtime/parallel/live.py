@@ -45,6 +45,29 @@ _TIMING_S = 6.0
 _BEST = 4
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is to be trained.
+
+    Attributes:
+        model: real, or on `meta` with `weights`: then no rank needs memory for more than a few blocks of it.
+        loss: as in training.
+        sample: a batch.
+        optimizer: as in training.
+        global_batch: samples of a step.
+        microbatch: samples of a pass, where that is given.
+        weights: values for a model without memory.
+    """
+
+    model: nn.Module
+    loss: Loss
+    sample: Any
+    optimizer: MakeOptimizer
+    global_batch: int
+    microbatch: int | None = None
+    weights: WeightSource | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What a search needs to know of a model and of the machines at hand; equal on all ranks.
@@ -64,46 +87,25 @@ class Survey:
     links: Probed
 
 
-def survey(
-    model: nn.Module,
-    loss: Loss,
-    sample: Any,
-    world: World,
-    optimizer: MakeOptimizer,
-    *,
-    global_batch: int,
-    microbatch: int | None,
-    cache: Path,
-    weights: WeightSource | None = None,
-) -> Survey:
-    """Measure what a plan of `model` depends on. Collective.
-
-    Args:
-        model: real, or on `meta` with `weights`: then no rank needs memory for more than a few blocks of it.
-        loss: as in training.
-        sample: a batch.
-        world: of the ranks.
-        optimizer: as in training.
-        global_batch: samples of a step.
-        microbatch: samples of a pass, where that is given.
-        cache: a folder for what is kept.
-        weights: values for a model without memory.
+def survey(work: Workload, world: World, cache: Path) -> Survey:
+    """Measure what a plan of `work` depends on; what is found of links is kept in `cache`. Collective.
 
     Raises:
         ProfileRefused: the model cannot be profiled.
         PeerLost: another rank is gone.
     """
-    described = profile(model, loss, sample)
+    model, weights = work.model, work.weights
+    described = profile(model, work.loss, work.sample)
     links = probe_links(world, budget_s=_PROBE_S, cache=cache)
     collectives = Collectives(world)
-    device = measure_device(model, collectives, optimizer)
+    device = measure_device(model, collectives, work.optimizer)
     units = time_units(
         model if weights is None else lean_copy(model, described, weights, world.device),
         described,
-        loss,
-        sample,
+        work.loss,
+        work.sample,
         collectives,
-        microbatches=_sizes(global_batch, world.world_size, microbatch),
+        microbatches=_sizes(work.global_batch, world.world_size, work.microbatch),
         degrees=[degree for degree in (1, 2, 4, 8) if world.world_size % degree == 0],
         budget_s=_TIMING_S,
     )
@@ -141,22 +143,10 @@ def choose(found: Survey, global_batch: int, wish: Wish, corrections: Correction
     return _simple_unless_worth_it(best, wish, found.topology.world_size)
 
 
-def plan_live(
-    model: nn.Module,
-    loss: Loss,
-    sample: Any,
-    world: World,
-    optimizer: MakeOptimizer,
-    *,
-    global_batch: int,
-    microbatch: int | None,
-    wish: Wish,
-    cache: Path,
-    weights: WeightSource | None = None,
-) -> LivePlan | None:
+def plan_live(work: Workload, world: World, wish: Wish, cache: Path) -> LivePlan | None:
     """The fastest plan for the ranks of `world`, from measurements on them. Collective.
 
-    What was found for the same model, batch and machines serves again, until a run contradicted it. See `survey`.
+    What was found for the same model, batch and machines serves again, until a run contradicted it.
 
     Returns:
         None where there is nothing to choose: in a world of one process, for a batch that cannot be shared out
@@ -166,28 +156,19 @@ def plan_live(
         PlanRefused: nothing fits within `wish`; says by how much.
         PeerLost: another rank is gone.
     """
+    global_batch, microbatch = work.global_batch, work.microbatch
     share, uneven = divmod(global_batch, world.world_size)
     if world.world_size == 1 or uneven or share % (microbatch or 1):
         # Parts of unequal size are for plans of whole copies only, among which there is nothing to choose.
         return None
     collectives = Collectives(world)
-    key = key_of(model, sample, global_batch, microbatch, wish, world)
+    key = key_of(work.model, work.sample, global_batch, microbatch, wish, world)
     known = collectives.gather(read(cache, key) if world.is_main else None)[0]
     if known is not None:
         return known
     started = time.monotonic()
     try:
-        surveyed = survey(
-            model,
-            loss,
-            sample,
-            world,
-            optimizer,
-            global_batch=global_batch,
-            microbatch=microbatch,
-            cache=cache,
-            weights=weights,
-        )
+        surveyed = survey(work, world, cache)
     except ProfileRefused as error:
         log.info("no plan is searched: %s", error)
         return None

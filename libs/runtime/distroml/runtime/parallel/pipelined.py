@@ -29,6 +29,8 @@ class PipelinedModel(nn.Module):
         self.stages = nn.ModuleList(pipeline.modules)
         self._late: LateEncoder | None = None
         first = pipeline.modules[0]
+        # Not as an attribute: it would be a second module of that name.
+        self.__dict__["_user"] = first.model
         own = first.model.forward
 
         @functools.wraps(own)
@@ -48,7 +50,7 @@ class PipelinedModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            found = getattr(self._modules["stages"][0].model, name)  # type: ignore[index]
+            found = getattr(self.__dict__["_user"], name)
             return self._generating(found) if name == "generate" and callable(found) else found
 
     def _generating(self, generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +67,7 @@ class PipelinedModel(nn.Module):
             with communication():
                 dist.broadcast(number, dist.get_global_rank(group, 0), group)
             seed_generators(int(number))
-            with late_encoder(self._modules["stages"][0].model) as self._late:  # type: ignore[index]
+            with late_encoder(self.__dict__["_user"]) as self._late:
                 try:
                     return generate(*args, **kwargs)
                 finally:

@@ -42,10 +42,7 @@ def measure_device(model: nn.Module, collectives: Collectives, optimizer: MakeOp
     if ranks > 1:
         with communication():
             mesh = DeviceMesh(device.type, list(range(ranks)), mesh_dim_names=("all",))
-    sizes = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
-    while len(sizes) > 1 and sum(size.numel() for size in sizes) > _MOST_ELEMENTS:
-        sizes = sizes[: len(sizes) // 2]
-    large = [nn.Parameter(torch.ones(size, device=device)) for size in sizes]
+    large = [nn.Parameter(torch.ones(size, device=device)) for size in _sizes(model)]
     elements = sum(one.numel() for one in large)
     found = {
         "whole": _end_s(large, optimizer, device),
@@ -73,6 +70,17 @@ def measure_device(model: nn.Module, collectives: Collectives, optimizer: MakeOp
         tensor_s=slowest["tensor"],
         divided_tensor_s=slowest["divided"],
     )
+
+
+def _sizes(model: nn.Module) -> list[torch.Size]:
+    """Shapes of the first parameters that are not too much together."""
+    found: list[torch.Size] = []
+    left = _MOST_ELEMENTS
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.numel() <= left:
+            found.append(parameter.shape)
+            left -= parameter.numel()
+    return found or [torch.Size([_MOST_ELEMENTS])]
 
 
 def _small(device: torch.device, mesh: DeviceMesh | None) -> list[nn.Parameter]:

@@ -51,9 +51,9 @@ class _Unit(nn.Module):
         return cast("torch.Tensor", _Touch.apply(x, self.weight, self.gradient))
 
 
-def time_shards(nbytes: int, group: dist.ProcessGroup | None) -> ShardTimes:
+def time_shards(nbytes: int, group: dist.ProcessGroup) -> ShardTimes:
     """Time a unit of `nbytes` of float32 over the ranks of `group`, on the CPU. Collective."""
-    mesh = DeviceMesh.from_group(group or dist.group.WORLD, "cpu")  # pyright: ignore[reportArgumentType]
+    mesh = DeviceMesh.from_group(group, "cpu")
     unit = _Unit(nbytes // 4)
     sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     # As the plans do it: sums, without torch's division.

@@ -17,7 +17,7 @@ from distroml.planner.feedback import AGREEMENT
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
-from distroml.runtime.parallel.live import plan_live
+from distroml.runtime.parallel.live import Workload, plan_live
 from distroml.runtime.parallel.remembered import LivePlan, cache_folder, remember
 from distroml.runtime.training.settings import Settings
 from distroml.runtime.training.source import ModelSource
@@ -55,18 +55,17 @@ class Planned:
         request = settings.plan
         if request == "auto":
             model, weights = source.to_survey()
-            self._live = plan_live(
-                model,
-                settings.loss,
-                sample,
-                world,
-                settings.optimizer,
+            work = Workload(
+                model=model,
+                loss=settings.loss,
+                sample=sample,
+                optimizer=settings.optimizer,
                 global_batch=data.global_batch,
                 microbatch=data.microbatch,
-                wish=parse_wish("sequence_parallel=no" if settings.compiled else "auto"),
-                cache=self._cache,
                 weights=weights,
             )
+            wish = parse_wish("sequence_parallel=no" if settings.compiled else "auto")
+            self._live = plan_live(work, world, wish, self._cache)
         self.plan: Plan = (
             self._live.plan
             if self._live is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from distroml.runtime.checkpoint.layout import Rows
@@ -125,3 +126,15 @@ class TensorPlan:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def inside(splits: Mapping[str, Split], block: str) -> dict[str, Split]:
+    """The splits within a block, by path from there; what is partial is to be found out anew."""
+    prefix = f"{block}." if block else ""
+    return {
+        "" if path == block else path.removeprefix(prefix): replace(
+            split, region=split.region.removeprefix(prefix), summed=()
+        )
+        for path, split in splits.items()
+        if path == block or path.startswith(prefix)
+    }

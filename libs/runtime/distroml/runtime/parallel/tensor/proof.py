@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from distroml.runtime.parallel.pipeline import trees
-from distroml.runtime.parallel.tensor.apply import hook_modules
+from distroml.runtime.parallel.tensor.alone import part_of
 from distroml.runtime.parallel.tensor.capture import Sample
 from distroml.runtime.parallel.tensor.parts import OwnPart
-from distroml.runtime.parallel.tensor.plan import Door, Split, Stretches
+from distroml.runtime.parallel.tensor.plan import Door, Split
 from distroml.runtime.parallel.tensor.simulate import LoneRank, run_ranks
 from distroml.runtime.parallel.tensor.sums import Ranks
 from distroml.runtime.parallel.tensor.values import with_values
@@ -208,20 +208,8 @@ class Prover:
 
 
 def _part(block: nn.Module, splits: Mapping[str, Split], ranks: Ranks, door: Door | None = None) -> nn.Module:
-    """The block as one rank has it."""
-    memo: dict[int, Any] = {}
-    for path, split in splits.items():
-        for name, layout in split.parameters.items():
-            parameter = block.get_submodule(path).get_parameter(name)
-            local = layout.take(parameter.detach(), ranks.rank, ranks.degree)
-            memo[id(parameter)] = nn.Parameter(local, requires_grad=parameter.requires_grad)
-    for parameter in block.parameters():
-        if parameter.numel() > LARGE and id(parameter) not in memo:
-            memo[id(parameter)] = parameter
-    part = copy.deepcopy(block, memo)
-    sequence = () if door is None else (Stretches(blocks=("",), door=door),)
-    hook_modules(part, splits, ("",), ranks, random=False, sequence=sequence)
-    return part
+    large = [parameter for parameter in block.parameters() if parameter.numel() > LARGE]
+    return part_of(block, splits, ranks, door=door, shared=large)
 
 
 def _floats(tree: Any) -> list[torch.Tensor]:

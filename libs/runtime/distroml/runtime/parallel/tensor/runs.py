@@ -12,7 +12,7 @@ from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.pipeline.errors import NoCut
 from distroml.runtime.parallel.pipeline.flow import Handed, handed_on
 from distroml.runtime.parallel.tensor.capture import Sample, capture
-from distroml.runtime.parallel.tensor.plan import Door, NoSequencePlan, Split, Stretches, TensorPlan
+from distroml.runtime.parallel.tensor.plan import Door, NoSequencePlan, Split, Stretches, TensorPlan, inside
 from distroml.runtime.parallel.tensor.proof import Prover
 
 # A stretch of one token would go along with what has one for all: two at least, on each rank.
@@ -40,7 +40,7 @@ def along_sequence(
         prover = Prover(kind)
         for door in dict.fromkeys(doors[path] for path in kind.paths if path in doors):
             try:
-                proved = prover.prove(_inside(plan.modules, kind.paths[0]), plan.degree, door)
+                proved = prover.prove(inside(plan.modules, kind.paths[0]), plan.degree, door)
             except Exception as error:
                 # A block may fail in any way when it is called with a part of what it expects.
                 reason = (str(error) or type(error).__name__).splitlines()[0][:200]
@@ -111,18 +111,6 @@ def _door(hidden: Handed) -> Door | None:
     if len(argument) != 2 or len(result) > 1 or isinstance(place, str):
         return None
     return Door(argument[1], place)
-
-
-def _inside(splits: Mapping[str, Split], block: str) -> dict[str, Split]:
-    """The splits within a block, by path from there; what is partial is found out anew."""
-    prefix = f"{block}." if block else ""
-    return {
-        "" if path == block else path.removeprefix(prefix): replace(
-            split, region=split.region.removeprefix(prefix), summed=()
-        )
-        for path, split in splits.items()
-        if path == block or path.startswith(prefix)
-    }
 
 
 def placed(splits: Mapping[str, Split], block: str) -> dict[str, Split]:
