@@ -14,6 +14,7 @@ from pathlib import Path
 
 from distroml.cli.errors import CliError, Unreachable, UsageError
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
+from distroml.cli.plane.failure import told_failure
 
 START_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 60.0
@@ -65,9 +66,8 @@ def start(
             return endpoints
         if process.poll() is not None:
             text = log.read_text("utf-8", "replace")
-            if "error: " in text:
-                message, _, hint = text[text.rindex("error: ") + 7 :].strip().partition("\n")
-                raise UsageError(message, hint=hint.strip())
+            if (failure := told_failure(text)) is not None:
+                raise failure
             raise CliError(f"the control plane ended while starting:\n{_indent(text[-2000:])}", hint=f"see {log}")
         on_wait(time.monotonic() - began)
         time.sleep(0.05)

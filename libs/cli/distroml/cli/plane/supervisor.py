@@ -24,6 +24,7 @@ from grpc_health.v1 import health_pb2
 
 from distroml.cli.errors import CliError
 from distroml.cli.plane.datafolder import SERVICES, DataFolder, Endpoints
+from distroml.cli.plane.failure import FAILURE
 from distroml.cli.plane.ports import HOST, dashboard_port, free_ports, is_free
 from distroml.cli.plane.process import ServiceProcess
 
@@ -246,7 +247,7 @@ def main() -> None:
     try:
         asyncio.run(_main(parser.parse_args()))
     except CliError as error:
-        print(f"error: {error.message}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
+        _say("failed", **{FAILURE: error.message, "hint": error.hint})
         raise SystemExit(error.exit_code) from None
 
 

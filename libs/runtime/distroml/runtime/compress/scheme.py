@@ -1,0 +1,96 @@
+"""What a compression scheme is: rounds of payloads to exchange, and what it keeps between steps.
+
+A scheme talks to no network. It is a generator that yields what this rank sends, is sent back what it got, and ends
+when the buffer holds the sum over all ranks. The same generators run over real process groups, and all ranks at once
+in one process, where tests compare them with the plain sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from distroml.runtime.compress.layout import Layout
+
+How = Literal["sum", "gather", "scatter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One exchange. `payload` is 1-D and contiguous, of the same size and type on every rank.
+
+    - "sum": comes back as its element-wise sum over the ranks, 1-D, the same bits on every rank.
+    - "gather": comes back as `[world_size, n]`, every rank's payload by rank.
+    - "scatter": `payload` is `world_size` equal parts, one for each rank; comes back as `[world_size, n / world_size]`,
+      the parts that are for this rank, by sender.
+    """
+
+    how: How
+    payload: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Where and when an exchange happens.
+
+    Attributes:
+        rank: of this process along the axis whose ranks exchange.
+        world_size: number of those ranks.
+        step: of training, from 1.
+        bucket: number of the buffer in the plan's layout.
+        seed: of the job.
+        unit: raw gradients over normalised ones: the global count of loss terms of this step. Buffers hold raw
+            gradients; residuals are kept normalised, so that they mean the same at another batch or world size.
+    """
+
+    rank: int
+    world_size: int
+    step: int
+    bucket: int
+    seed: int
+    unit: float
+
+
+@dataclass(slots=True)
+class State:
+    """What a scheme keeps of one buffer between steps; buffers are owned by the caller and changed in place.
+
+    Attributes:
+        residual: float32 `[numel]`, normalised: what this rank's gradients lost so far; None where nothing is fed back.
+        owned: float32, normalised: what this rank lost of sums that it forms for the others in the second phase.
+        owned_from: first element of the buffer that `owned` is of.
+        extra: what else continues, by name; equal on every rank, and rebuilt from nothing where it is missing.
+    """
+
+    residual: torch.Tensor | None = None
+    owned: torch.Tensor | None = None
+    owned_from: int = 0
+    extra: dict[str, torch.Tensor] = field(default_factory=lambda: dict[str, torch.Tensor]())
+
+
+class Scheme(Protocol):
+    """One way to sum a buffer over ranks with fewer bytes. It holds settings only; state is explicit."""
+
+    @property
+    def name(self) -> str:
+        """As a user writes it, such as "int8" or "powersgd:4"; `parse_scheme(name)` gives an equal scheme."""
+        ...
+
+    def prepare(self, layout: Layout, world_size: int, device: torch.device) -> State:
+        """The state before the first step."""
+        ...
+
+    def rounds(self, flat: torch.Tensor, layout: Layout, state: State, turn: Turn) -> Generator[Round, torch.Tensor]:
+        """Exchange `flat`, float32 `[layout.numel]`, this rank's raw gradients; at the end it holds their sum.
+
+        The sum is the same to the bit on every rank. What this rank's share of it lacks is in `state.residual` then:
+        over all ranks, sum + (residuals + owned) * unit == the true sum of gradients and of what was kept before.
+        """
+        ...
+
+    def sent_bytes(self, layout: Layout, world_size: int) -> int:
+        """Bytes that one rank sends in one exchange: scales, indices and all phases counted, headers of TCP not."""
+        ...
