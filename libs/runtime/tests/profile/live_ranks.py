@@ -11,6 +11,7 @@ from torch import nn
 
 from distroml.planner import Measurement, Wish, parse_wish
 from distroml.runtime.elastic import World
+from distroml.runtime.parallel import Precision
 from distroml.runtime.parallel.live import Workload, plan_live, survey
 from distroml.runtime.parallel.remembered import remember
 from libs.runtime.tests.profile.memory_ranks import Tower, batch, loss
@@ -22,8 +23,10 @@ def _optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
-def _work(model: nn.Module) -> Workload:
-    return Workload(model=model, loss=loss, sample=batch(), optimizer=_optimizer, global_batch=GLOBAL_BATCH)
+def _work(model: nn.Module, precision: Precision = "fp32") -> Workload:
+    return Workload(
+        model=model, loss=loss, sample=batch(), optimizer=_optimizer, global_batch=GLOBAL_BATCH, precision=precision
+    )
 
 
 def look(world: World, cache: str) -> dict[str, Any]:
@@ -72,3 +75,9 @@ def choose_twice(world: World, cache: str, wish: str, slower: float) -> dict[str
         "predicted": [one.prediction.step_seconds for one in (first, again, third)],
         "alternatives": len(json.loads(first.alternatives)),
     }
+
+
+def choose_in(world: World, cache: str, precisions: list[Precision]) -> list[str]:
+    """The key under which the plan of each precision is kept; "" where it was not searched."""
+    found = [plan_live(_work(Tower(), precision), world, parse_wish("auto"), Path(cache)) for precision in precisions]
+    return [live.key if live is not None and live.links is not None else "" for live in found]

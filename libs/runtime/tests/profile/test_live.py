@@ -70,3 +70,12 @@ def test_a_run_that_bears_the_prediction_out_changes_nothing(pool: Pool, tmp_pat
     assert found["told"] == ["", ""]
     assert not found["searched_third"]
     assert found["predicted"][0] == found["predicted"][2]
+
+
+def test_another_precision_is_another_question(pool: Pool, tmp_path: Path) -> None:
+    found = pool.run(f"{RANKS}:choose_in", 2, timeout_s=120, cache=str(tmp_path), precisions=["fp32", "bf16", "fp32"])
+    first, second, third = found[0]
+    assert first
+    assert second
+    assert first != second
+    assert third == "", "the first question is answered from what is kept"

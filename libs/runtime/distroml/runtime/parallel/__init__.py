@@ -5,13 +5,13 @@ from distroml.runtime.parallel.gradients import Gradients, local_of
 from distroml.runtime.parallel.loss import Batch, LossFunction, check_loss
 from distroml.runtime.parallel.parallelize import (
     ParallelModel,
-    Precision,
     check_compression,
     choose_plan,
     parallelize,
     spread,
 )
 from distroml.runtime.parallel.plan import Plan, PlanRefused, plan
+from distroml.runtime.parallel.precision import Precision
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import Exchange, GradientReducer, SumExchange
 

@@ -29,10 +29,12 @@ from distroml.planner.picture import Drawing
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.parallel.divide import Loss
 from distroml.runtime.parallel.lean import lean_copy
+from distroml.runtime.parallel.precision import Precision, loss_in
 from distroml.runtime.parallel.remembered import LivePlan, corrections_of, key_of, read, write
 from distroml.runtime.parallel.weights import WeightSource
 from distroml.runtime.profile import ProfileRefused, profile
-from distroml.runtime.profile.machine import MakeOptimizer, measure_device
+from distroml.runtime.profile.machine import measure_device
+from distroml.runtime.profile.optimizers import MakeOptimizer, description_of, kind_of
 from distroml.runtime.profile.probe import Probed, probe_links
 from distroml.runtime.profile.timing import time_units
 
@@ -56,6 +58,7 @@ class Workload:
         optimizer: as in training.
         global_batch: samples of a step.
         microbatch: samples of a pass, where that is given.
+        precision: of passes, as in training.
         weights: values for a model without memory.
     """
 
@@ -65,6 +68,7 @@ class Workload:
     optimizer: MakeOptimizer
     global_batch: int
     microbatch: int | None = None
+    precision: Precision = "fp32"
     weights: WeightSource | None = None
 
 
@@ -95,21 +99,23 @@ def survey(work: Workload, world: World, cache: Path) -> Survey:
         PeerLost: another rank is gone.
     """
     model, weights = work.model, work.weights
-    described = profile(model, work.loss, work.sample)
+    # What is seen and timed is what training runs, casts included; parameters and their exchange stay as they are.
+    loss = loss_in(work.precision, world.device.type, work.loss)
+    described = profile(model, loss, work.sample)
     links = probe_links(world, budget_s=_PROBE_S, cache=cache)
     collectives = Collectives(world)
     device = measure_device(model, collectives, work.optimizer)
     units = time_units(
         model if weights is None else lean_copy(model, described, weights, world.device),
         described,
-        work.loss,
+        loss,
         work.sample,
         collectives,
         microbatches=_sizes(work.global_batch, world.world_size, work.microbatch),
         degrees=[degree for degree in (1, 2, 4, 8) if world.world_size % degree == 0],
         budget_s=_TIMING_S,
     )
-    training = Training(optimizer="adamw", precision="fp32")
+    training = Training(optimizer=kind_of(work.optimizer), precision="fp32")
     return Survey(described, links.topology(device), training, units, links)
 
 
@@ -162,7 +168,8 @@ def plan_live(work: Workload, world: World, wish: Wish, cache: Path) -> LivePlan
         # Parts of unequal size are for plans of whole copies only, among which there is nothing to choose.
         return None
     collectives = Collectives(world)
-    key = key_of(work.model, work.sample, global_batch, microbatch, wish, world)
+    how = f"{work.precision} {description_of(work.optimizer)}"
+    key = key_of(work.model, work.sample, global_batch, microbatch, how, wish, world)
     known = collectives.gather(read(cache, key) if world.is_main else None)[0]
     if known is not None:
         return known

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from distroml.runtime.parallel.gradients import DividedGradients, Gradients, loc
 from distroml.runtime.parallel.loss import check_loss
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.plan import plan as make_plan
+from distroml.runtime.parallel.precision import Precision, computing_in, loss_in
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange
@@ -28,7 +29,6 @@ from distroml.runtime.parallel.weights import LiveSource, WeightSource, material
 from distroml.runtime.typed import backward, compile_in_place
 
 COMPRESSIONS = ("none",)
-Precision = Literal["fp32", "bf16"]
 
 
 def _world_of_process_group() -> World:
@@ -76,7 +76,7 @@ class ParallelModel:
         self.collectives = Collectives(mesh.world)
         self._loss = loss
         self._seed = seed
-        self._precision = precision
+        self._precision: Precision = precision
         trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
         self._plain = plan.world_size == plan.dp_replicate
         self.gradients: Gradients
@@ -102,9 +102,7 @@ class ParallelModel:
 
     def precision(self) -> AbstractContextManager[Any]:
         """Within it, forward passes compute in the wanted precision; parameters and gradients stay as they are."""
-        if self._precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.mesh.world.device.type, dtype=torch.bfloat16)
+        return computing_in(self._precision, self.mesh.world.device.type)
 
     def parameters(self) -> list[nn.Parameter]:
         """This rank's trainable parameters, for an optimizer."""
@@ -313,18 +311,6 @@ def parallelize(
     )
 
 
-def _in(precision: Precision, world: World, loss: Loss | None) -> Loss | None:
-    """`loss` in the wanted precision, for stages that run it by themselves."""
-    if precision == "fp32" or loss is None:
-        return loss
-
-    def mixed(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-        with torch.autocast(world.device.type, dtype=torch.bfloat16):
-            return loss(model, batch)
-
-    return mixed
-
-
 def choose_plan(
     model: nn.Module,
     plan: str | Plan,
@@ -381,5 +367,6 @@ def spread(
             model.to(world.device)
             tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
             Collectives(world).broadcast(tensors)
-        part = divide(model, plan, mesh, _in(precision, world, loss), sample, compiled=compiled, source=source)
+        own_loss = loss if loss is None else loss_in(precision, world.device.type, loss)
+        part = divide(model, plan, mesh, own_loss, sample, compiled=compiled, source=source)
     return ParallelModel(part, plan, mesh, loss=loss, names=names, seed=seed, precision=precision)

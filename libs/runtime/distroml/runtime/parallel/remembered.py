@@ -30,7 +30,7 @@ from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.profile.probe import Probed
 
 # Another one where plans are priced or surveyed in another way: what was kept then is no answer any more.
-_METHOD = 2
+_METHOD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,13 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return Path(base) / "plans"
 
 
-def key_of(model: nn.Module, sample: Any, global_batch: int, microbatch: int | None, wish: Wish, world: World) -> str:
-    """Tells models, their code, batches and machines apart."""
+def key_of(
+    model: nn.Module, sample: Any, global_batch: int, microbatch: int | None, how: str, wish: Wish, world: World
+) -> str:
+    """Tells models, their code, batches, ways of training (`how`) and machines apart."""
     digest = hashlib.sha256()
-    for part in (repr(model), str(global_batch), str(microbatch), repr(wish), torch.__version__, str(os.cpu_count())):
-        digest.update(part.encode())
+    for part in (repr(model), global_batch, microbatch, how, repr(wish), torch.__version__, os.cpu_count()):
+        digest.update(f"{part}\n".encode())
     digest.update(f"{world.world_size} {world.device.type} {os.uname().nodename} {_METHOD}".encode())
     leaves, _ = trees.flatten(sample)
     for path, leaf in leaves.items():

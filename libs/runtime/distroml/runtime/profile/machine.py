@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.optim import Optimizer
 
 from distroml.planner import Device
 from distroml.runtime.elastic import Collectives, communication
 from distroml.runtime.profile.marks import median, now
+from distroml.runtime.profile.optimizers import MakeOptimizer
 from distroml.runtime.typed import norm_of
-
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 _REPEATS = 3
 _MATMUL = 512

@@ -62,6 +62,7 @@ class Planned:
                 optimizer=settings.optimizer,
                 global_batch=data.global_batch,
                 microbatch=data.microbatch,
+                precision=settings.precision,
                 weights=weights,
             )
             wish = parse_wish("sequence_parallel=no" if settings.compiled else "auto")
