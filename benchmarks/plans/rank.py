@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import random
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +17,10 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from links.serving import serve
 from plans.models import MODELS, Case
 
-from distroml.planner import PlanRefused, Prediction, Pricer, complete, parse_wish
+from distroml.planner import Prediction, Pricer, complete, parse_wish
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import parallelize
 from distroml.runtime.parallel.live import Workload, choose, survey
@@ -162,32 +159,5 @@ def _wishes(world: int, blocks: int, batch: int) -> Iterator[str]:
                 yield text
 
 
-def main() -> None:
-    """Serve tasks from standard input until it ends."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=120))
-    world = World(
-        generation=1,
-        rank=rank,
-        world_size=world_size,
-        local_rank=int(os.environ["LOCAL_RANK"]),
-        device=torch.device("cpu"),
-        store=None,
-        prefix="",
-    )
-    serving = Rank(world)
-    for line in sys.stdin:
-        task = json.loads(line)
-        try:
-            answer = getattr(serving, task.pop("do"))(**task)
-        except PlanRefused as error:
-            answer = {"refused": str(error)}
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Rank, timeout_s=120)

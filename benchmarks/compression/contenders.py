@@ -1,0 +1,140 @@
+"""Ways to train whole copies of the example GPT over a slow link: torch's DDP with its hooks, and ours.
+
+All of them see the same windows in the same order, clip, warm up and use AdamW alike; only the exchange of gradients
+and the learning rate differ.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "gpt"))
+
+from model import GPT, ModelConfig, loss
+
+from distroml.runtime.elastic import World
+from distroml.runtime.parallel import parallelize
+
+CLIP = 1.0
+WARMUP_STEPS = 20
+# Torch's PowerSGD must not begin before its buckets are rebuilt, after the first step.
+POWERSGD_FROM = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One contender. `exchange`: "ddp", "ddp:fp16", "ddp:bf16", "ddp:powersgd:RANK", or "own:SPEC" for our scheme."""
+
+    exchange: str
+    bucket_mb: float
+    learning_rate: float
+
+    @property
+    def dense_steps(self) -> int:
+        """How many steps at the start exchange whole gradients."""
+        return POWERSGD_FROM if "ddp:powersgd" in self.exchange else 0
+
+
+class Contender(Protocol):
+    """A model in training on one rank."""
+
+    model: nn.Module
+
+    def step(self, windows: torch.Tensor) -> None:
+        """One optimizer step on this rank's windows, uint8 `[batch, context + 1]`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what outlives the object."""
+        ...
+
+
+def adamw(model_parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model_parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+def _warm_up(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
+
+
+class Ddp:
+    """DistributedDataParallel, as its documentation shows it, with one of torch's own communication hooks."""
+
+    def __init__(self, config: ModelConfig, setting: Setting, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.model = GPT(config)
+        self._parallel = nn.parallel.DistributedDataParallel(
+            self.model, gradient_as_bucket_view=True, bucket_cap_mb=setting.bucket_mb
+        )
+        self._optimizer = adamw(self.model.parameters(), setting.learning_rate)
+        self._warm_up = _warm_up(self._optimizer)
+        _, _, hook = setting.exchange.partition(":")
+        if hook in ("fp16", "bf16"):
+            made: Callable[..., Any] = (
+                default_hooks.fp16_compress_hook if hook == "fp16" else default_hooks.bf16_compress_hook
+            )
+            self._parallel.register_comm_hook(None, made)
+        elif hook:
+            state = powerSGD_hook.PowerSGDState(
+                process_group=None,
+                matrix_approximation_rank=int(hook.rpartition(":")[2]),
+                start_powerSGD_iter=POWERSGD_FROM,
+                warm_start=True,
+            )
+            self._parallel.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+
+    def step(self, windows: torch.Tensor) -> None:
+        self._optimizer.zero_grad()
+        total, count = loss(self._parallel, windows)
+        (total / count).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self._optimizer.step()
+        self._warm_up.step()
+
+    def close(self) -> None:
+        del self._parallel
+
+
+class Own:
+    """`parallelize` with a compression of ours."""
+
+    def __init__(self, config: ModelConfig, setting: Setting, seed: int, world: World) -> None:
+        torch.manual_seed(seed)
+        self.model = GPT(config)
+        self._parallel = parallelize(
+            self.model,
+            f"dp_replicate={world.world_size},bucket_mb={setting.bucket_mb:g}",
+            world=world,
+            loss=loss,
+            compress=setting.exchange.partition(":")[2],
+        )
+        self._optimizer = adamw(self._parallel.parameters(), setting.learning_rate)
+        self._warm_up = _warm_up(self._optimizer)
+        self._number = 0
+
+    def step(self, windows: torch.Tensor) -> None:
+        self._number += 1
+        done = self._parallel.forward_backward([windows], self._number)
+        self._parallel.finish(done, CLIP)
+        self._optimizer.step()
+        self._warm_up.step()
+
+    def close(self) -> None:
+        self._parallel.close()
+
+
+def contender(config: ModelConfig, setting: Setting, seed: int, world: World) -> Contender:
+    """What `setting` names, with first weights by `seed`. Collective."""
+    dist.barrier()
+    if setting.exchange.startswith("own:"):
+        return Own(config, setting, seed, world)
+    return Ddp(config, setting, seed)
