@@ -25,10 +25,9 @@ from pathlib import Path
 
 import torch
 
-from distroml.runtime.compress import lowrank
 from distroml.runtime.compress.codec import Codec
 from distroml.runtime.compress.codecs import BF16, INT4, INT8, SIGN, BlockCodec, TopK, add_all, oracle
-from distroml.runtime.compress.native import kernels
+from distroml.runtime.compress.native import Kernels, kernels
 
 GOALS = {"int8": 0.35, "int4": 0.35, "sign": 0.35, "topk:0.01": 0.2, "powersgd:4": 0.1}
 JUDGED_AT_MB = 16
@@ -54,19 +53,18 @@ def decoder(codec: Codec, vector: torch.Tensor, payloads: int) -> Work:
     return lambda: add_all(codec, codes, total)
 
 
-def powersgd(rank: int, vector: torch.Tensor, residual: torch.Tensor) -> Work:
+def powersgd(loaded: Kernels, rank: int, vector: torch.Tensor, residual: torch.Tensor) -> Work:
     """A step on square matrices, as one rank of a world of one: what it sends is what it gets."""
     count = vector.numel() // WIDTH**2
-    shape = lowrank.Matrices(torch.arange(count) * WIDTH**2, WIDTH, WIDTH)
-    q = torch.randn(count, WIDTH, rank)
-    restored = torch.empty_like(vector)
+    offsets, q, back = torch.arange(count) * WIDTH**2, torch.randn(count, WIDTH, rank), torch.empty(count, WIDTH, rank)
+    p, restored = torch.empty(count, WIDTH, rank), torch.empty_like(vector)
 
     def step() -> None:
-        p = lowrank.project(vector, residual, CARRY, shape, q)
-        lowrank.orthogonalise(p)
-        back = lowrank.project_back(residual, shape, p)
-        lowrank.subtract(residual, CARRY, shape, p, back)
-        lowrank.restore(restored, shape, p, back)
+        loaded.project(vector, residual, CARRY, offsets, q, p)
+        loaded.orthogonalise(p)
+        loaded.project_back(residual, offsets, p, back)
+        loaded.subtract(residual, CARRY, offsets, p, back)
+        loaded.restore(restored, offsets, p, back)
 
     return step
 
@@ -75,7 +73,9 @@ def works(numel: int, with_torch: bool) -> dict[str, Work]:
     vector = torch.randn(numel) * CARRY
     codecs = [INT8, INT4, SIGN, TopK(0.01), TopK(0.01, INT8), TopK(0.001), BF16]
     found: dict[str, Work] = {codec.name: encoder(codec, vector, torch.randn(numel) * 0.1) for codec in codecs}
-    found |= {f"powersgd:{rank}": powersgd(rank, vector, torch.randn(numel) * 0.1) for rank in (1, 4, 16)}
+    if loaded := kernels():
+        ranks = (1, 4, 16)
+        found |= {f"powersgd:{rank}": powersgd(loaded, rank, vector, torch.randn(numel) * 0.1) for rank in ranks}
     for payloads in (1, 4):
         codecs = [INT8, INT4, SIGN, TopK(0.01)]
         found |= {f"decode {payloads} x {codec.name}": decoder(codec, vector, payloads) for codec in codecs}
