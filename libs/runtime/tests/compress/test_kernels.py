@@ -14,6 +14,8 @@ import torch
 
 from distroml.runtime.compress.native import Kernels, Unusable, build
 
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]  # compiles, and starts interpreters that import torch
+
 ROOT = Path(__file__).parents[4]
 
 # Encodes by whatever this installation has, and says with what and how often that was warned of.
@@ -36,7 +38,7 @@ print("kernels", native.kernels() is not None, file=sys.stderr)
 
 def encode_with(library: Path) -> tuple[str, str]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(library)], capture_output=True, text=True, check=True, timeout=100
+        [sys.executable, "-c", PROGRAM, str(library)], capture_output=True, text=True, check=True, timeout=250
     )
     return done.stdout, done.stderr
 
@@ -114,7 +116,7 @@ def pack(folder: Path, cxx: str) -> tuple[Path, str]:
     shutil.copy(ROOT / "pyproject.toml", source)
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel"],
-        cwd=source, env=os.environ | {"CXX": cxx}, capture_output=True, text=True, check=True, timeout=100,
+        cwd=source, env=os.environ | {"CXX": cxx}, capture_output=True, text=True, check=True, timeout=250,
     )  # fmt: skip
     (wheel,) = (source / "dist").glob("*.whl")
     return wheel, done.stderr

@@ -57,7 +57,7 @@ uint64_t keep_greatest(uint64_t* keys, int64_t* found, int64_t k, uint64_t* scra
 }
 
 float fed(const float* vector, const float* residual, float carry, int64_t i) {
-    return saturated(vector[i] + (residual ? carry * residual[i] : 0.0f));
+    return saturated(residual ? vector[i] + carry * residual[i] : vector[i]);
 }
 
 // A magnitude that a little more than k elements reach, as Deep Gradient Compression (Lin et al., 2018) estimates it:
