@@ -1,4 +1,4 @@
-"""Codes by blocks: int8 and int4 with unbiased rounding, one bit with the block's mean magnitude, and casts."""
+"""Codes by blocks: int8 and int4 with unbiased rounding, one bit with the block's mean magnitude; bf16 and float32."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class BlockCodec:
 
 @dataclass(frozen=True, slots=True)
 class CastCodec:
-    """A `Codec` that rounds each element by itself, by torch. Raises `CodecError` and `NonFinite`."""
+    """A `Codec` of plain values, for payloads of others. Raises `CodecError` and `NonFinite`."""
 
     name: str
     oracle: oracle.Format
@@ -86,4 +86,4 @@ INT8 = BlockCodec("int8", oracle.Quantised(block=256, top=127, nibbles=False), u
 INT4 = BlockCodec("int4", oracle.Quantised(block=128, top=7, nibbles=True), unbiased=True)
 SIGN = BlockCodec("sign", oracle.Signs(block=1024), unbiased=False)
 FLOAT32 = CastCodec("none", oracle.Cast(torch.float32), unbiased=True)
-BF16 = CastCodec("bf16", oracle.Cast(torch.bfloat16), unbiased=False)
+BF16 = BlockCodec("bf16", oracle.Cast(torch.bfloat16), unbiased=False)

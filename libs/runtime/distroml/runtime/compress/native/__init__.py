@@ -3,8 +3,8 @@
 `kernels()` loads them once. They are built at installation (`build.py`), never when a job starts. What they offer is
 the C interface in `abi.cpp`, typed in `library.py`:
 
-- `encode`, `add`: int8, int4 and sign by blocks; residual, random numbers, code and new residual in one pass over the
-  data after a first one that only reads and refuses NaN and infinities. `add` takes many codes in one pass.
+- `encode`, `add`: int8, int4 and sign by blocks, and bf16; residual, random numbers, code and new residual in one pass
+  over the data after a first one that only reads and refuses NaN and infinities. `add` takes many codes in one pass.
 - `topk_select`, `topk_settle`, `topk_add`: Top-K.
 - `project`, `orthogonalise`, `project_back`, `subtract`, `restore`: PowerSGD over all matrices of a shape where they
   lie in the buffer, `torch.mm` being slow on factors of few columns.

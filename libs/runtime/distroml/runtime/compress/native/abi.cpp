@@ -139,6 +139,13 @@ EXPORT int64_t distroml_encode_sign(const float* vector, float* residual, float 
     return bad;
 }
 
+EXPORT int64_t distroml_encode_bf16(const float* vector, float* residual, float carry, uint32_t, int64_t n,
+                                    uint8_t* out) {
+    const int64_t bad = kernels->first_nonfinite(vector, n);
+    if (bad < 0) kernels->encode_bf16(vector, residual, carry, n, out);
+    return bad;
+}
+
 EXPORT void distroml_add_int8(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total) {
     kernels->add_int8(codes, stride, count, n, total);
 }
@@ -149,6 +156,10 @@ EXPORT void distroml_add_int4(const uint8_t* codes, int64_t stride, int64_t coun
 
 EXPORT void distroml_add_sign(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total) {
     kernels->add_sign(codes, stride, count, n, total);
+}
+
+EXPORT void distroml_add_bf16(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total) {
+    kernels->add_bf16(codes, stride, count, n, total);
 }
 
 // The k greatest magnitudes of v = vector + carry * residual: `out` gets counts per 65,536 elements and offsets,

@@ -10,6 +10,7 @@ namespace distroml {
 constexpr int kInt8Block = 256;
 constexpr int kInt4Block = 128;
 constexpr int kSignBlock = 1024;
+constexpr int kBf16Block = 256;  // of the loop; the code has none
 // A sum beyond this is held at it, so that no scale or decoded value of finite gradients, and with a carry of 1 or more
 // no residual, is ever infinite.
 constexpr float kLimit = 0x1p127f;
@@ -22,11 +23,13 @@ struct Kernels {
     void (*encode_int8)(const float* vector, float* residual, float carry, uint32_t seed, int64_t n, uint8_t* out);
     void (*encode_int4)(const float* vector, float* residual, float carry, uint32_t seed, int64_t n, uint8_t* out);
     void (*encode_sign)(const float* vector, float* residual, float carry, int64_t n, uint8_t* out);
+    void (*encode_bf16)(const float* vector, float* residual, float carry, int64_t n, uint8_t* out);
 
     // Add `count` codes, `stride` bytes apart, to `total` in their order.
     void (*add_int8)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total);
     void (*add_int4)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total);
     void (*add_sign)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total);
+    void (*add_bf16)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total);
 
     // Append a key for each element of [from, to) whose magnitude has at least the bits `threshold`; returns where it
     // stopped, which is before `to` where `room` keys might not do. `bad` becomes true at a NaN or infinity.

@@ -11,8 +11,8 @@
 namespace distroml {
 
 const Kernels DISTROML_LEVEL = {
-    first_nonfinite, encode_int8, encode_int4, encode_sign,  add_int8, add_int4, add_sign, collect,
-    settle,          project,     project_back, restore,     subtract, orthogonalise,
+    first_nonfinite, encode_int8, encode_int4,  encode_sign, encode_bf16, add_int8, add_int4,      add_sign, add_bf16,
+    collect,         settle,      project,      project_back, restore,    subtract, orthogonalise,
 };
 
 }  // namespace distroml

@@ -15,7 +15,9 @@ import torch
 
 from distroml.runtime.compress.native.build import sources_hash
 
-Kind = Literal["int8", "int4", "sign"]
+Kind = Literal["int8", "int4", "sign", "bf16"]
+
+_KINDS: tuple[Kind, ...] = ("int8", "int4", "sign", "bf16")
 
 _NO_MEMORY = -2
 _MATRICES = (c_void_p, c_int64, c_int64, c_int64, c_int64)  # offsets, count, rows, columns, rank
@@ -23,11 +25,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "level": (c_int32, (c_int32,)),
     "sources": (c_char_p, ()),
     "first_nonfinite": (c_int64, (c_void_p, c_int64)),
-    **{
-        f"encode_{kind}": (c_int64, (c_void_p, c_void_p, c_float, c_uint32, c_int64, c_void_p))
-        for kind in ("int8", "int4", "sign")
-    },
-    **{f"add_{kind}": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p)) for kind in ("int8", "int4", "sign")},
+    **{f"encode_{kind}": (c_int64, (c_void_p, c_void_p, c_float, c_uint32, c_int64, c_void_p)) for kind in _KINDS},
+    **{f"add_{kind}": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p)) for kind in _KINDS},
     "topk_select": (
         c_int64,
         (c_void_p, c_void_p, c_float, c_uint32, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
