@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from distroml.runtime.compress import Layout, Piece, Scheme, State
+from distroml.runtime.compress import Layout, Piece, Scheme, State, succeeded
 from distroml.runtime.parallel.buckets import BucketSpec
 from distroml.runtime.typed import floats, norm_of
 
@@ -46,7 +46,9 @@ class Buffer:
         spec: where gradients lie in it.
         scheme: that the next exchange goes by, unless a change is due.
         world_size: ranks that take part.
+        layout: what schemes know of the bucket.
         state: of the scheme.
+        padding: places of the elements that no gradient covers.
         changes: schemes to come, by the step from which they hold.
         seconds: that the last exchange took.
         waited_s: for which the training thread waited for it.
@@ -57,20 +59,22 @@ class Buffer:
     spec: BucketSpec
     scheme: Scheme
     world_size: int
+    layout: Layout = field(init=False)
     state: State = field(init=False)
+    padding: torch.Tensor = field(init=False)
     changes: dict[int, Scheme] = field(default_factory=lambda: dict[int, Scheme]())
     seconds: float = 0.0
     waited_s: float = 0.0
     measured: Measured | None = None
 
     def __post_init__(self) -> None:
-        self.state = self.scheme.prepare(self.layout, self.world_size, self.spec.device)
-
-    @property
-    def layout(self) -> Layout:
-        """What schemes know of the bucket."""
-        pieces = tuple(Piece(segment.name, segment.offset, segment.shape) for segment in self.spec.segments)
-        return Layout(self.spec.numel, pieces)
+        spec = self.spec
+        self.layout = Layout(spec.numel, tuple(Piece(one.name, one.offset, one.shape) for one in spec.segments))
+        self.state = self.scheme.prepare(self.layout, self.world_size, spec.device)
+        free = torch.ones(spec.numel, dtype=torch.bool, device=spec.device)
+        for piece in self.layout.pieces:
+            free[piece.offset : piece.offset + piece.numel] = False
+        self.padding = free.nonzero().flatten()
 
     @property
     def plain(self) -> bool:
@@ -88,15 +92,16 @@ class Buffer:
                 self.scheme = scheme
                 self.state = succeeded(scheme, self.layout, self.world_size, self.spec.device, self.state)
 
+    def clear_padding(self, values: torch.Tensor) -> None:
+        """Take away what a code without a zero left between gradients: it would count in norms."""
+        for one in (values, self.state.residual):
+            if one is not None:
+                one.index_fill_(0, self.padding, 0.0)
+
     def suspect(self, values: torch.Tensor) -> str:
         """The parameter whose gradient in this bucket is no finite number, or the largest where the norm overflows."""
-        norms = torch.stack(
-            [
-                norm_of(values[segment.offset : segment.offset + segment.numel]) if segment.numel else values.new_zeros(())
-                for segment in self.spec.segments
-            ]
-        )
-        found = floats(norms)
+        parts = [values[one.offset : one.offset + one.numel] for one in self.spec.segments]
+        found = floats(torch.stack([norm_of(part) for part in parts]))
         place = next((n for n, norm in enumerate(found) if not math.isfinite(norm)), found.index(max(found)))
         return self.spec.segments[place].name
 
@@ -121,10 +126,3 @@ class Buffer:
         """Memory of the state."""
         tensors = (self.state.residual, self.state.owned, *self.state.extra.values())
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-def succeeded(scheme: Scheme, layout: Layout, world_size: int, device: torch.device, before: State) -> State:
-    """The state with which `scheme` goes on after another one."""
-    state = scheme.prepare(layout, world_size, device)
-    residual = state.residual if before.residual is None else before.residual
-    return replace(state, residual=residual, owned=before.owned, owned_from=before.owned_from)
