@@ -240,8 +240,8 @@ class CompressedExchange:
         agreed = self._agree(step, buffer, work)
         sent, started = 0, time.perf_counter()
         if agreed.broken:
-            flat.fill_(math.nan)
             self._blame(step, buffer, work)
+            buffer.clear_padding(flat.fill_(math.nan))
         elif plain:
             _, sent = self._make(buffer.scheme.name, Round("sum", flat))
         elif agreed.unit > 0:

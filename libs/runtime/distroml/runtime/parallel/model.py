@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from distroml.planner import Plan
+from distroml.runtime.checkpoint import OWN, RESIDUALS
 from distroml.runtime.elastic import Collectives, communication
 from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange
 from distroml.runtime.parallel.divide import Loss, Part
@@ -21,6 +22,7 @@ from distroml.runtime.parallel.loss import check_loss
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange
+from distroml.runtime.parallel.residuals import blank_residuals, folded_residuals, keep_folded, keep_own, own_state
 from distroml.runtime.typed import backward
 
 Precision = Literal["fp32", "bf16"]
@@ -60,7 +62,8 @@ class ParallelModel:
         self._loss = loss
         self._seed = seed
         self._precision = precision
-        trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
+        self._residuals = compression.residuals
+        self._trainable = trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
         self._plain = plan.world_size == plan.dp_replicate
         agree_on(compression, self.collectives)
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
@@ -254,6 +257,34 @@ class ParallelModel:
         mine = dict(self.part.held)
         for name in self.part.counted:
             yield name, whole_of(name, mine.get(name), self.part, self.mesh)
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint has of compression, beside the model's and the optimizer's state. Collective."""
+        if self.exchange is None:
+            return {}
+        folded = folded_residuals(self.exchange, self._trainable)
+        kept: dict[str, Any] = {RESIDUALS: folded} if folded else {}
+        if self._residuals == "exact":
+            kept[OWN] = {self.own_place[1]: own_state(self.exchange, str(self.plan))}
+        return kept
+
+    @property
+    def own_place(self) -> tuple[str, str]:
+        """Where a checkpoint has what only this rank kept."""
+        return OWN, str(self.mesh.world.rank)
+
+    def blank_kept(self) -> dict[str, Any]:
+        """What a load fills of `kept`, as far as the checkpoint has it."""
+        return {RESIDUALS: blank_residuals(self._trainable)} if self.exchange is not None else {}
+
+    def keep(self, saved: Mapping[str, Any]) -> None:
+        """Go on with what a load found of `kept`: of this world exactly where that was asked for, else of any."""
+        if self.exchange is None:
+            return
+        own: Mapping[str, Any] = saved.get(OWN) or {}
+        mine: Mapping[str, Any] = own.get(self.own_place[1]) or {}
+        if self._residuals != "exact" or not keep_own(self.exchange, str(self.plan), mine):
+            keep_folded(self.exchange, self._trainable, saved.get(RESIDUALS, {}))
 
     def close(self) -> None:
         """Take the hooks off the model, and end what exchanges gradients."""
