@@ -47,9 +47,7 @@ class Watch:
     def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Any:
         self.begun += 1
         self.went_in[number] = flat.double()
-        return _Then(
-            self._begin(number, spec, flat), lambda: self.came_out.__setitem__(number, flat.double())
-        )
+        return _Then(self._begin(number, spec, flat), lambda: self.came_out.__setitem__(number, flat.double()))
 
     def true_sums(self) -> dict[int, torch.Tensor]:
         group = self.parallel.mesh.group("dp_replicate")
@@ -160,9 +158,7 @@ def left_alone(world: World) -> str:
         exchange.close()
         dist.destroy_process_group()
         return "gone"
-    waiting = [
-        exchange.begin(buffer.number, buffer.spec, torch.ones(buffer.spec.numel)) for buffer in exchange.buffers
-    ]
+    waiting = [exchange.begin(buffer.number, buffer.spec, torch.ones(buffer.spec.numel)) for buffer in exchange.buffers]
     exchange.announce(torch.tensor(1.0))
     try:
         for pending in waiting:

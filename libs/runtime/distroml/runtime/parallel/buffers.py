@@ -48,7 +48,6 @@ class Buffer:
         world_size: ranks that take part.
         layout: what schemes know of the bucket.
         state: of the scheme.
-        padding: places of the elements that no gradient covers.
         changes: schemes to come, by the step from which they hold.
         seconds: that the last exchange took.
         waited_s: for which the training thread waited for it.
@@ -61,7 +60,6 @@ class Buffer:
     world_size: int
     layout: Layout = field(init=False)
     state: State = field(init=False)
-    padding: torch.Tensor = field(init=False)
     changes: dict[int, Scheme] = field(default_factory=lambda: dict[int, Scheme]())
     seconds: float = 0.0
     waited_s: float = 0.0
@@ -71,10 +69,6 @@ class Buffer:
         spec = self.spec
         self.layout = Layout(spec.numel, tuple(Piece(one.name, one.offset, one.shape) for one in spec.segments))
         self.state = self.scheme.prepare(self.layout, self.world_size, spec.device)
-        free = torch.ones(spec.numel, dtype=torch.bool, device=spec.device)
-        for piece in self.layout.pieces:
-            free[piece.offset : piece.offset + piece.numel] = False
-        self.padding = free.nonzero().flatten()
 
     @property
     def plain(self) -> bool:
@@ -91,12 +85,6 @@ class Buffer:
             if scheme != self.scheme:
                 self.scheme = scheme
                 self.state = succeeded(scheme, self.layout, self.world_size, self.spec.device, self.state)
-
-    def clear_padding(self, values: torch.Tensor) -> None:
-        """Take away what a code without a zero left between gradients: it would count in norms."""
-        for one in (values, self.state.residual):
-            if one is not None:
-                one.index_fill_(0, self.padding, 0.0)
 
     def suspect(self, values: torch.Tensor) -> str:
         """The parameter whose gradient in this bucket is no finite number, or the largest where the norm overflows."""

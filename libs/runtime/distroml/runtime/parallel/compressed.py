@@ -213,7 +213,6 @@ class CompressedExchange:
             for number, buffer in self._buffers.items():
                 if not buffer.plain:
                     folded[number] = buffer.kept()
-                    buffer.clear_padding(folded[number])
                     if self._group is not None and buffer.spec.numel:
                         dist.all_reduce(folded[number], group=self._group)
 
@@ -241,13 +240,13 @@ class CompressedExchange:
         sent, started = 0, time.perf_counter()
         if agreed.broken:
             self._blame(step, buffer, work)
-            buffer.clear_padding(flat.fill_(math.nan))
+            for segment in buffer.spec.segments:
+                flat[segment.offset : segment.offset + segment.numel] = math.nan
         elif plain:
             _, sent = self._make(buffer.scheme.name, Round("sum", flat))
         elif agreed.unit > 0:
             turn = Turn(self.rank, self.world_size, step.number, buffer.number, self._seed, agreed.unit)
             sent = self._rounds(buffer, work, turn)
-            buffer.clear_padding(work)
             if work is not flat:
                 flat.copy_(work)
         buffer.seconds = time.perf_counter() - started

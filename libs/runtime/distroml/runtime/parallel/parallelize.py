@@ -13,7 +13,7 @@ from torch import nn
 from distroml.planner import Plan
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.elastic.world import choose_device
-from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression
+from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals
 from distroml.runtime.parallel.divide import Loss, Part, chain_for, divide
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.model import ParallelModel, Precision
@@ -49,6 +49,7 @@ def parallelize(
     precision: Precision = "fp32",
     compiled: bool = False,
     compress: str = "none",
+    residuals: Residuals = "folded",
     weights: str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
     """Spread `model` over the ranks of `world` (default: those of the default process group). Collective.
@@ -67,6 +68,8 @@ def parallelize(
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so.
         compiled: compile each block.
         compress: the scheme by which gradients are summed along dp_replicate, such as "int8" or "powersgd:4".
+        residuals: what `ParallelModel.kept` gives for checkpoints of what compression keeps: the sum over ranks, or
+            "exact", each rank's own beside it.
         weights: safetensors to start from, a file or a folder; each rank reads its own part only.
 
     Raises:
@@ -76,7 +79,7 @@ def parallelize(
             different ones.
         PeerLost: another rank is gone.
     """
-    compression = Compression(compress)
+    compression = Compression(compress, residuals)
     world = world or _world_of_process_group()
     source: WeightSource | None = None
     if not isinstance(model, nn.Module):
