@@ -88,6 +88,8 @@ class Trainer(Generic[Batch]):
             "dp_shard=2,tp=2"; or "auto": measured and searched, which may choose another plan from one job to the next.
         compress: the scheme by which replicas sum their gradients: "none", "bf16", "fp16", "int8", "int4", "sign",
             "topk:RATIO", "randomk:RATIO" or "powersgd:RANK". What it loses is kept and told later.
+        compress_shard: the same for the sums of sharded gradients, along dp_shard: "none", "int8" or "int4". Rounding
+            is right in the mean, and nothing is kept.
         residuals: what checkpoints have of what compression keeps: "folded", the sum over replicas, which any world
             size takes over; or "exact", each rank's own beside it, so that the same world size goes on bit for bit.
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so; parameters,
@@ -122,6 +124,7 @@ class Trainer(Generic[Batch]):
         grad_clip: float | None = None,
         plan: str | Plan | None = None,
         compress: str = "none",
+        compress_shard: str = "none",
         residuals: Residuals = "folded",
         precision: Precision = "fp32",
         compiled: bool = False,
@@ -145,7 +148,7 @@ class Trainer(Generic[Batch]):
             eval_every=eval_every,
             grad_clip=grad_clip,
             plan=plan,
-            compression=Compression(compress, residuals),
+            compression=Compression(compress, residuals, compress_shard),
             precision=precision,
             compiled=compiled,
             seed=seed,

@@ -21,7 +21,7 @@ from libs.runtime.tests.parallel.ranks import spread
 def leg(
     world: World, folder: str, plan: str, sha: str, first: int, last: int, compress: str, residuals: str = "folded"
 ) -> dict[str, Any]:
-    """Restore `sha` where there is one, make steps `first` to `last`, save. Returns the new hash and parameters' bits."""
+    """Restore `sha` where there is one, make steps `first` to `last`, save. Returns the new hash, and bits."""
     store = open_object_store(Path(folder) / "objects")
     quirks = Quirks(tied=True, width=8)
     parallel = spread(world, plan, quirks, MICROBATCH, torch.float32, compress=compress, residuals=residuals)

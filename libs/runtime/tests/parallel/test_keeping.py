@@ -1,4 +1,4 @@
-"""Residuals over restarts: their sum is kept whatever the world and the plan, and each rank's own where that is asked."""
+"""Residuals over restarts: their sum is kept in any world and under any plan, each rank's own where that is asked."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from distroml.planner import Plan
 from distroml.runtime.checkpoint import OWN, RESIDUALS
 from distroml.runtime.elastic import Collectives, communication
-from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange
+from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange, shard_sums
 from distroml.runtime.parallel.divide import Loss, Part
 from distroml.runtime.parallel.gathering import whole_of
 from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
@@ -61,12 +61,14 @@ class ParallelModel:
         self.collectives = Collectives(mesh.world)
         self._loss = loss
         self._seed = seed
+        self._step = 0
         self._precision = precision
         self._residuals = compression.residuals
         self._trainable = trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
         self._plain = plan.world_size == plan.dp_replicate
         agree_on(compression, self.collectives)
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
+        self.shard_sums = shard_sums(plan, part.roots, compression, seed)
         self.gradients: Gradients
         if self._plain:
             exchange = self.exchange or SumExchange(self.collectives)
@@ -112,9 +114,12 @@ class ParallelModel:
 
     def begin(self, step: int = 0) -> None:
         """A new step, by its number; without one, the next."""
+        self._step = step or self._step + 1
         self.gradients.begin()
         if self.exchange is not None:
-            self.exchange.open(step or self.exchange.step + 1)
+            self.exchange.open(self._step)
+        if self.shard_sums is not None:
+            self.shard_sums.open(self._step)
 
     def counted(self, terms: torch.Tensor) -> None:
         """The step's global count of loss terms is `terms`: exchanges that need it begin. Before the waits."""

@@ -49,6 +49,7 @@ def parallelize(
     precision: Precision = "fp32",
     compiled: bool = False,
     compress: str = "none",
+    compress_shard: str = "none",
     residuals: Residuals = "folded",
     weights: str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
@@ -68,6 +69,7 @@ def parallelize(
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so.
         compiled: compile each block.
         compress: the scheme by which gradients are summed along dp_replicate, such as "int8" or "powersgd:4".
+        compress_shard: the same along dp_shard: "int8" or "int4".
         residuals: what `ParallelModel.kept` gives for checkpoints of what compression keeps: the sum over ranks, or
             "exact", each rank's own beside it.
         weights: safetensors to start from, a file or a folder; each rank reads its own part only.
@@ -79,7 +81,7 @@ def parallelize(
             different ones.
         PeerLost: another rank is gone.
     """
-    compression = Compression(compress, residuals)
+    compression = Compression(compress, residuals, compress_shard)
     world = world or _world_of_process_group()
     source: WeightSource | None = None
     if not isinstance(model, nn.Module):
