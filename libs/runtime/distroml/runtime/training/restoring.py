@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distroml.objectstore import ObjectStoreDown
-from distroml.runtime.checkpoint import CorruptChunk, Whole, restore
+from distroml.runtime.checkpoint import RESIDUALS, CorruptChunk, Whole, restore
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.link import Link
 from distroml.runtime.training.storage import Storage
@@ -41,6 +41,7 @@ def restore_agreed(
     collectives: Collectives,
     fresh: Callable[[], tuple[nn.Module, Optimizer, dict[str, Any]]],
     whole: Whole,
+    own: tuple[str, str],
 ) -> tuple[Found, dict[str, Any]]:
     """Load `wanted`, or the newest older checkpoint that is sound on every rank. Collective.
 
@@ -51,6 +52,7 @@ def restore_agreed(
         collectives: of this generation.
         fresh: the model, an optimizer that has not stepped, and the further state to fill; called for each try.
         whole: the model of which this rank holds a part.
+        own: where the further state has what only this rank saved.
 
     Returns:
         What was found, and the further state; with no checkpoint left the model may be half overwritten where
@@ -69,7 +71,7 @@ def restore_agreed(
         model, optimizer, more = fresh()
         damage: CorruptChunk | None = None
         try:
-            _load(storage, ref, model, optimizer, world.rank, more, whole)
+            _load(storage, ref, model, optimizer, world.rank, more, whole, own)
         except CorruptChunk as error:
             damage = error
             log.error("checkpoint of step %d is damaged: %s; trying an older one", ref.step, error)
@@ -94,10 +96,22 @@ def _load(
     rank: int,
     more: dict[str, Any],
     whole: Whole,
+    own: tuple[str, str],
 ) -> None:
     for pause_s in (*_DOWN_RETRIES_S, None):
         try:
-            restore(storage.store, storage.job, ref.manifest_hash, model, optimizer, rank=rank, more=more, whole=whole)
+            restore(
+                storage.store,
+                storage.job,
+                ref.manifest_hash,
+                model,
+                optimizer,
+                rank=rank,
+                more=more,
+                whole=whole,
+                optional=(RESIDUALS,),
+                own=own,
+            )
             return
         except ObjectStoreDown as error:
             if pause_s is None:

@@ -104,6 +104,7 @@ class Run:
                 precision=self.settings.precision,
                 compiled=self.settings.compiled,
                 source=source,
+                compression=self.settings.compression,
             )
 
     def restore(self) -> None:
@@ -122,6 +123,7 @@ class Run:
             collectives=self.parallel.collectives,
             fresh=self._fresh,
             whole=self._whole() or NOTHING_ELSE,
+            own=self.parallel.own_place,
         )
         if found.ref is None:
             if found.damaged:
@@ -132,6 +134,7 @@ class Run:
             self.step, self.position = int(place["step"]), DataPosition(int(place["epoch"]), int(place["index"]))
             self.evaluated = place["evaluated"]
             self.restored = found.ref
+            self.parallel.keep(more)
             if self._scheduler is not None:
                 self._scheduler.load_state_dict(more["lr_scheduler"])
             log.info("restored the checkpoint of step %d in %.2f s", found.ref.step, found.seconds)
@@ -149,8 +152,11 @@ class Run:
         self._planned.tell(parameter_count(self._source.blank()))
 
     def _whole(self) -> Whole | None:
-        """The model of which this rank holds a part; None where it holds all."""
-        return self.parallel.part.whole if self._divides else None
+        """The model of which this rank holds a part; None where every rank saves the same."""
+        if self._divides:
+            return self.parallel.part.whole
+        compression = self.settings.compression
+        return Whole.of(self.module) if compression.on and compression.residuals == "exact" else None
 
     def _first_weights(self, *, overwritten: bool) -> None:
         if not self._divides:
@@ -172,7 +178,7 @@ class Run:
         """A new optimizer and scheduler, and the further state that a checkpoint fills."""
         self._optimizer = fresh_optimizer(self.settings, self.parallel.parameters())
         self._scheduler = self.settings.lr_scheduler(self._optimizer) if self.settings.lr_scheduler else None
-        return self.parallel.part.state, self._optimizer, self._more()
+        return self.parallel.part.state, self._optimizer, {**self._more(), **self.parallel.blank_kept()}
 
     def _more(self) -> dict[str, Any]:
         more: dict[str, Any] = {
@@ -279,7 +285,8 @@ class Run:
         if self.reporter.last is not None:
             self.reporter.record(self.reporter.last, why)
         whole = self._whole() or NOTHING_ELSE
-        state = capture(self.parallel.part.state, self._optimizer, whole=whole, **self._more())
+        more = {**self._more(), **self.parallel.kept()}
+        state = capture(self.parallel.part.state, self._optimizer, whole=whole, **more)
         self._saves.begin(state, step=self.step)
 
     def _save_and_wait(self, why: str, timeout_s: float) -> bool:

@@ -1,0 +1,170 @@
+"""What each rank of the pool does in tests of compressed exchanges: steps, with what came in and out looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distroml.runtime.compress.parse import parse_scheme
+from distroml.runtime.elastic import PeerLost, Pending, World
+from distroml.runtime.parallel import CompressionDiffers, NonFinite, ParallelModel
+from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.runtime.parallel.residuals import folded_residuals
+from libs.runtime.tests.parallel.models import Quirks, samples
+from libs.runtime.tests.parallel.ranks import GLOBAL_BATCH, pieces, spread, under_plan
+
+MICROBATCH = 2
+
+
+class _Then:
+    """A pending exchange, and what to do after it."""
+
+    def __init__(self, pending: Pending, then: Callable[[], None]) -> None:
+        self._pending, self._then = pending, then
+
+    def wait(self) -> None:
+        self._pending.wait()
+        self._then()
+
+
+@dataclass
+class Watch:
+    """What went into every bucket's exchange, summed over the ranks as it is, and what came out."""
+
+    parallel: ParallelModel
+    went_in: dict[int, torch.Tensor] = field(default_factory=dict)
+    came_out: dict[int, torch.Tensor] = field(default_factory=dict)
+    begun: int = 0
+
+    def __post_init__(self) -> None:
+        self._begin = self.parallel.exchange.begin
+        self.parallel.exchange.begin = self.begin
+
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Any:
+        self.begun += 1
+        self.went_in[number] = flat.double()
+        return _Then(self._begin(number, spec, flat), lambda: self.came_out.__setitem__(number, flat.double()))
+
+    def true_sums(self) -> dict[int, torch.Tensor]:
+        group = self.parallel.mesh.group("dp_replicate")
+        for flat in self.went_in.values():
+            dist.all_reduce(flat, group=group)
+        return self.went_in
+
+
+def step(parallel: ParallelModel, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step's gradients; every rank takes its share of the samples."""
+    share = GLOBAL_BATCH // parallel.mesh.dp_size
+    start = parallel.mesh.dp_rank * share
+    batches = list(pieces(samples(GLOBAL_BATCH, 100 + number), start, start + share, MICROBATCH))
+    return parallel.finish(parallel.forward_backward(batches, number))
+
+
+def terms(number: int) -> int:
+    """The step's global count of loss terms."""
+    return int((samples(GLOBAL_BATCH, 100 + number)["targets"] != -100).sum())
+
+
+def identity(
+    world: World, plan: str, compress: str, then: str | None = None, steps: int = 4, **options: Any
+) -> dict[str, Any]:
+    """Steps under compression, from step 3 on by another scheme.
+
+    Returns:
+        "gap": of sum + kept * terms to what was to be told, relative to that, the worst of all buckets and steps;
+        "kept": norm of what is kept at the end; "schemes" by which the last step went; "exchanges" begun.
+    """
+    quirks = Quirks(tied=True, late=True, width=8)
+    parallel = spread(world, plan, quirks, MICROBATCH, torch.float32, compress=compress, **options)
+    exchange = parallel.exchange
+    watch = Watch(parallel)
+    before = {buffer.number: torch.zeros(buffer.spec.numel) for buffer in exchange.buffers}
+    if then is not None:
+        for buffer in exchange.buffers:
+            exchange.set_scheme(buffer.number, parse_scheme(then), from_step=3)
+    worst = 0.0
+    for number in range(1, steps + 1):
+        step(parallel, number)
+        after = exchange.fold()
+        for bucket, true in watch.true_sums().items():
+            kept = after.get(bucket, torch.zeros_like(before[bucket])).double()
+            wanted = true + before[bucket].double() * terms(number)
+            found = watch.came_out[bucket] + kept * terms(number)
+            worst = max(worst, float((found - wanted).norm() / wanted.norm().clamp_min(1e-6)))
+            before[bucket] = kept
+    measured = exchange.measured()
+    parallel.close()
+    return {
+        "gap": worst,
+        "kept": float(torch.cat(list(before.values())).norm()),
+        "schemes": sorted({one.scheme for one in measured}),
+        "exchanges": watch.begun / len(exchange.buffers),
+        "gradient_norms": [one.gradient_norm for one in measured],
+        "bytes": sum(exchange.wire.take().values()),
+        "state_bytes": exchange.state_bytes,
+        "elements": sum(buffer.spec.numel for buffer in exchange.buffers),
+    }
+
+
+def course(world: World, plan: str, steps: int, **options: Any) -> dict[str, Any]:
+    """A training's losses and bits, as this rank has them."""
+    parallel = spread(world, plan, Quirks(tied=True, late=True, width=8), MICROBATCH, torch.float32, **options)
+    made = under_plan(parallel, MICROBATCH, 1.0, steps)
+    parallel.close()
+    return {"losses": made.losses, "bits": made.bits()}
+
+
+def differing(world: World) -> str:
+    """Ranks that want different compression."""
+    try:
+        spread(world, "dp_replicate=2", Quirks(), MICROBATCH, compress="int8" if world.rank else "none")
+    except CompressionDiffers as error:
+        return str(error)
+    return "agreed"
+
+
+def broken(world: World, plan: str, compress: str) -> dict[str, Any]:
+    """Three steps; in the second, rank 1 has an infinite gradient of one parameter."""
+    parallel = spread(world, plan, Quirks(width=8), MICROBATCH, torch.float32, compress=compress)
+    names = dict(parallel.part.held)
+    norms: list[float] = []
+    kept: list[float] = []
+    told: list[NonFinite] = []
+    for number in (1, 2, 3):
+        handle = None
+        if number == 2 and world.rank == 1:
+            handle = names["blocks.1.up.weight"].register_hook(lambda gradient: gradient * float("inf"))
+        norms.append(float(step(parallel, number)[1]))
+        if handle is not None:
+            handle.remove()
+        folded = folded_residuals(parallel.exchange, parallel.gradients.parameters)
+        kept.append(sum(float(one.square().sum()) for one in folded.values()))
+        told += parallel.exchange.non_finite
+    parallel.close()
+    return {"norms": norms, "kept": kept, "told": [[one.rank, one.parameter, one.step] for one in told]}
+
+
+def left_alone(world: World) -> str:
+    """Rank 1 goes away between two steps, as a process that is killed; what the others' exchanges say."""
+    parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=8), MICROBATCH, compress="int8")
+    step(parallel, 1)
+    exchange = parallel.exchange
+    exchange.open(2)
+    if world.rank == 1:
+        exchange.close()
+        dist.destroy_process_group()
+        return "gone"
+    waiting = [exchange.begin(buffer.number, buffer.spec, torch.ones(buffer.spec.numel)) for buffer in exchange.buffers]
+    exchange.announce(torch.tensor(1.0))
+    try:
+        for pending in waiting:
+            pending.wait()
+    except PeerLost:
+        return "lost"
+    finally:
+        parallel.close()
+    return "no error"

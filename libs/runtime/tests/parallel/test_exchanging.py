@@ -1,0 +1,81 @@
+"""Compressed exchanges under real plans: nothing of a gradient is lost, all ranks agree, and failures are errors."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.numerics.pool import Pool
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+RANKS = "libs.runtime.tests.parallel.exchanging:"
+PLANS = {
+    "dp_replicate=2": 2,
+    "dp_replicate=4": 4,
+    "dp_replicate=2,dp_shard=2": 4,
+    "dp_replicate=2,tp=2": 4,
+    "dp_replicate=2,pp=2": 4,
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("first", "then"), [("int8", None), ("powersgd:1", "sign"), ("topk:0.1", "none")])
+def test_what_is_told_and_what_is_kept_are_the_whole_gradient(
+    pool: Pool, plan: str, first: str, then: str | None
+) -> None:
+    """Over steps of several microbatches, and over a change of scheme at an agreed step."""
+    for answer in pool.run(f"{RANKS}identity", PLANS[plan], 120, plan=plan, compress=first, then=then):
+        assert answer["gap"] <= 1e-6
+        assert answer["schemes"] == [then or first]
+        assert answer["exchanges"] == 4, "one exchange of each bucket in each of 4 optimizer steps"
+        if then == "none":
+            assert answer["kept"] == answer["state_bytes"] == 0, "the plain sum tells all that was kept"
+        else:
+            assert answer["kept"] > 0
+            # A residual, and in two phases what an owner keeps; PowerSGD's start is gone with its scheme.
+            assert 4 * answer["elements"] <= answer["state_bytes"] <= 5 * answer["elements"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("compress", ["int4", "powersgd:1"])
+def test_all_ranks_train_alike_and_nearly_as_without(pool: Pool, plan: str, compress: str) -> None:
+    """Tied parameters and those that are whole along tp among them: no two ranks part."""
+    dense = pool.run(f"{RANKS}course", PLANS[plan], 120, plan=plan, steps=8)
+    coded = pool.run(f"{RANKS}course", PLANS[plan], 120, plan=plan, steps=8, compress=compress)
+    assert len({answer["bits"] for answer in coded}) == 1
+    assert coded[0]["bits"] != dense[0]["bits"]
+    assert coded[0]["losses"] == pytest.approx(dense[0]["losses"], rel=0.25)
+    assert coded[0]["losses"][-1] < 0.5 * coded[0]["losses"][0]
+
+
+def test_fewer_bytes_are_sent(pool: Pool) -> None:
+    plain, coded = (
+        pool.run(f"{RANKS}identity", 2, plan="dp_replicate=2", compress=scheme)[0] for scheme in ("bf16", "int4")
+    )
+    assert 0 < coded["bytes"] < plain["bytes"] / 2
+    assert coded["gradient_norms"] == pytest.approx(plain["gradient_norms"], rel=1e-5)
+
+
+def test_ranks_that_want_different_compression_are_told_so(pool: Pool) -> None:
+    for told in pool.run(f"{RANKS}differing", 2):
+        assert "rank 0: compress='none'" in told
+        assert "rank 1: compress='int8'" in told
+
+
+@pytest.mark.parametrize(("plan", "world_size"), [("dp_replicate=2", 2), ("dp_replicate=2,pp=2", 4)])
+def test_a_gradient_that_is_no_number_stays_out_of_residuals(pool: Pool, plan: str, world_size: int) -> None:
+    answers = pool.run(f"{RANKS}broken", world_size, 120, plan=plan, compress="int8")
+    told = [one for answer in answers for one in answer["told"]]
+    assert told
+    assert all(one == [1, "blocks.1.up.weight", 2] for one in told)
+    for answer in answers:
+        first, second, third = answer["norms"]
+        assert second != second, "every rank's norm is NaN in that step"
+        assert first > 0
+        assert third > 0
+        assert all(kept < 1.0 for kept in answer["kept"])
+    assert answers[1]["kept"][0] == answers[1]["kept"][1], "the broken bucket's residuals are as they were"
+
+
+def test_a_peer_that_goes_away_is_an_error(pool: Pool) -> None:
+    assert pool.run(f"{RANKS}left_alone", 2) == ["lost", "gone"]
