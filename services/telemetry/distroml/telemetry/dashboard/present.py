@@ -336,6 +336,8 @@ _EVENT_WORDS: Mapping[str, str] = {
     "worker": "{}",
     "node": "{}",
     "verdict": "{}",
+    "to_scheme": "to {}",
+    "faster": "{} times faster",
     "actor": "by {}",
 }
 
@@ -373,7 +375,7 @@ def event_row(event: EventRow) -> Row:
 
 
 def _word(value: object) -> str:
-    text = str(value)
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
     return text.removeprefix("FAILURE_CATEGORY_").lower() if text.startswith("FAILURE_CATEGORY_") else text
 
 
