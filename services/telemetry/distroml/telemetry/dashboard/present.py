@@ -326,6 +326,7 @@ _BAD_EVENTS = frozenset({"Broken", "Failed", "Exited", "Lost", "Found", "Detecte
 _EVENT_WORDS: Mapping[str, str] = {
     "step": "step {}",
     "number": "generation {}",
+    "to_scheme": "to {}",
     "world_size": "{} workers",
     "reason": "{}",
     "message": "{}",
@@ -336,7 +337,6 @@ _EVENT_WORDS: Mapping[str, str] = {
     "worker": "{}",
     "node": "{}",
     "verdict": "{}",
-    "to_scheme": "to {}",
     "faster": "{} times faster",
     "actor": "by {}",
 }
