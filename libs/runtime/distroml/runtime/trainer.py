@@ -27,7 +27,7 @@ from distroml.runtime.training.types import (
     NonFiniteError,
     StepInfo,
 )
-from distroml.workerlink import Stopping, WorkerFailed
+from distroml.workerlink import Stopping, WorkerFailed, environment
 
 log = logging.getLogger("distroml.runtime.train")
 
@@ -86,7 +86,7 @@ class Trainer(Generic[Batch]):
         grad_clip: largest norm of the normalised gradient.
         plan: how to spread the model over the workers: None: whole copies; what is known of a plan, such as
             "dp_shard=2,tp=2"; or "auto": measured and searched, which may choose another plan from one job to the next.
-        compress: gradient compression; only "none" in this release.
+        compress: gradient compression; only "none" in this release. None: what the job says, else "none".
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so; parameters,
             gradients and optimizer state stay as they are.
         compiled: compile the model's blocks.
@@ -118,7 +118,7 @@ class Trainer(Generic[Batch]):
         eval_every: int | None = None,
         grad_clip: float | None = None,
         plan: str | Plan | None = None,
-        compress: str = "none",
+        compress: str | None = None,
         precision: Precision = "fp32",
         compiled: bool = False,
         seed: int = 0,
@@ -129,6 +129,8 @@ class Trainer(Generic[Batch]):
         log_every_s: float = 5.0,
     ) -> None:
         _speak()
+        if compress is None:
+            compress = os.environ.get(environment.COMPRESS) or "none"
         check_compression(compress)
         self._settings = Settings(
             optimizer=optimizer,
