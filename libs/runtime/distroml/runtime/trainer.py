@@ -15,7 +15,7 @@ from torch import nn
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
 from distroml.runtime.link import AgentLink, process_link
-from distroml.runtime.parallel import LossFunction, Plan, Precision, check_compression
+from distroml.runtime.parallel import Compression, LossFunction, Plan, Precision, Residuals
 from distroml.runtime.training.run import Drained, Run, StopOrdered
 from distroml.runtime.training.settings import MakeOptimizer, MakeScheduler, Settings, total_steps_of
 from distroml.runtime.training.source import ModelSource
@@ -86,7 +86,11 @@ class Trainer(Generic[Batch]):
         grad_clip: largest norm of the normalised gradient.
         plan: how to spread the model over the workers: None: whole copies; what is known of a plan, such as
             "dp_shard=2,tp=2"; or "auto": measured and searched, which may choose another plan from one job to the next.
-        compress: gradient compression; only "none" in this release. None: what the job says, else "none".
+        compress: the scheme by which replicas sum their gradients: "none", "bf16", "fp16", "int8", "int4", "sign",
+            "topk:RATIO", "randomk:RATIO" or "powersgd:RANK". What it loses is kept and told later. "auto" measures and
+            chooses for each bucket. None: what the job says, else "none".
+        residuals: what checkpoints have of what compression keeps: "folded", the sum over replicas, which any world
+            size takes over; or "exact", each rank's own beside it, so that the same world size goes on bit for bit.
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so; parameters,
             gradients and optimizer state stay as they are.
         compiled: compile the model's blocks.
@@ -119,6 +123,7 @@ class Trainer(Generic[Batch]):
         grad_clip: float | None = None,
         plan: str | Plan | None = None,
         compress: str | None = None,
+        residuals: Residuals = "folded",
         precision: Precision = "fp32",
         compiled: bool = False,
         seed: int = 0,
@@ -131,7 +136,6 @@ class Trainer(Generic[Batch]):
         _speak()
         if compress is None:
             compress = os.environ.get(environment.COMPRESS) or "none"
-        check_compression(compress)
         self._settings = Settings(
             optimizer=optimizer,
             loss=loss,
@@ -144,7 +148,7 @@ class Trainer(Generic[Batch]):
             eval_every=eval_every,
             grad_clip=grad_clip,
             plan=plan,
-            compress=compress,
+            compression=Compression(compress, residuals),
             precision=precision,
             compiled=compiled,
             seed=seed,

@@ -17,12 +17,12 @@ from distroml.runtime.checkpoint.layout import Box, local_part, local_pieces
 from distroml.runtime.checkpoint.plan import Held, assign, row_pieces, value_item, write_item
 from distroml.runtime.checkpoint.tensors import check_storable
 from distroml.runtime.checkpoint.tree import Leaf, Path, flatten
-from distroml.runtime.checkpoint.whole import Whole
+from distroml.runtime.checkpoint.whole import OWN, RESIDUALS, Whole
 
 Gather = Callable[[object], Sequence[object]]
 """Hands every rank's object to all of them, by rank; a collective."""
 
-OPENED: tuple[Path, ...] = (("model",), ("optimizer",), ("optimizer", "state"))
+OPENED: tuple[Path, ...] = (("model",), ("optimizer",), ("optimizer", "state"), (RESIDUALS,), (OWN,))
 """Subtrees that are never one leaf: a rank without tensors in them still has its own names there."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,10 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from distroml.manifest import Manifest, TensorEntry
 from distroml.objectstore import ObjectStore
 from distroml.runtime.checkpoint.errors import StateMismatch
+from distroml.runtime.checkpoint.lenient import as_saved, drop_unsaved
 from distroml.runtime.checkpoint.plain import decode_plain
 from distroml.runtime.checkpoint.planner import PlainLoadPlanner, State
 from distroml.runtime.checkpoint.reader import ManifestReader
 from distroml.runtime.checkpoint.tensors import dtype_of
+from distroml.runtime.checkpoint.tree import Path
 from distroml.runtime.checkpoint.whole import NOTHING_ELSE, Whole, clean
 
 CONFIG_KEY = "model_config"
@@ -82,6 +84,8 @@ def restore(
     more: MutableMapping[str, object] | None = None,
     threads: int = 4,
     whole: Whole = NOTHING_ELSE,
+    optional: Collection[str] = (),
+    own: Path = (),
 ) -> Restored:
     """Load a checkpoint in place: parameters, buffers, optimizer state and its groups' values, bit for bit.
 
@@ -98,6 +102,8 @@ def restore(
         more: further state under the names given to `capture`; tensors are filled in place, plain values replaced.
         threads: reads at a time.
         whole: the model of which `model` is a part; other parts may be in the checkpoint.
+        optional: keys of `more` whose dicts may have more than the checkpoint: what is not there is taken out of them.
+        own: a key and a rank: what only that rank saved under the key is put into `more`, as it was saved.
 
     Raises:
         CorruptChunk: any byte is not what was saved; the state may be half overwritten.
@@ -117,12 +123,15 @@ def restore(
     state.pop(CONFIG_KEY, None)
     for key, value in (more or {}).items():
         state[key] = value
+    drop_unsaved(state, optional, reader.manifest)
+    if saved := as_saved(reader.manifest, own) if own else {}:
+        state[str(own[0])] = {own[1]: saved}
     _load(reader, state, whole)
     _load_extra_state(bare, cast("Mapping[str, object]", state["model"]))
     if optimizer is not None:
         _load_optimizer_values(bare, optimizer, cast("Mapping[str, object]", state["optimizer"]), whole)
-    for key in more or {}:
-        cast("MutableMapping[str, object]", more)[key] = state[key]
+    if more is not None:
+        more.update({key: state.get(key, {}) for key in (*more, *map(str, own[:1]))})
     return _restored(reader.manifest, rank)
 
 

@@ -12,6 +12,12 @@ from torch import nn
 from distroml.runtime.checkpoint.layout import Rows
 from distroml.runtime.checkpoint.tree import Path
 
+RESIDUALS = "residuals"
+"""Where a state has what compression keeps of each parameter's gradients, by its name: float32, of its shape."""
+
+OWN = "own"
+"""Where a state has what belongs to one rank of one world only, by that rank as text."""
+
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 
 
@@ -53,14 +59,18 @@ class Whole:
         return sorted(set(names), key=lambda name: (self.place.get(name, len(self.place)), name))
 
     def has(self, path: Path) -> bool:
-        """Whether a leaf that this rank does not hold is another's: of the model, or the state of a parameter."""
+        """Whether a leaf that this rank does not hold is another's: of the model, or kept of a parameter or a rank."""
+        if path[:1] == (OWN,):
+            return True
+        if path[:1] == (RESIDUALS,):
+            return len(path) == 2 and path[1] in self.place
         if path[:1] == ("model",) and len(path) == 2:
             return path[1] in self.place or str(path[1]).endswith("_extra_state")
         return path[:2] == ("optimizer", "state") and len(path) > 2 and path[2] in self.place
 
     def rows_of(self, path: Path, tensor: torch.Tensor) -> Rows | None:
-        """The order of rows of a leaf: of a parameter, or of optimizer state that has its shape."""
-        if path[:1] == ("model",) and len(path) == 2:
+        """The order of rows of a leaf: of a parameter, its residual, or optimizer state that has its shape."""
+        if path[:1] in (("model",), (RESIDUALS,)) and len(path) == 2:
             return self.rows.get(cast(str, path[1]))
         if path[:2] == ("optimizer", "state") and len(path) == 4:
             rows = self.rows.get(cast(str, path[2]))

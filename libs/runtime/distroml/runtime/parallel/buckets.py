@@ -7,6 +7,7 @@ ranks the bits differ. Here the layout depends on the model and the plan only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,12 @@ class Segment:
     name: str
     index: int
     offset: int
-    numel: int
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +42,16 @@ class BucketSpec:
     segments: tuple[Segment, ...]
 
 
-def lay_out(parameters: Sequence[tuple[str, torch.nn.Parameter]], bucket_mb: float) -> tuple[BucketSpec, ...]:
-    """Buckets of about `bucket_mb` each, last parameters first: the order in which a backward pass finishes them."""
+def lay_out(
+    parameters: Sequence[tuple[str, torch.nn.Parameter]], bucket_mb: float, which: Sequence[int] | None = None
+) -> tuple[BucketSpec, ...]:
+    """Buckets of about `bucket_mb` each, last parameters first: the order in which a backward pass finishes them.
+
+    Args:
+        parameters: of the model, in its order.
+        bucket_mb: size.
+        which: places in `parameters` of those that are wanted; all where it is left out.
+    """
     cap_bytes = bucket_mb * (1 << 20)
     buckets: list[BucketSpec] = []
     segments: list[Segment] = []
@@ -50,13 +64,13 @@ def lay_out(parameters: Sequence[tuple[str, torch.nn.Parameter]], bucket_mb: flo
             buckets.append(BucketSpec(kind[0], kind[1], filled, tuple(segments)))
         segments, filled = [], 0
 
-    for index in reversed(range(len(parameters))):
+    for index in reversed(range(len(parameters)) if which is None else which):
         name, parameter = parameters[index]
         item = parameter.element_size()
         if kind != (parameter.dtype, parameter.device) or (filled + parameter.numel()) * item > cap_bytes:
             close()
             kind = (parameter.dtype, parameter.device)
-        segments.append(Segment(name, index, filled, parameter.numel()))
+        segments.append(Segment(name, index, filled, tuple(parameter.shape)))
         line = max(1, _ALIGN_BYTES // item)
         filled += -(-parameter.numel() // line) * line
     close()

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from distroml.planner.plan import Axis
 from distroml.runtime.elastic import Pending, communication
 from distroml.runtime.parallel.buckets import BucketSpec, lay_out
+from distroml.runtime.parallel.compressed import CompressedExchange
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.sharding import Reached
 from distroml.runtime.typed import norm_of, split_flat
@@ -82,6 +83,8 @@ class DividedGradients:
         reached: Reached,
         sum_tied: Callable[[], None] | None,
         partial: Collection[str] = (),
+        tied: Collection[str] = (),
+        exchange: CompressedExchange | None = None,
     ) -> None:
         """Take over the gradients of `held`.
 
@@ -94,6 +97,8 @@ class DividedGradients:
             reached: what the backward passes of a step reach.
             sum_tied: sums gradients of parameters that several stages hold.
             partial: names of parameters that are whole on every tp rank, with gradients that are summed along tp.
+            tied: names of parameters that several stages hold, in an order that all ranks know.
+            exchange: sums along dp_replicate with compression; None: without.
         """
         self.parameters = list(held)
         if not names:
@@ -105,13 +110,21 @@ class DividedGradients:
         self._sum_tied = sum_tied
         self._partial = [parameter for name, parameter in held if name in partial]
         self._group = mesh.group("dp_replicate")
-        self._layout: tuple[BucketSpec, ...] = ()
-        if self._group is not None:
-            parts = [(name, nn.Parameter(local_of(p.detach()), requires_grad=False)) for name, p in held]
-            self._layout = lay_out(parts, bucket_mb)
+        self._layout: dict[int, BucketSpec] = {}
+        self._exchange = exchange
+        parts = [(name, nn.Parameter(local_of(p.detach()), requires_grad=False)) for name, p in held]
+        if exchange is not None:
+            self._layout = lay_out_apart(held, parts, list(tied), bucket_mb)
+        elif self._group is not None:
+            self._layout = dict(enumerate(lay_out(parts, bucket_mb)))
         self._flying: list[tuple[Pending, BucketSpec, torch.Tensor]] = []
         self.last = False
         self.wait_s = 0.0
+
+    @property
+    def layout(self) -> dict[int, BucketSpec]:
+        """Buckets along dp_replicate by number; none where there is nothing to sum."""
+        return self._layout
 
     def begin(self) -> None:
         """See `Gradients`."""
@@ -130,16 +143,22 @@ class DividedGradients:
         self._sum_partial()
         if self._sum_tied is not None:
             self._sum_tied()
-        for spec in self._layout:
+        for number, spec in self._layout.items():
+            if self._exchange is not None and self._exchange.idle(number):
+                continue
             flat = torch.zeros(spec.numel, dtype=spec.dtype, device=spec.device)
             for segment in spec.segments:
                 gradient = self.parameters[segment.index][1].grad
                 if gradient is not None:
                     flat[segment.offset : segment.offset + segment.numel] = local_of(gradient).reshape(-1)
-            with communication():
-                work = cast("Any", dist.all_reduce(flat, group=self._group, async_op=True))
-            self._flying.append((Pending(work), spec, flat))
+            self._flying.append((self._begin(number, spec, flat), spec, flat))
         return fired
+
+    def _begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
+        if self._exchange is not None:
+            return self._exchange.begin(number, spec, flat)
+        with communication():
+            return Pending(cast("Any", dist.all_reduce(flat, group=self._group, async_op=True)))
 
     def _sum_partial(self) -> None:
         owns = [local_of(parameter.grad) for parameter in self._partial if parameter.grad is not None]
@@ -205,6 +224,38 @@ class DividedGradients:
         self._flying.clear()
         for _, parameter in self.parameters:
             parameter.grad = None
+
+
+def lay_out_apart(
+    held: Sequence[tuple[str, nn.Parameter]],
+    parts: Sequence[tuple[str, nn.Parameter]],
+    tied: Sequence[str],
+    bucket_mb: float,
+) -> dict[int, BucketSpec]:
+    """Buckets by number, such that what several ranks hold alike comes out alike.
+
+    A code of one gradient depends on its neighbours in the bucket, on its place and on the bucket's number. So a
+    parameter that several stages hold has a bucket of its own, with one number on all of them, and those that are
+    whole on every tp rank come before the divided ones, of which these ranks may hold different numbers.
+
+    Args:
+        held: this rank's parameters.
+        parts: the local parts of the same.
+        tied: names of parameters that several stages hold.
+        bucket_mb: size of a bucket.
+    """
+    layout: dict[int, BucketSpec] = {}
+    whole: list[int] = []
+    divided: list[int] = []
+    for place, (name, parameter) in enumerate(held):
+        if name in tied:
+            (layout[tied.index(name)],) = lay_out(parts, bucket_mb, [place])
+        else:
+            (divided if "tp" in _divided_axes(parameter) else whole).append(place)
+    for places in (whole, divided):
+        first = max(len(tied), *(number + 1 for number in layout), 0)
+        layout |= dict(enumerate(lay_out(parts, bucket_mb, places), first))
+    return dict(sorted(layout.items()))
 
 
 def _divided_axes(parameter: nn.Parameter) -> set[str]:

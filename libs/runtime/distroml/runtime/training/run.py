@@ -104,6 +104,7 @@ class Run:
                 precision=self.settings.precision,
                 compiled=self.settings.compiled,
                 source=source,
+                compression=self.settings.compression,
             )
 
     def restore(self) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distroml.runtime.data import DataLoader
-from distroml.runtime.parallel import LossFunction, Plan, PlanRefused, Precision
+from distroml.runtime.parallel import Compression, LossFunction, Plan, PlanRefused, Precision
 from distroml.runtime.training.types import Callback
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -35,7 +35,7 @@ class Settings:
     eval_every: int | None
     grad_clip: float | None
     plan: str | Plan | None
-    compress: str
+    compression: Compression
     precision: Precision
     compiled: bool
     seed: int

@@ -40,6 +40,8 @@ class _Flying:
     step_s: float
     data_wait_s: float
     comm_wait_s: float
+    # Whose gradient was no finite number, where that was found out before gradients were summed.
+    blame: str
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -110,6 +112,7 @@ class Stepper:
         pending = self._parallel.collectives.sum_async(votes)
         waited = time.perf_counter()
         pending.wait()
+        self._parallel.counted(votes[1])
         gradients.wait()
         comm_wait_s = time.perf_counter() - waited
         scale = 1.0 / votes[1]
@@ -126,6 +129,7 @@ class Stepper:
             step_s=0.0,
             data_wait_s=data_wait_s,
             comm_wait_s=comm_wait_s,
+            blame=self._parallel.blame(),
         )
         if not all(fired):
             gradients.drop_unused(tally(floats(votes)).used)
@@ -158,8 +162,8 @@ class Stepper:
         if self._stop_at_non_finite and not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteError(
                 f"step {flying.step} (samples [{flying.taken.start}, {flying.taken.stop}) of epoch "
-                f"{flying.taken.epoch}): loss {loss}, gradient norm {norm}; lower the learning rate, clip gradients "
-                "(grad_clip=1.0), look at these samples, or pass non_finite='ignore'"
+                f"{flying.taken.epoch}): loss {loss}, gradient norm {norm}{flying.blame}; lower the learning rate, clip "
+                "gradients (grad_clip=1.0), look at these samples, or pass non_finite='ignore'"
             )
         return loss, count, norm
 

@@ -1,0 +1,128 @@
+"""What an exchange keeps of one bucket: its scheme, the scheme's state, and how the last exchange went."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from distroml.runtime.compress import Layout, Piece, Scheme, State, succeeded
+from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.runtime.typed import floats, norm_of
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one bucket's exchange came to; the same numbers on every rank that takes part in it.
+
+    Attributes:
+        bucket: its number.
+        step: that the exchange was of.
+        scheme: that it went by.
+        sent_bytes: by one rank, in this step.
+        gradient_norm: root of the sum over ranks of each one's squared norm, normalised.
+        residual_norm: the same of what they kept before this exchange.
+        exchange_s: seconds that the exchange took in the step before, mean over ranks; 0 in the first.
+        exposed_s: of those, seconds for which the training thread waited.
+    """
+
+    bucket: int
+    step: int
+    scheme: str
+    sent_bytes: int
+    gradient_norm: float
+    residual_norm: float
+    exchange_s: float
+    exposed_s: float
+
+
+@dataclass(slots=True)
+class Buffer:
+    """One bucket's part of an exchange. It belongs to the exchange's thread between a step's begin and end.
+
+    Attributes:
+        number: of the bucket.
+        spec: where gradients lie in it.
+        scheme: that the next exchange goes by, unless a change is due.
+        world_size: ranks that take part.
+        layout: what schemes know of the bucket.
+        state: of the scheme.
+        padding: places of the elements that no gradient covers.
+        changes: schemes to come, by the step from which they hold.
+        seconds: that the last exchange took.
+        waited_s: for which the training thread waited for it.
+        measured: of the last exchange.
+    """
+
+    number: int
+    spec: BucketSpec
+    scheme: Scheme
+    world_size: int
+    layout: Layout = field(init=False)
+    state: State = field(init=False)
+    padding: torch.Tensor = field(init=False)
+    changes: dict[int, Scheme] = field(default_factory=lambda: dict[int, Scheme]())
+    seconds: float = 0.0
+    waited_s: float = 0.0
+    measured: Measured | None = None
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.layout = Layout(spec.numel, tuple(Piece(one.name, one.offset, one.shape) for one in spec.segments))
+        self.state = self.scheme.prepare(self.layout, self.world_size, spec.device)
+        free = torch.ones(spec.numel, dtype=torch.bool, device=spec.device)
+        for piece in self.layout.pieces:
+            free[piece.offset : piece.offset + piece.numel] = False
+        self.padding = free.nonzero().flatten()
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next exchange is nothing but a sum."""
+        return self.scheme.name == "none" and self.state.residual is None and self.state.owned is None
+
+    def advance(self, step: int) -> None:
+        """Go over to the scheme that holds at `step`: what was kept of gradients stays, nothing else of the state."""
+        due = [begin for begin in self.changes if begin <= step]
+        if due:
+            scheme = self.changes[max(due)]
+            for begin in due:
+                del self.changes[begin]
+            if scheme != self.scheme:
+                self.scheme = scheme
+                self.state = succeeded(scheme, self.layout, self.world_size, self.spec.device, self.state)
+
+    def clear_padding(self, values: torch.Tensor) -> None:
+        """Take away what a code without a zero left between gradients: it would count in norms."""
+        for one in (values, self.state.residual):
+            if one is not None:
+                one.index_fill_(0, self.padding, 0.0)
+
+    def suspect(self, values: torch.Tensor) -> str:
+        """The parameter whose gradient in this bucket is no finite number, or the largest where the norm overflows."""
+        parts = [values[one.offset : one.offset + one.numel] for one in self.spec.segments]
+        found = floats(torch.stack([norm_of(part) for part in parts]))
+        place = next((n for n, norm in enumerate(found) if not math.isfinite(norm)), found.index(max(found)))
+        return self.spec.segments[place].name
+
+    def kept(self) -> torch.Tensor:
+        """All that this rank has kept of gradients, normalised, in the buffer's layout: a copy."""
+        total = torch.zeros(self.spec.numel, device=self.spec.device)
+        if self.state.residual is not None:
+            total += self.state.residual
+        if (owned := self.state.owned) is not None:
+            total[self.state.owned_from : self.state.owned_from + owned.numel()] += owned
+        return total
+
+    def keep(self, more: torch.Tensor) -> None:
+        """Keep `more`, normalised, beside what is kept already."""
+        if self.state.residual is None:
+            self.state = replace(self.state, residual=torch.zeros(self.spec.numel, device=self.spec.device))
+        assert self.state.residual is not None
+        self.state.residual += more
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of the state."""
+        tensors = (self.state.residual, self.state.owned, *self.state.extra.values())
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -1,0 +1,350 @@
+"""Exchanges of gradients by compression schemes, on a thread of their own, while the backward pass goes on."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from distroml.runtime.comm import WireCount, sent_bytes
+from distroml.runtime.compress import Round, Scheme, Turn
+from distroml.runtime.compress.schemes import Dense
+from distroml.runtime.elastic import Pending
+from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.runtime.parallel.buffers import Buffer, Measured
+from distroml.runtime.parallel.lane import Job, Lane
+from distroml.runtime.typed import floats, integers, norm_of
+
+_AXIS = "dp_replicate"
+# What ranks tell one another before each exchange counts under this name.
+_AGREEMENT = "agreement"
+
+
+@dataclass(frozen=True, slots=True)
+class NonFinite:
+    """A gradient that is no finite number: on which rank of the world, of which parameter, in which step."""
+
+    rank: int
+    parameter: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} has a gradient of {self.parameter} that is no finite number in step {self.step}"
+
+
+@dataclass(slots=True)
+class _Step:
+    """One step's exchanges. They begin once its count of loss terms is known, at least as far as this rank's part."""
+
+    number: int
+    terms: torch.Tensor | None = None
+    summed: bool = False
+    held: list[Job] = field(default_factory=lambda: list[Job]())
+    told: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Agreed:
+    """What ranks know of a bucket before they exchange it, the same on all of them."""
+
+    unit: float
+    broken: bool
+    gradient_norm: float
+    residual_norm: float
+    exchange_s: float
+    exposed_s: float
+
+
+class CompressedExchange:
+    """`Exchange` along dp_replicate by a scheme for each bucket. What comes out is the same to the bit on every rank.
+
+    A step is `open()`, any number of `begin()` in the layout's order, `announce()` or `counted()` at any time between,
+    and the waits. All collectives are made on one thread, in a process group that nothing else uses, bucket by bucket,
+    all rounds of one before the next: so nothing comes between, and nothing of it holds up the backward pass.
+
+    A gradient that is no finite number is agreed upon before its bucket is exchanged: no rank's residuals change by
+    that bucket, its sum is NaN everywhere, and `non_finite` tells whose fault it is.
+
+    Args:
+        group: the ranks that differ along dp_replicate only, of this exchange alone; None: this rank is the only one,
+            and gets what was kept by more ranks before.
+        scheme: of every bucket, until `set_scheme`.
+        seed: of the job.
+        device: of the gradients.
+        level: of the link over which this rank sends.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        scheme: Scheme,
+        *,
+        seed: int,
+        device: torch.device,
+        level: str = "node",
+    ) -> None:
+        self._group = group
+        self._seed = seed
+        self._device = device
+        self.rank = group.rank() if group is not None else 0
+        self.world_size = group.size() if group is not None else 1
+        self._scheme = scheme if self.world_size > 1 else Dense()
+        self._level = level
+        self.wire = WireCount()
+        self.non_finite: tuple[NonFinite, ...] = ()
+        self._buffers: dict[int, Buffer] = {}
+        self._jobs: dict[int, Job] = {}
+        self._step = _Step(0)
+        self._lane = Lane("distroml-exchange", device)
+
+    # ---- before the first step
+
+    def prepare(self, buckets: Mapping[int, BucketSpec]) -> None:
+        """Make the state of every bucket that will be exchanged.
+
+        Raises:
+            ValueError: a parameter has no real floating-point gradient.
+        """
+        for spec in buckets.values():
+            if not spec.dtype.is_floating_point:
+                raise ValueError(
+                    f"the gradient of {spec.segments[0].name} is {spec.dtype}, and compression knows real numbers "
+                    "only; use compress='none'"
+                )
+        self._buffers = {
+            number: Buffer(number, spec, self._scheme, self.world_size) for number, spec in sorted(buckets.items())
+        }
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        """What is kept of each bucket, in their order; not to be touched while exchanges are under way."""
+        return list(self._buffers.values())
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory that residuals and other states take on this rank."""
+        return sum(buffer.state_bytes for buffer in self._buffers.values())
+
+    # ---- a step
+
+    @property
+    def step(self) -> int:
+        """The number of the step that was opened last."""
+        return self._step.number
+
+    def idle(self, number: int) -> bool:
+        """Whether a bucket is its own sum: no other rank has a part of it, and nothing is kept of it."""
+        return self.world_size == 1 and self._buffers[number].plain
+
+    def open(self, step: int) -> None:
+        """A new step. The waits of the step before are over."""
+        for number, job in self._jobs.items():
+            self._buffers[number].waited_s = job.waited_s
+        self._jobs.clear()
+        self._step = _Step(step)
+        self.non_finite = ()
+
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
+        """See `Exchange`. Padding in `flat` is zero, before and after."""
+        if self.idle(number):
+            return Pending(None)
+        job = self._lane.job(functools.partial(self._exchange, self._step, self._buffers[number], flat))
+        self._jobs[number] = job
+        if self._step.told:
+            self._lane.begin(job)
+        else:
+            self._step.held.append(job)
+        return Pending(job)
+
+    def announce(self, terms: torch.Tensor) -> None:
+        """This rank's count of loss terms in this step is `terms`, and its last forward pass is over.
+
+        Every rank announces, or none.
+        """
+        self._tell(terms.detach().double().clone(), summed=False)
+
+    def counted(self, terms: torch.Tensor) -> None:
+        """The count over all ranks is `terms`; where they announced theirs, it is known already."""
+        if not self._step.told:
+            self._tell(terms.detach().double().clone(), summed=True)
+
+    def _tell(self, terms: torch.Tensor, *, summed: bool) -> None:
+        step = self._step
+        step.told, step.summed = True, summed
+
+        def take() -> None:
+            step.terms = terms.reshape(())
+
+        # As a job, so that on CUDA exchanges that were begun before see it, too.
+        self._lane.begin(self._lane.job(take))
+        for job in step.held:
+            self._lane.begin(job)
+        step.held.clear()
+
+    def set_scheme(self, bucket: int, scheme: Scheme, from_step: int) -> None:
+        """Exchange a bucket by another scheme from a step on that has not begun. All ranks of the axis do so alike.
+
+        What was kept of gradients is fed back by the new scheme; other state begins anew.
+        """
+        if from_step <= self._step.number:
+            raise ValueError(f"bucket {bucket} cannot change at step {from_step}: step {self._step.number} has begun")
+        if self.world_size > 1:
+            self._buffers[bucket].changes[from_step] = scheme
+
+    def measured(self) -> list[Measured]:
+        """What the last step's exchanges came to, in the order of buckets; call it after the waits."""
+        return [buffer.measured for buffer in self._buffers.values() if buffer.measured is not None]
+
+    # ---- what is kept
+
+    def fold(self) -> dict[int, torch.Tensor]:
+        """What all ranks together keep of each bucket, normalised, residuals of owners among it. Collective.
+
+        Buckets of which nothing is ever kept are left out. Raises `PeerLost`.
+        """
+        folded: dict[int, torch.Tensor] = {}
+
+        def sum_up() -> None:
+            for number, buffer in self._buffers.items():
+                if not buffer.plain:
+                    folded[number] = buffer.kept()
+                    buffer.clear_padding(folded[number])
+                    if self._group is not None and buffer.spec.numel:
+                        dist.all_reduce(folded[number], group=self._group)
+
+        self._lane.do(sum_up)
+        return folded
+
+    def keep_share(self, folded: Mapping[int, torch.Tensor]) -> None:
+        """Keep an equal share of what ranks kept together, as `fold` gave it at any world size."""
+        for number, total in folded.items():
+            self._buffers[number].keep(total / self.world_size)
+
+    def close(self) -> None:
+        """End the thread; what is under way is given up. Repeatable."""
+        self._lane.close()
+
+    # ---- the exchange's thread
+
+    def _exchange(self, step: _Step, buffer: Buffer, flat: torch.Tensor) -> None:
+        if not buffer.spec.numel:
+            return
+        buffer.advance(step.number)
+        plain = buffer.plain
+        work = flat if flat.dtype == torch.float32 or plain else flat.float()
+        agreed = self._agree(step, buffer, work)
+        sent, started = 0, time.perf_counter()
+        if agreed.broken:
+            flat.fill_(math.nan)
+            self._blame(step, buffer, work)
+        elif plain:
+            _, sent = self._make(buffer.scheme.name, Round("sum", flat))
+        elif agreed.unit > 0:
+            turn = Turn(self.rank, self.world_size, step.number, buffer.number, self._seed, agreed.unit)
+            sent = self._rounds(buffer, work, turn)
+            buffer.clear_padding(work)
+            if work is not flat:
+                flat.copy_(work)
+        buffer.seconds = time.perf_counter() - started
+        buffer.measured = Measured(
+            bucket=buffer.number,
+            step=step.number,
+            scheme=buffer.scheme.name,
+            sent_bytes=sent,
+            gradient_norm=agreed.gradient_norm,
+            residual_norm=agreed.residual_norm,
+            exchange_s=agreed.exchange_s,
+            exposed_s=agreed.exposed_s,
+        )
+
+    def _agree(self, step: _Step, buffer: Buffer, work: torch.Tensor) -> _Agreed:
+        """One small sum for all that ranks must know alike, so that none changes its residuals while another does not.
+
+        A norm beyond the range of the numbers counts as no finite number, as it does where steps are checked.
+        """
+        assert step.terms is not None
+        norm = norm_of(work).double()
+        kept = [one for one in (buffer.state.residual, buffer.state.owned) if one is not None]
+        squares = [norm_of(one).double().square() for one in kept]
+        fine = norm.isfinite()
+        told = torch.stack(
+            [
+                step.terms if not step.summed else torch.zeros_like(step.terms),
+                (~fine).double(),
+                torch.where(fine, norm.square(), 0.0),
+                torch.stack(squares).sum() if squares else torch.zeros_like(norm),
+                torch.full_like(norm, buffer.seconds),
+                torch.full_like(norm, buffer.waited_s),
+            ]
+        )
+        if self._group is not None:
+            dist.all_reduce(told, group=self._group)
+            self.wire.add(_AXIS, self._level, _AGREEMENT, sent_bytes("sum", told.nbytes, self.world_size))
+        terms, broken, gradient, residual, seconds, waited_s = floats(told)
+        unit = float(step.terms) if step.summed else terms
+        return _Agreed(
+            unit=unit,
+            broken=broken > 0,
+            gradient_norm=math.sqrt(gradient) / unit if unit > 0 else 0.0,
+            residual_norm=math.sqrt(residual),
+            exchange_s=seconds / self.world_size,
+            exposed_s=waited_s / self.world_size,
+        )
+
+    def _blame(self, step: _Step, buffer: Buffer, work: torch.Tensor) -> None:
+        """Tell every rank whose gradient it was."""
+        names = [segment.name for segment in buffer.spec.segments]
+        place = -1 if bool(norm_of(work).isfinite()) else names.index(buffer.suspect(work))
+        places = torch.full((self.world_size,), place, dtype=torch.int64, device=self._device)
+        if self._group is not None:
+            dist.all_gather_into_tensor(places, places[:1].clone(), group=self._group)
+        self.non_finite += tuple(
+            NonFinite(self._global(rank), names[place], step.number)
+            for rank, place in enumerate(integers(places))
+            if place >= 0
+        )
+
+    def _global(self, rank: int) -> int:
+        if self._group is None:
+            return dist.get_rank() if dist.is_initialized() else 0
+        return dist.get_global_rank(self._group, rank)
+
+    def _rounds(self, buffer: Buffer, work: torch.Tensor, turn: Turn) -> int:
+        """Make all rounds of an exchange. Returns the bytes that this rank sent."""
+        rounds = buffer.scheme.rounds(work, buffer.layout, buffer.state, turn)
+        total = 0
+        try:
+            wanted = next(rounds)
+            while True:
+                answer, sent = self._make(buffer.scheme.name, wanted)
+                total += sent
+                wanted = rounds.send(answer)
+        except StopIteration:
+            return total
+
+    def _make(self, scheme: str, wanted: Round) -> tuple[torch.Tensor, int]:
+        """Make one round. Returns what comes back, and the bytes that this rank sent."""
+        payload, ranks = wanted.payload, self.world_size
+        sent = sent_bytes(wanted.how, payload.nbytes, ranks)
+        self.wire.add(_AXIS, self._level, scheme, sent)
+        alone = self._group is None or not payload.numel()
+        if wanted.how == "sum":
+            if not alone:
+                dist.all_reduce(payload, group=self._group)
+            return payload, sent
+        answer = payload.new_empty(ranks, payload.numel() // (ranks if wanted.how == "scatter" else 1))
+        if alone:
+            answer.copy_(payload.view(answer.shape))
+            return answer, sent
+        # Bytes, since not every back end moves every kind of number.
+        got, given = answer.view(-1).view(torch.uint8), payload.view(torch.uint8)
+        if wanted.how == "gather":
+            dist.all_gather_into_tensor(got, given, group=self._group)
+        else:
+            dist.all_to_all_single(got, given, group=self._group)
+        return answer, sent

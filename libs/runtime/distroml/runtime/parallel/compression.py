@@ -1,0 +1,99 @@
+"""How gradients are to be compressed: checked, agreed upon by all ranks, and the exchange that does it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch.distributed as dist
+
+from distroml.planner import Plan
+from distroml.runtime.compress.parse import parse_scheme
+from distroml.runtime.elastic import Collectives, World, communication
+from distroml.runtime.parallel.compressed import CompressedExchange
+
+Residuals = Literal["folded", "exact"]
+
+
+class CompressionDiffers(ValueError):
+    """Ranks of one job were started with different settings of compression."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """Settings of compression.
+
+    Attributes:
+        scheme: by which gradients are summed along dp_replicate, such as "none" or "int8".
+        residuals: what checkpoints keep of what compression holds back: "folded" is one copy, the ranks' sum; "exact"
+            is each rank's own beside it, with which a restart at the same world size and plan goes on bit for bit.
+
+    Raises:
+        ValueError: there is no such scheme or kind of residuals; says what there is.
+    """
+
+    scheme: str = "none"
+    residuals: Residuals = "folded"
+
+    def __post_init__(self) -> None:
+        parse_scheme(self.scheme)
+        if self.residuals not in ("folded", "exact"):
+            raise ValueError(f"residuals must be 'folded' or 'exact', got {self.residuals!r}")
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is compressed."""
+        return parse_scheme(self.scheme).name != "none"
+
+
+NO_COMPRESSION = Compression()
+
+
+def agree_on(compression: Compression, collectives: Collectives) -> None:
+    """Make sure that all ranks have these settings. Collective.
+
+    Raises:
+        CompressionDiffers: they have not; says which rank wants what.
+        PeerLost: another rank is gone.
+    """
+    wanted: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for rank, one in enumerate(collectives.gather((compression.scheme, compression.residuals))):
+        wanted[one].append(rank)
+    if len(wanted) > 1:
+        told = "; ".join(
+            f"rank {', '.join(map(str, ranks))}: compress={scheme!r}, residuals={residuals!r}"
+            for (scheme, residuals), ranks in wanted.items()
+        )
+        raise CompressionDiffers(f"the ranks want different compression ({told}); start all of them alike")
+
+
+def replica_exchange(plan: Plan, world: World, compression: Compression, seed: int) -> CompressedExchange | None:
+    """What sums gradients along dp_replicate with compression; None where there is none. Collective.
+
+    Raises:
+        PeerLost: another rank is gone.
+    """
+    if not compression.on:
+        return None
+    return CompressedExchange(_own_group(plan, world), parse_scheme(compression.scheme), seed=seed, device=world.device)
+
+
+def _own_group(plan: Plan, world: World) -> dist.ProcessGroup | None:
+    """A process group of the ranks that differ from this one along dp_replicate only, for one user."""
+    if plan.dp_replicate == 1:
+        return None
+    replicas: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for rank in range(plan.world_size):
+        place = plan.coordinate(rank)
+        replicas[tuple(at for axis, at in place.items() if axis != "dp_replicate")].append(rank)
+    own: dist.ProcessGroup | None = None
+    with communication():
+        # Every rank takes part in making every group, in one order.
+        for ranks in replicas.values():
+            group = dist.new_group(ranks)
+            if world.rank in ranks:
+                own = cast("dist.ProcessGroup", group)
+        # Making a group ends before the others are known to be there: connections may come after it.
+        dist.barrier(own, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+    return own

@@ -1,0 +1,129 @@
+"""One thread that talks to other ranks beside the training thread, one job after the other."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+from distroml.runtime.elastic import PeerLost, communication
+
+# A thread that waits for a peer is freed by the end of its connections, which others see to.
+_END_S = 1.0
+
+
+class LaneClosed(RuntimeError):
+    """The job was never done: its lane was closed before."""
+
+
+class Job:
+    """One piece of work on a lane; `wait()` is called once, by one thread."""
+
+    def __init__(self, action: Callable[[], None], ready: torch.cuda.Event | None) -> None:
+        self._action = action
+        self._ready = ready
+        self._done: torch.cuda.Event | None = None
+        self._ended = threading.Event()
+        self._failure: BaseException | None = None
+        self.waited_s = 0.0
+
+    def do(self, stream: torch.cuda.Stream | None) -> BaseException | None:
+        """Do it on the lane's thread; returns why it failed."""
+        try:
+            with communication(), torch.no_grad(), torch.cuda.stream(stream):
+                if stream is not None and self._ready is not None:
+                    stream.wait_event(self._ready)
+                self._action()
+                if stream is not None:
+                    self._done = torch.cuda.Event()
+                    self._done.record(stream)
+        except BaseException as failure:
+            self.fail(failure)
+        else:
+            self._ended.set()
+        return self._failure
+
+    def fail(self, failure: BaseException) -> None:
+        """It will not be done."""
+        self._failure = failure
+        self._ended.set()
+
+    def wait(self) -> bool:
+        """Return when it is done (on CUDA: when the current stream will see it); `waited_s` says how long that took.
+
+        Raises:
+            PeerLost: another rank was gone, for this job or one before it.
+            Exception: whatever else went wrong on the lane.
+        """
+        started = time.perf_counter()
+        self._ended.wait()
+        self.waited_s = time.perf_counter() - started
+        if isinstance(self._failure, PeerLost):
+            # One object would gather the traces of all who wait.
+            raise PeerLost(str(self._failure)) from self._failure
+        if self._failure is not None:
+            raise self._failure
+        if self._done is not None:
+            torch.cuda.current_stream().wait_event(self._done)
+        return True
+
+
+class Lane:
+    """Does jobs in the order they are handed in; after one failed, all others fail alike. Close it in the end.
+
+    Collectives that are only ever made on one lane come in one order, whatever the training thread does meanwhile.
+
+    Args:
+        name: of the thread.
+        device: whose work the jobs do; on CUDA they have a stream of their own, which waits for the submitter's.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self._device = device
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._threads = torch.get_num_threads()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def job(self, action: Callable[[], None]) -> Job:
+        """Make a job of `action`, which runs without gradients, on what the device holds once it has come here."""
+        ready = None
+        if self._device.type == "cuda":
+            ready = torch.cuda.Event()
+            ready.record(torch.cuda.current_stream(self._device))
+        return Job(action, ready)
+
+    def begin(self, job: Job) -> None:
+        """Have a job done after all that were begun before it."""
+        self._jobs.put(job)
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Have `action` done, and wait for it. Raises what `Job.wait` does."""
+        job = self.job(action)
+        self.begin(job)
+        job.wait()
+
+    def close(self) -> None:
+        """Drop what has not begun, and end the thread; waits for it only a moment. Repeatable."""
+        self._failure = self._failure or LaneClosed("this exchange between ranks was closed; make a new one")
+        self._jobs.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(_END_S)
+
+    def _run(self) -> None:
+        # Torch counts threads by the thread that asks: one of two ranks on a machine may not take all of it here.
+        torch.set_num_threads(self._threads)
+        stream = None
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+            stream = torch.cuda.Stream(self._device)
+        while (job := self._jobs.get()) is not None:
+            if self._failure is not None:
+                job.fail(self._failure)
+            else:
+                failure = job.do(stream)
+                self._failure = self._failure or failure

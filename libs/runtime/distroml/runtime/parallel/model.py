@@ -1,0 +1,262 @@
+"""A model spread by a plan, as a training loop sees it: steps, evaluation, and what a checkpoint takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+
+from distroml.planner import Plan
+from distroml.runtime.elastic import Collectives, communication
+from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange
+from distroml.runtime.parallel.divide import Loss, Part
+from distroml.runtime.parallel.gathering import whole_of
+from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
+from distroml.runtime.parallel.loss import check_loss
+from distroml.runtime.parallel.mesh import Mesh
+from distroml.runtime.parallel.randomness import seed_pass
+from distroml.runtime.parallel.reducer import GradientReducer, SumExchange
+from distroml.runtime.typed import backward
+
+Precision = Literal["fp32", "bf16"]
+
+
+class ParallelModel:
+    """A model spread by a plan. Calling it runs the whole model's forward pass, on all ranks together.
+
+    Outside of `Trainer` a step is `forward_backward(microbatches, step)`, `finish(done)`, then the optimizer's step;
+    under plans that only replicate, a loop of one's own may instead use `begin()`, backward passes of **summed**
+    losses (with `last_backward()` before the last), `finish((loss, count))`.
+
+    Attributes:
+        module: what a loss function is called with.
+        plan: how it is spread.
+        mesh: the plan's axes.
+        gradients: of the current step.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        plan: Plan,
+        mesh: Mesh,
+        *,
+        loss: Loss | None,
+        names: Sequence[str],
+        seed: int,
+        precision: Precision,
+        compression: Compression = NO_COMPRESSION,
+    ) -> None:
+        self.module = part.module
+        self.plan = plan
+        self.mesh = mesh
+        self.part = part
+        self.collectives = Collectives(mesh.world)
+        self._loss = loss
+        self._seed = seed
+        self._precision = precision
+        trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
+        self._plain = plan.world_size == plan.dp_replicate
+        agree_on(compression, self.collectives)
+        self.exchange = replica_exchange(plan, mesh.world, compression, seed)
+        self.gradients: Gradients
+        if self._plain:
+            exchange = self.exchange or SumExchange(self.collectives)
+            reducer = GradientReducer(trainable, exchange, bucket_mb=plan.bucket_mb)
+            layout = dict(enumerate(reducer.layout))
+            self.gradients = reducer
+        else:
+            divided = DividedGradients(
+                trainable,
+                mesh,
+                names=names,
+                counted=part.counted,
+                bucket_mb=plan.bucket_mb,
+                reached=part.reached,
+                sum_tied=part.pipeline.sum_tied if part.pipeline is not None else None,
+                partial=part.split.summed if part.split is not None else (),
+                tied=part.pipeline.tied if part.pipeline is not None else (),
+                exchange=self.exchange,
+            )
+            layout = divided.layout
+            self.gradients = divided
+        if self.exchange is not None:
+            self.exchange.prepare(layout)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward pass."""
+        with self.precision():
+            return self.module(*args, **kwargs)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Within it, forward passes compute in the wanted precision; parameters and gradients stay as they are."""
+        if self._precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.mesh.world.device.type, dtype=torch.bfloat16)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """This rank's trainable parameters, for an optimizer."""
+        return [parameter for _, parameter in self.part.held if parameter.requires_grad]
+
+    def local_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        """This rank's part of each parameter, by name."""
+        return [(name, local_of(parameter.detach())) for name, parameter in self.part.held]
+
+    def begin(self, step: int = 0) -> None:
+        """A new step, by its number; without one, the next."""
+        self.gradients.begin()
+        if self.exchange is not None:
+            self.exchange.open(step or self.exchange.step + 1)
+
+    def counted(self, terms: torch.Tensor) -> None:
+        """The step's global count of loss terms is `terms`: exchanges that need it begin. Before the waits."""
+        if self.exchange is not None:
+            self.exchange.counted(terms)
+
+    def last_backward(self) -> None:
+        """The next backward pass is this step's last: sums start while it runs."""
+        self.gradients.last = True
+
+    def forward_backward(self, batches: Sequence[Any], step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward passes over this rank's microbatches of one step. Collective under most plans.
+
+        Returns:
+            The sum of losses and the count of their terms, float64; zeros on ranks whose samples another rank of
+            their tp and pp axes tells of.
+
+        Raises:
+            PeerLost: another rank is gone.
+            TypeError: the loss is no sum and count.
+        """
+        self.begin(step)
+        device = self.mesh.world.device
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        count = torch.zeros((), dtype=torch.float64, device=device)
+        dp_rank = self.mesh.dp_rank
+
+        def seed(microbatch: int, stage: int) -> None:
+            seed_pass(self._seed, step, dp_rank, microbatch, stage)
+
+        if self.part.pipeline is not None:
+            loss_sum, count = self.part.pipeline.forward_backward(batches, seed)
+        else:
+            if self._loss is None:
+                raise ValueError("forward_backward needs a loss function: pass loss= to parallelize")
+            for number, batch in enumerate(batches):
+                seed(number, 0)
+                with self.precision():
+                    total, terms = check_loss(self._loss(self.module, batch))
+                loss_sum += total.detach()
+                count += terms
+                if number == len(batches) - 1:
+                    self._last_forward_done(count)
+                backward(total)
+            if not batches:
+                self._last_forward_done(count)
+        if not self.mesh.tells_loss:
+            return torch.zeros_like(loss_sum), torch.zeros_like(count)
+        return loss_sum, count
+
+    def _last_forward_done(self, count: torch.Tensor) -> None:
+        self.gradients.last = True
+        if self.exchange is not None and self._plain:
+            # The sum of counts is on its way while the last backward pass runs.
+            self.exchange.announce(count)
+
+    def finish(
+        self, done: tuple[torch.Tensor, torch.Tensor | int], grad_clip: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make gradients the global sum over the global count, with a norm of at most `grad_clip`.
+
+        Returns:
+            The global mean loss, and the gradient's norm before clipping.
+        """
+        device = self.mesh.world.device
+        totals = torch.stack([torch.as_tensor(one, dtype=torch.float64, device=device).detach() for one in done])
+        fired = self.gradients.flush()
+        tail = torch.tensor([float(reached) for reached in fired], dtype=torch.float64, device=device)
+        votes = torch.cat([totals, tail])
+        pending = self.collectives.sum_async(votes)
+        pending.wait()
+        self.counted(votes[1])
+        self.gradients.wait()
+        self.gradients.drop_unused([bool(votes[2 + place] > 0) for place in range(len(fired))])
+        scale = 1.0 / votes[1]
+        norm = self.gradients.norm().double() * scale
+        if grad_clip is not None:
+            scale = scale * torch.clamp(grad_clip / (norm + 1e-6), max=1.0)
+        self.gradients.scale(scale)
+        return votes[0] / votes[1], norm
+
+    def blame(self) -> str:
+        """Whose gradients were no finite number in this step, as far as compression found out; after the waits."""
+        found = self.exchange.non_finite if self.exchange is not None else ()
+        return "".join(f"; {one}" for one in found)
+
+    def measure(
+        self, batch: Any, loss: Loss | None = None, name: str = "loss"
+    ) -> tuple[torch.Tensor | int, torch.Tensor | int]:
+        """Sum and count of a loss over one batch, without gradients; zeros on ranks that don't tell. Collective.
+
+        Args:
+            batch: on the device.
+            loss: another than the model's own.
+            name: of it, one for each.
+        """
+        loss = loss or self._loss
+        if loss is None:
+            raise ValueError("measure needs a loss function: pass loss= here or to parallelize")
+        with torch.no_grad(), self.precision():
+            if self.part.pipeline is not None:
+                found = self.part.pipeline.evaluate([batch], loss, name)
+            else:
+                found = check_loss(loss(self.module, batch))
+        return found if self.mesh.tells_loss else (0, 0)
+
+    def synchronise(self) -> None:
+        """Give every rank rank 0's parameters and buffers: the start of a run that only replicates."""
+        tensors = [tensor.detach() for tensor in (*self.module.parameters(), *self.module.buffers())]
+        self.collectives.broadcast(tensors)
+
+    def average_buffers(self) -> None:
+        """Average running statistics over the data-parallel ranks; where all hold all, other buffers become rank 0's.
+
+        Statistics are exponential averages, so that averaging them now and then gives what averaging after every
+        step would.
+        """
+        if self.plan.dp == 1:
+            return
+        averaged: set[int] = set()
+        for module in (inner for root in self.part.roots for inner in root.modules()):
+            if isinstance(module, _NormBase) and module.track_running_stats:
+                for statistic in (module.running_mean, module.running_var):
+                    if statistic is not None and id(statistic) not in averaged:
+                        averaged.add(id(statistic))
+                        self._average(statistic)
+        if self._plain:
+            self.collectives.broadcast([buffer for buffer in self.module.buffers() if id(buffer) not in averaged])
+
+    def _average(self, statistic: torch.Tensor) -> None:
+        for axis in ("dp_replicate", "dp_shard"):
+            group = self.mesh.group(axis)
+            if group is not None:
+                with communication():
+                    dist.all_reduce(statistic, group=group)
+        statistic.div_(self.plan.dp)
+
+    def full_tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """Every parameter of the whole model, one at a time, on the CPU of every rank. Collective."""
+        mine = dict(self.part.held)
+        for name in self.part.counted:
+            yield name, whole_of(name, mine.get(name), self.part, self.mesh)
+
+    def close(self) -> None:
+        """Take the hooks off the model, and end what exchanges gradients."""
+        self.gradients.close()
+        if self.exchange is not None:
+            self.exchange.close()
