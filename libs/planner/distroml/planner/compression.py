@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal, cast
+
+Kind = Literal["none", "bf16", "fp16", "int8", "int4", "sign", "topk", "randomk", "powersgd"]
+Payload = Literal["", "int8", "bf16"]
 
 AUTO = "auto"
 """Let the controller choose."""
 
 # What each kind is asked for after its colon, and an example of it.
-_ARGUMENT = {
+_ARGUMENT: Final[dict[Kind, str]] = {
     "none": "",
     "bf16": "",
     "fp16": "",
@@ -20,8 +24,8 @@ _ARGUMENT = {
     "randomk": "0.01",
     "powersgd": "4",
 }
-_PAYLOADS = ("int8", "bf16")
-_CARRIERS = ("topk", "randomk", "powersgd")
+_PAYLOADS: tuple[Payload, ...] = ("int8", "bf16")
+_CARRIERS: tuple[Kind, ...] = ("topk", "randomk", "powersgd")
 
 
 class UnknownScheme(ValueError):
@@ -36,16 +40,16 @@ class Spec:
     """A scheme's settings.
 
     Attributes:
-        kind: "none", "bf16", "fp16", "int8", "int4", "sign", "topk", "randomk" or "powersgd".
+        kind: which scheme.
         ratio: of the elements that Top-K and random-K tell; 0 for other kinds.
         rank: of PowerSGD; 0 for other kinds.
         payload: what Top-K's and random-K's values and PowerSGD's factors travel as: "int8", "bf16", or "" for float32.
     """
 
-    kind: str
+    kind: Kind
     ratio: float = 0.0
     rank: int = 0
-    payload: str = ""
+    payload: Payload = ""
 
     @property
     def name(self) -> str:
@@ -57,21 +61,25 @@ class Spec:
 def parse_spec(text: str) -> Spec:
     """The settings that `text` names. Raises `UnknownScheme`."""
     head, plus, payload = text.strip().lower().partition("+")
-    kind, colon, argument = head.partition(":")
-    if kind == "auto":
+    word, colon, argument = head.partition(":")
+    if word == "auto":
         raise UnknownScheme(text, "auto chooses among schemes and is none itself", "auto only where one may be chosen")
-    if kind not in _ARGUMENT:
-        near = difflib.get_close_matches(kind, _ARGUMENT, n=1, cutoff=0.5)
-        raise UnknownScheme(text, "there is no such scheme", _example(near[0]) if near else f"one of {_all()}")
+    kind = next((kind for kind in _ARGUMENT if kind == word), None)
+    if kind is None:
+        near = difflib.get_close_matches(word, _ARGUMENT, n=1, cutoff=0.5)
+        raise UnknownScheme(
+            text, "there is no such scheme", _example(cast(Kind, near[0])) if near else f"one of {_all()}"
+        )
     if colon and not _ARGUMENT[kind]:
         raise UnknownScheme(text, f"{kind} takes no argument", kind)
     if plus and kind not in _CARRIERS:
         raise UnknownScheme(text, f"{kind} has nothing that could travel as {payload or 'something else'}", kind)
-    if plus and payload not in _PAYLOADS:
+    carried: Payload | None = next((one for one in _PAYLOADS if one == payload), "" if not plus else None)
+    if carried is None:
         raise UnknownScheme(text, f"what {kind} tells travels as float32, int8 or bf16", f"{head}+int8 or {head}+bf16")
     if kind == "powersgd":
-        return Spec(kind, rank=_rank(text, argument), payload=payload)
-    return Spec(kind, ratio=_ratio(text, kind, argument) if _ARGUMENT[kind] else 0.0, payload=payload)
+        return Spec(kind, rank=_rank(text, argument), payload=carried)
+    return Spec(kind, ratio=_ratio(text, kind, argument) if _ARGUMENT[kind] else 0.0, payload=carried)
 
 
 def read_wish(text: str) -> str:
@@ -86,7 +94,7 @@ def _rank(text: str, argument: str) -> int:
     raise UnknownScheme(text, why, _example("powersgd"))
 
 
-def _ratio(text: str, kind: str, argument: str) -> float:
+def _ratio(text: str, kind: Kind, argument: str) -> float:
     if not argument:
         raise UnknownScheme(text, "the share of elements is missing", f"{_example(kind)} for one in a hundred")
     try:
@@ -100,7 +108,7 @@ def _ratio(text: str, kind: str, argument: str) -> float:
     raise UnknownScheme(text, f"the share of elements is above 0 and up to 1, not {argument}", instead)
 
 
-def _example(kind: str) -> str:
+def _example(kind: Kind) -> str:
     return f"{kind}:{_ARGUMENT[kind]}" if _ARGUMENT[kind] else kind
 
 
