@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Literal, cast
 
 Kind = Literal["none", "bf16", "fp16", "int8", "int4", "sign", "topk", "randomk", "powersgd"]
 Payload = Literal["", "int8", "bf16"]
@@ -13,7 +13,7 @@ AUTO = "auto"
 """Let the controller choose."""
 
 # What each kind is asked for after its colon, and an example of it.
-_ARGUMENT: Final[dict[Kind, str]] = {
+_ARGUMENT: dict[Kind, str] = {
     "none": "",
     "bf16": "",
     "fp16": "",
@@ -64,18 +64,18 @@ def parse_spec(text: str) -> Spec:
     word, colon, argument = head.partition(":")
     if word == "auto":
         raise UnknownScheme(text, "auto chooses among schemes and is none itself", "auto only where one may be chosen")
-    kind = next((kind for kind in _ARGUMENT if kind == word), None)
-    if kind is None:
+    kind = cast("Kind", word)
+    if kind not in _ARGUMENT:
         near = difflib.get_close_matches(word, _ARGUMENT, n=1, cutoff=0.5)
         raise UnknownScheme(
-            text, "there is no such scheme", _example(cast(Kind, near[0])) if near else f"one of {_all()}"
+            text, "there is no such scheme", _example(cast("Kind", near[0])) if near else f"one of {_all()}"
         )
     if colon and not _ARGUMENT[kind]:
         raise UnknownScheme(text, f"{kind} takes no argument", kind)
     if plus and kind not in _CARRIERS:
         raise UnknownScheme(text, f"{kind} has nothing that could travel as {payload or 'something else'}", kind)
-    carried: Payload | None = next((one for one in _PAYLOADS if one == payload), "" if not plus else None)
-    if carried is None:
+    carried = cast("Payload", payload)
+    if plus and carried not in _PAYLOADS:
         raise UnknownScheme(text, f"what {kind} tells travels as float32, int8 or bf16", f"{head}+int8 or {head}+bf16")
     if kind == "powersgd":
         return Spec(kind, rank=_rank(text, argument), payload=carried)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distroml.runtime.compress import SimulatedRanks, Turn
+from distroml.runtime.compress.codecs import BF16
 from distroml.runtime.compress.optim import (
     AdamState,
     MomentumCorrection,
@@ -12,7 +13,7 @@ from distroml.runtime.compress.optim import (
     OuterState,
     ratio_at,
 )
-from distroml.runtime.compress.schemes import BFloat16, Coded, Dense
+from distroml.runtime.compress.schemes import Coded, Dense
 from libs.runtime.tests.compress.tiny import Few, Grid, gradients, laid_out
 
 LAYOUT = laid_out([(40, 12)], gap=0)
@@ -155,7 +156,7 @@ def test_meeting_at_every_step_without_outer_momentum_is_plain_sgd() -> None:
     outer, lr = OuterNesterov(every=1, lr=1.0, momentum=0.0), 0.1
     parameters, plain = [torch.ones(N), torch.ones(N)], torch.ones(N)
     states = [OuterState.at(one) for one in parameters]
-    ranks = SimulatedRanks(Coded(BFloat16()), LAYOUT, 2)
+    ranks = SimulatedRanks(Coded(BF16), LAYOUT, 2)
     for step in range(1, 20):
         assert outer.due(step)
         grads = gradients(LAYOUT, 2, step)

@@ -6,8 +6,17 @@ import torch
 from hypothesis import given, settings
 
 from distroml.runtime.compress import SimulatedRanks, Turn
-from distroml.runtime.compress.schemes import BFloat16, Coded, Float16, PowerSGD, RandomK, naive
-from distroml.runtime.compress.schemes.matrices import Batch, as_matrix, divide, orthonormal, refreshed
+from distroml.runtime.compress.codecs import BF16, INT4, INT8, SIGN, TopK
+from distroml.runtime.compress.schemes import Coded, Float16, PowerSGD, RandomK, naive
+from distroml.runtime.compress.schemes.lowrank import (
+    orthonormal,
+    orthonormal_in_torch,
+    project,
+    project_back,
+    restore,
+    subtract,
+)
+from distroml.runtime.compress.schemes.matrices import Batch, as_matrix, divide, refreshed
 from distroml.runtime.compress.schemes.randomk import chosen
 from distroml.runtime.compress.schemes.seeds import seed_of
 from libs.runtime.tests.compress.tiny import Few, Grid, gradients, laid_out
@@ -15,7 +24,9 @@ from libs.runtime.tests.compress.tiny import Few, Grid, gradients, laid_out
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("codec", [BFloat16(), Float16(), Grid(), Few(0.1)], ids=lambda codec: codec.name)
+@pytest.mark.parametrize(
+    "codec", [BF16, Float16(), INT8, INT4, SIGN, TopK(0.1), Grid(), Few(0.1)], ids=lambda codec: codec.name
+)
 @pytest.mark.parametrize(("world_size", "numel"), [(2, 9000), (3, 500), (3, 9000), (5, 40_001)])
 def test_codes_in_one_and_two_phases(codec, world_size: int, numel: int) -> None:
     layout = laid_out([(numel,)], gap=0)
@@ -115,14 +126,15 @@ def test_low_rank_finds_a_matrix_of_that_rank() -> None:
         assert torch.allclose(flats[0], matrix, atol=1e-4)
 
 
+@pytest.mark.parametrize("basis_of", [orthonormal, orthonormal_in_torch])
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e8])
-def test_a_basis_is_orthonormal_whatever_the_vectors(scale: float, condition: float) -> None:
+def test_a_basis_is_orthonormal_whatever_the_vectors(basis_of, scale: float, condition: float) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.linalg.qr(torch.randn(4, 300, 8, generator=generator, dtype=torch.float64))[0].mT
     vectors = vectors * torch.logspace(0, -torch.tensor(condition).log10().item(), 8)[:, None]
     mixed = (torch.randn(4, 8, 8, generator=generator, dtype=torch.float64) @ vectors * scale).float()
-    basis = orthonormal(mixed)
+    basis = basis_of(mixed)
     gram = basis @ basis.mT
     found = gram.diagonal(dim1=1, dim2=2).round()
     assert torch.allclose(gram, torch.diag_embed(found), atol=2e-6)
@@ -134,11 +146,32 @@ def test_a_basis_is_orthonormal_whatever_the_vectors(scale: float, condition: fl
     assert outside.norm() <= 1e-5 * wide.norm()
 
 
-def test_vectors_that_depend_on_one_another_give_zeros() -> None:
+@pytest.mark.parametrize("basis_of", [orthonormal, orthonormal_in_torch])
+def test_vectors_that_depend_on_one_another_give_zeros(basis_of) -> None:
     one, two = torch.eye(2, 50)
-    basis = orthonormal(torch.stack([torch.stack([one, one, two]), torch.stack([one, 0 * one, 0 * one])]))
+    basis = basis_of(torch.stack([torch.stack([one, one, two]), torch.stack([one, 0 * one, 0 * one])]))
     assert (basis.norm(dim=-1) > 0.5).sum(-1).tolist() == [2, 1]
     assert torch.allclose(basis.norm(dim=-1).square().sum(-1), torch.tensor([2.0, 1.0]))
+
+
+def test_products_of_a_batch_against_each_matrix_by_itself() -> None:
+    batch, generator = Batch(7, 100, 3, 12, 8), torch.Generator().manual_seed(0)
+    buffer = torch.randn(400, generator=generator)
+    start, basis = torch.randn(3, 2, 8, generator=generator), torch.randn(3, 2, 12, generator=generator)
+    matrices = [buffer[7 + 100 * n : 103 + 100 * n].view(12, 8) for n in range(3)]
+    for n, matrix in enumerate(matrices):
+        assert torch.allclose(project(buffer, batch, start)[n], (matrix @ start[n].mT).mT, atol=1e-4)
+        assert torch.allclose(project_back(buffer, batch, basis)[n], (matrix.mT @ basis[n].mT).mT, atol=1e-4)
+    less, product = buffer.clone(), buffer.clone()
+    subtract(less, batch, basis, start)
+    restore(product, batch, basis, start)
+    for n, matrix in enumerate(matrices):
+        part = slice(7 + 100 * n, 103 + 100 * n)
+        assert torch.allclose(product[part].view(12, 8), basis[n].mT @ start[n], atol=1e-4)
+        assert torch.allclose(less[part].view(12, 8), matrix - basis[n].mT @ start[n], atol=1e-4)
+        less[part] = product[part] = buffer[part]
+    assert torch.equal(less, buffer)
+    assert torch.equal(product, buffer)
 
 
 def test_directions_that_died_are_drawn_anew() -> None:

@@ -2,6 +2,7 @@
 
 from distroml.runtime.compress.codec import Codec
 from distroml.runtime.compress.layout import Layout, Piece
+from distroml.runtime.compress.parse import parse_scheme, scheme_of
 from distroml.runtime.compress.scheme import How, Round, Scheme, State, Turn
 from distroml.runtime.compress.schemes import succeeded
 from distroml.runtime.compress.simulate import NotInStep, SimulatedRanks
@@ -20,6 +21,8 @@ __all__ = [
     "State",
     "Turn",
     "UnknownScheme",
+    "parse_scheme",
     "parse_spec",
+    "scheme_of",
     "succeeded",
 ]

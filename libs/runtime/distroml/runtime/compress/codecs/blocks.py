@@ -59,7 +59,7 @@ class BlockCodec:
 
 @dataclass(frozen=True, slots=True)
 class CastCodec:
-    """A `Codec` that rounds each element by itself; torch's own conversion is fast. Raises `CodecError`, `NonFinite`."""
+    """A `Codec` that rounds each element by itself, by torch. Raises `CodecError` and `NonFinite`."""
 
     name: str
     oracle: oracle.Format

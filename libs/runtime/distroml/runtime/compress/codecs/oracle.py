@@ -15,7 +15,8 @@ import torch
 from distroml.runtime.compress.codecs.errors import DamagedCode, NonFinite
 from distroml.runtime.compress.codecs.noise import fold, uniform
 
-# A sum beyond this is held at it, so that no scale, decoded value or residual of finite gradients is ever infinite.
+# A sum beyond this is held at it, so that no scale or decoded value of finite gradients, and with a carry of 1 or more
+# no residual, is ever infinite.
 LIMIT = 2.0**127
 CHUNK = 65536  # elements that an offset of 16 bits tells apart
 _LANES = 16
@@ -53,7 +54,7 @@ def encode(
 
 def to_bytes(x: torch.Tensor) -> torch.Tensor:
     """The memory of `x`, uint8, 1-D."""
-    return x.contiguous().view(torch.uint8).reshape(-1)
+    return x.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def from_bytes(code: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -161,7 +162,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Greatest:
-    """The `kept(n)` greatest magnitudes by index, of equal ones the first: Deep Gradient Compression (Lin et al., 2018).
+    """The `kept(n)` greatest magnitudes by index, of equal ones the first (DGC, Lin et al., 2018).
 
     How many there are in each 65,536 elements, uint32; their offsets therein, uint16; their values as `values` codes.
     """

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from distroml.runtime.compress.codecs import oracle
-from distroml.runtime.compress.codecs.blocks import BF16, FLOAT32, INT8, BlockCodec, CastCodec
+from distroml.runtime.compress.codecs.blocks import FLOAT32, BlockCodec, CastCodec
 from distroml.runtime.compress.codecs.checks import check_add, check_encode
 from distroml.runtime.compress.codecs.errors import CodecError, DamagedCode, NonFinite
 from distroml.runtime.compress.codecs.noise import fold

@@ -1,7 +1,7 @@
 """Builds the kernels once, at installation: `python build.py` in a checkout, and hatch's hook for wheels.
 
 Needs the standard library and a compiler of C++17, `$CXX` or the first found of c++, g++ and clang++. Where there is
-none, or it fails, `BuildFailed` says so, the old library is gone, and codecs take their slower path.
+none, or it fails, `BuildFailed` says so, no old library stays, and codecs take their slower path.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ X86 = {
     "kAvx2": ("-mavx2",),
     "kAvx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
 }
+
+SLOWER = (
+    "the kernels of gradient compression were not built, and compression will work by slower code; for the fast one "
+    "install a compiler of C++17 (Debian: apt install g++) and install distroml again (in a checkout: make setup)"
+)
 
 
 class BuildFailed(Exception):
@@ -97,16 +102,12 @@ def build(library: Path = LIBRARY) -> Path:
 
 
 def main() -> int:
-    """Build; a failure is a warning, for everything works without."""
+    """Build unless it is built; a failure is a warning, for everything works without."""
     try:
-        build()
+        if not LIBRARY.exists() or sources_hash().encode() not in LIBRARY.read_bytes():
+            build()
     except BuildFailed as error:
-        print(
-            f"warning: the kernels of gradient compression were not built: {error}\n"
-            "Compression works by slower code. For the fast one install a compiler of C++17 (Debian: apt install g++) "
-            f"and run: {sys.executable} {Path(__file__).resolve()}",
-            file=sys.stderr,
-        )
+        print(f"warning: {SLOWER}\n{error}", file=sys.stderr)
     return 0
 
 

@@ -10,7 +10,8 @@ namespace distroml {
 constexpr int kInt8Block = 256;
 constexpr int kInt4Block = 128;
 constexpr int kSignBlock = 1024;
-// A sum beyond this is held at it, so that no scale, decoded value or residual of finite gradients is ever infinite.
+// A sum beyond this is held at it, so that no scale or decoded value of finite gradients, and with a carry of 1 or more
+// no residual, is ever infinite.
 constexpr float kLimit = 0x1p127f;
 
 // In all of them `residual` may be null: nothing is fed back. `carry` is raw gradients over normalised ones.

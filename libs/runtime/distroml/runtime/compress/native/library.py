@@ -109,12 +109,10 @@ class Kernels:
         indices: torch.Tensor,
         values: torch.Tensor,
     ) -> int:
-        """Write counts and offsets of the greatest entries to `out`, and `indices` (int32) and `values`; as `encode`."""
-        return _checked(
-            self._library.distroml_topk_select(
-                _at(vector), _at(residual), carry, seed, vector.numel(), values.numel(), _at(out), _at(indices), _at(values)
-            )
-        )  # fmt: skip
+        """Write counts and offsets of the greatest entries to `out`; also `indices` (int32), `values`. As `encode`."""
+        sizes, found = (vector.numel(), values.numel()), (_at(out), _at(indices), _at(values))
+        select = self._library.distroml_topk_select
+        return _checked(select(_at(vector), _at(residual), carry, seed, *sizes, *found))
 
     def topk_settle(
         self,

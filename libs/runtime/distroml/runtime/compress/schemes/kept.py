@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from distroml.runtime.compress.layout import Layout
+from distroml.runtime.compress.codecs import NonFinite, first_nonfinite
+from distroml.runtime.compress.layout import Layout, Piece
 from distroml.runtime.compress.scheme import Scheme, State, Turn
 
 
@@ -19,7 +20,12 @@ def deliver(flat: torch.Tensor, state: State, turn: Turn) -> None:
 
 
 def gather_up(flat: torch.Tensor, state: State, turn: Turn) -> torch.Tensor:
-    """All that this rank has to tell, normalised: the residual with this step's gradients added to it."""
+    """All that this rank has to tell, normalised: the residual with this step's gradients added to it.
+
+    Raises `NonFinite`, as codecs do, before anything is changed.
+    """
+    if flat.numel() and (bad := first_nonfinite(flat)) is not None:
+        raise NonFinite(bad)
     residual = residual_of(flat, state)
     fold_owned(state, residual, 1.0)
     return residual.add_(flat, alpha=1.0 / turn.unit)
@@ -47,6 +53,19 @@ def fold_owned(state: State, into: torch.Tensor, scale: float) -> None:
     if state.owned is not None:
         into[state.owned_from : state.owned_from + state.owned.numel()].add_(state.owned, alpha=scale)
     state.owned, state.owned_from = None, 0
+
+
+def clear_padding(flat: torch.Tensor, layout: Layout, state: State) -> None:
+    """Padding is zero again, in the sum and in what is kept: a code of signs has no zero, and norms would count it."""
+    end = 0
+    for piece in (*sorted(layout.pieces, key=lambda piece: piece.offset), Piece("", layout.numel, ())):
+        if piece.offset > end:
+            flat[end : piece.offset].zero_()
+            if state.residual is not None:
+                state.residual[end : piece.offset].zero_()
+            if state.owned is not None and piece.offset > state.owned_from:
+                state.owned[max(0, end - state.owned_from) : piece.offset - state.owned_from].zero_()
+        end = max(end, piece.offset + piece.numel)
 
 
 def succeeded(scheme: Scheme, layout: Layout, world_size: int, device: torch.device, before: State) -> State:

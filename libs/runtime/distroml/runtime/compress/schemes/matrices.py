@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 
@@ -21,6 +20,11 @@ class Batch:
     count: int
     rows: int
     columns: int
+
+    @property
+    def offsets(self) -> torch.Tensor:
+        """Where each one begins: int64 `[count]`."""
+        return torch.arange(self.count) * self.step + self.offset
 
     def of(self, buffer: torch.Tensor) -> torch.Tensor:
         """A view `[count, rows, columns]` of a flat buffer."""
@@ -73,23 +77,6 @@ def _evenly(offsets: list[int]) -> int:
     return count
 
 
-def orthonormal(vectors: torch.Tensor) -> torch.Tensor:
-    """An orthonormal basis of the span of each batch's rows: float32 `[count, rank, n]`, to float32 precision.
-
-    Computed from the eigenvectors of the Gram matrix in float64, twice, as Cholesky-QR2 does (Fukaya et al., 2014): no
-    loop over vectors, and vectors that depend on one another, or are zero, give zero rows instead of noise. Numbers
-    that are not finite stay so.
-    """
-    basis = vectors.double()
-    for _ in range(2):
-        values, rotation = _eigen((basis @ basis.mT).nan_to_num())
-        # Below this a direction is rounding of the larger ones.
-        kept = values > values[:, -1:].clamp(min=0.0) * (4 * torch.finfo(torch.float32).eps) ** 2
-        scale = torch.where(kept, values, torch.inf).rsqrt()
-        basis = (rotation * scale[:, None, :]).mT @ basis
-    return basis.to(torch.float32)
-
-
 def refreshed(vectors: torch.Tensor, fresh: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Each row with norm 1; rows that are zero or not finite come from `fresh()`, of the same shape.
 
@@ -99,8 +86,3 @@ def refreshed(vectors: torch.Tensor, fresh: Callable[[], torch.Tensor]) -> torch
     alive = (norms > 0) & norms.isfinite()
     vectors = (vectors / norms).to(torch.float32)
     return vectors if bool(alive.all()) else torch.where(alive, vectors, fresh())
-
-
-def _eigen(symmetric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    values, vectors = cast("Any", torch.linalg).eigh(symmetric)
-    return values, vectors

@@ -12,7 +12,7 @@ from distroml.runtime.compress.codec import Codec
 from distroml.runtime.compress.layout import Layout
 from distroml.runtime.compress.scheme import Round, State, Turn
 from distroml.runtime.compress.schemes.exchange import Section, exchange, exchange_bytes, in_two_phases, part_of
-from distroml.runtime.compress.schemes.kept import deliver, owned_of, residual_of
+from distroml.runtime.compress.schemes.kept import clear_padding, deliver, owned_of, residual_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ class Coded:
             part = slice(0, 0)
         residual, owned = residual_of(flat, state), owned_of(flat, state, part)
         yield from exchange([Section(self.codec, flat, residual, owned, turn.unit)], turn)
+        clear_padding(flat, layout, state)
 
     def sent_bytes(self, layout: Layout, world_size: int) -> int:
         """See `Scheme`."""

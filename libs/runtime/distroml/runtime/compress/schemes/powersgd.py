@@ -9,17 +9,18 @@ lose goes into the residual, too; the first one is only a basis and may lose any
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from distroml.runtime.compress.codec import Codec
+from distroml.runtime.compress.codecs import BF16, FLOAT32
 from distroml.runtime.compress.layout import Layout, Piece
 from distroml.runtime.compress.scheme import Round, State, Turn
 from distroml.runtime.compress.schemes.exchange import Section, exchange, exchange_bytes, part_of
-from distroml.runtime.compress.schemes.halves import BFloat16, Float32
 from distroml.runtime.compress.schemes.kept import deliver, gather_up
-from distroml.runtime.compress.schemes.matrices import Batch, divide, orthonormal, refreshed
+from distroml.runtime.compress.schemes.lowrank import orthonormal, project, project_back, restore, subtract
+from distroml.runtime.compress.schemes.matrices import Batch, divide, refreshed
 from distroml.runtime.compress.schemes.seeds import seed_of, uniform
 
 _START = "powersgd.q"
@@ -34,8 +35,8 @@ class PowerSGD:
     """
 
     rank: int
-    factors: Codec = field(default_factory=Float32)
-    rest: Codec = field(default_factory=BFloat16)
+    factors: Codec = FLOAT32
+    rest: Codec = BF16
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -44,7 +45,7 @@ class PowerSGD:
     @property
     def name(self) -> str:
         """See `Scheme`."""
-        return f"powersgd:{self.rank}" + ("" if isinstance(self.factors, Float32) else f"+{self.factors.name}")
+        return f"powersgd:{self.rank}" + ("" if self.factors == FLOAT32 else f"+{self.factors.name}")
 
     def pays(self, rows: int, columns: int) -> bool:
         """Whether a matrix goes as two factors."""
@@ -62,13 +63,9 @@ class PowerSGD:
             return
         batches, whole = divide(layout, self.pays)
         residual = gather_up(flat, state, turn)
-        matrices = [batch.of(residual) for batch in batches]
 
-        # Factors lie by column, so that a code's block holds numbers of one column.
-        basis = flat.new_empty(self.rank * sum(batch.count * batch.rows for batch in batches))
-        bases = self._views(basis, [(batch.count, batch.rows) for batch in batches])
-        for matrix, start, out in zip(matrices, self._starts(batches, state, turn, flat.device), bases, strict=True):
-            torch.bmm(start, matrix.mT, out=out)
+        starts = self._starts(batches, state, turn, flat.device)
+        basis = _joined([project(residual, *both) for both in zip(batches, starts, strict=True)], flat)
         rest = _cut(residual, whole)
         lost, part = torch.zeros_like(rest), part_of(rest.numel(), turn.world_size, turn.rank)
         owned = torch.zeros_like(rest[part])
@@ -77,23 +74,19 @@ class PowerSGD:
         _paste(lost, residual, whole)
         _paste(rest.mul_(turn.unit), flat, whole)
 
-        factor = flat.new_empty(self.rank * sum(batch.count * batch.columns for batch in batches))
-        sides = [(batch.count, batch.columns) for batch in batches]
-        bases = [orthonormal(one) for one in bases]
-        for matrix, one, out in zip(matrices, bases, self._views(factor, sides), strict=True):
-            torch.bmm(one, matrix, out=out)
+        bases = [orthonormal(one) for one in self._views(basis, [(batch.count, batch.rows) for batch in batches])]
+        factor = _joined([project_back(residual, *both) for both in zip(batches, bases, strict=True)], flat)
         told = factor.clone()
         lost, part = torch.zeros_like(factor), part_of(factor.numel(), turn.world_size, turn.rank)
         owned = torch.zeros_like(factor[part])
         yield from exchange([Section(self.factors, factor, lost, owned)], turn, _FACTOR)
         told.sub_(lost)
         told[part].sub_(owned)
-        summed = self._views(factor, sides)
-        for batch, matrix, one, mine, all_ in zip(
-            batches, matrices, bases, self._views(told, sides), summed, strict=True
-        ):
-            matrix.baddbmm_(one.mT, mine, alpha=-1.0)
-            batch.of(flat).baddbmm_(one.mT, all_, beta=0.0, alpha=turn.unit)
+        sides = [(batch.count, batch.columns) for batch in batches]
+        for batch, one, mine in zip(batches, bases, self._views(told, sides), strict=True):
+            subtract(residual, batch, one, mine)
+        for batch, one, all_ in zip(batches, bases, self._views(factor * turn.unit, sides), strict=True):
+            restore(flat, batch, one, all_)
         state.extra[_START] = factor
 
     def sent_bytes(self, layout: Layout, world_size: int) -> int:
@@ -129,6 +122,11 @@ class PowerSGD:
             refreshed(view, lambda number=number, view=view: fresh(number, view))
             for number, view in enumerate(self._views(last, sides))
         ]
+
+
+def _joined(factors: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Factors of all batches as one vector."""
+    return torch.cat([like[:0], *(factor.reshape(-1) for factor in factors)])
 
 
 def _cut(buffer: torch.Tensor, pieces: list[Piece]) -> torch.Tensor:
