@@ -12,6 +12,7 @@ from typing import Generic, Literal, NoReturn, TypeVar
 import torch
 from torch import nn
 
+from distroml.runtime.compress.control import Change
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
 from distroml.runtime.link import AgentLink, process_link
@@ -168,6 +169,7 @@ class Trainer(Generic[Batch]):
         self._fitting = False
         self._evaluations: list[dict[str, float]] = []
         self._asked = 0
+        self._recorded: list[Change] = []
 
     @property
     def model(self) -> nn.Module:
@@ -285,7 +287,7 @@ class Trainer(Generic[Batch]):
 
     def _enter(self) -> Run:
         world = self._membership.enter()
-        run = Run(self._settings, self._source, self._link, self._membership, self._storage, world)
+        run = Run(self._settings, self._source, self._link, self._membership, self._storage, world, self._recorded)
         self._run = run
         run.restore()
         known = run.parallel.collectives.gather(self._evaluations)

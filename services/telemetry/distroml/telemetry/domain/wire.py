@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 WIRE_AXES = ("dp_replicate", "dp_shard", "tp", "pp", "cp", "ep", "other")
 SCHEME_KINDS = (
-    "none", "bf16", "fp16", "int8", "int4", "sign", "topk", "randomk", "powersgd", "other",
+    "none", "bf16", "fp16", "int8", "int4", "sign", "topk", "randomk", "powersgd", "agreement", "probe",
+    "other",
 )  # fmt: skip
 
 

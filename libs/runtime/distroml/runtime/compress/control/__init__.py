@@ -2,6 +2,7 @@
 
 from distroml.runtime.compress.control.estimating import PROBE_BYTES, PROBE_EVERY, probe_due
 from distroml.runtime.compress.control.model import (
+    NONE,
     Bucket,
     Change,
     Link,
@@ -13,13 +14,15 @@ from distroml.runtime.compress.control.model import (
     State,
 )
 from distroml.runtime.compress.control.penalties import LADDER
-from distroml.runtime.compress.control.policy import Gain, begun, decide, first, gain, link_of
+from distroml.runtime.compress.control.policy import TOLD, Gain, begun, decide, first, gain, link_of, with_changes
 from distroml.runtime.compress.control.replay import Replay
 
 __all__ = [
     "LADDER",
+    "NONE",
     "PROBE_BYTES",
     "PROBE_EVERY",
+    "TOLD",
     "Bucket",
     "Change",
     "Gain",
@@ -37,4 +40,5 @@ __all__ = [
     "gain",
     "link_of",
     "probe_due",
+    "with_changes",
 ]

@@ -121,6 +121,17 @@ def _changed(state: State, from_step: int, *, step_before_s: float) -> State:
     return replace(state, from_step=from_step, step_s=0.0, step_n=0, step_before_s=step_before_s)
 
 
+def with_changes(state: State, changes: Sequence[Change]) -> State:
+    """The state as if these changes, all from one step on, had been decided by it: for steps that are made again."""
+    buckets = list(state.buckets)
+    for change in changes:
+        old = buckets[change.bucket]
+        buckets[change.bucket] = replace(
+            Watched(scheme=change.to_scheme), ceiling=old.ceiling, until=old.until, trips=old.trips
+        )
+    return _changed(replace(state, buckets=tuple(buckets)), changes[0].from_step, step_before_s=0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Gain:
     """What `auto` would do to a run that does not use it. `faster` is in time to a loss."""
