@@ -1,7 +1,10 @@
 """What each scheme costs in steps, and what its residual and direction look like while it is healthy.
 
-One table, in the order of the ladder: from the scheme that loses nothing to the one that loses most. The numbers are
-measured, not derived; `benchmarks/loss_penalty.py` measures them anew and prints the rows.
+One table, in the order of the ladder: from the scheme that loses nothing to the one that loses most.
+`benchmarks/loss_penalty.py` measures the rows on the example GPT and prints them as they stand here.
+
+None of these numbers is measured yet: they are estimates that put schemes in order, with steps about as published runs
+have them. What `auto` promises in time to a loss is as good as they are.
 """
 
 from __future__ import annotations
