@@ -61,3 +61,21 @@ def test_a_script_outside_the_named_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("")
     with pytest.raises(UsageError, match="not below"):
         spec.relative_command(["train.py"], (tmp_path / "code").resolve(), tmp_path)
+
+
+def test_compression_is_read_into_its_one_spelling(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("")
+    more = {"name": "", "workers": "1", "env": [], "bundle": None, "priority": 0, "max_failures": None, "keep": None}
+    assert spec.from_command([str(script)], compress=" PowerSGD:4+int8", **more).spec.compress == "powersgd:4+int8"
+    assert spec.from_command([str(script)], **more).spec.compress == ""
+    asked = spec.from_job_file({"command": ["train.py"], "compress": "auto"}, tmp_path / "job.yaml")
+    assert asked.spec.compress == "auto"
+
+
+def test_compression_that_is_none_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    with pytest.raises(UsageError, match=r"--compress: .*'powersgd': the rank is missing; write powersgd:4"):
+        spec.compression("powersgd", "--compress")
+    with pytest.raises(UsageError, match=r"job\.yaml: `compress`: .*'init8': there is no such scheme; write int8"):
+        spec.from_job_file({"command": ["train.py"], "compress": "init8"}, tmp_path / "job.yaml")

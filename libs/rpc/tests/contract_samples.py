@@ -67,6 +67,7 @@ class Spec:
     packages: str = ""
     dataset: str = ""
     log_cap_bytes: int = 0
+    compress: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

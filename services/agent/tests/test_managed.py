@@ -52,7 +52,11 @@ MANAGED = """
                                     alternatives_hash="ab" * 32),
                          PlanMeasured(generation=generation, steps=10, step_seconds=0.3),
                          PlanMeasured(generation=generation, steps=20, step_seconds=0.25, peak_bytes_per_rank=1 << 33,
-                                      predicted_step_seconds=0.2, verdict="Slower", message="kept")):
+                                      predicted_step_seconds=0.2, verdict="Slower", message="kept"),
+                         SchemeChanged(generation=generation, bucket=1, from_scheme="none", to_scheme="int8",
+                                       reason="LinkSlower", why="slow", from_step=22),
+                         CompressionAdvised(generation=generation, step=20, step_seconds=0.25, exposed_seconds=0.1,
+                                            predicted_step_seconds=0.2, faster=1.2, schemes="int8")):
                 link.sendall(encode(said))
         if os.path.exists("end"):
             link.sendall(encode(Samples(steps=[StepSample(generation=generation, step=9, total_steps=10, at_ms=1,
@@ -182,21 +186,25 @@ async def test_a_refused_save_reaches_the_worker(world: World) -> None:
     await until(lambda: said(world.plane, "SaveRefused") == 2)
 
 
-async def test_a_plan_its_measurements_and_the_probed_links_reach_rendezvous(world: World) -> None:
+async def test_a_plan_its_measurements_links_and_schemes_reach_rendezvous(world: World) -> None:
     agent, _ = await start(world)
     await connected(agent)
     command(world, "plan0")
     reports = world.plane.rendezvous.reports
-    kinds = ("links", "plan", "measured")
-    await until(lambda: sum(report.WhichOneof("what") in kinds for report in reports) == 4)
-    links, plan, first, second = (report for report in reports if report.WhichOneof("what") in kinds)
+    kinds = ("links", "plan", "measured", "scheme", "advice")
+    await until(lambda: sum(report.WhichOneof("what") in kinds for report in reports) == 6)
+    links, plan, first, second, scheme, advice = (report for report in reports if report.WhichOneof("what") in kinds)
     assert (links.links.topology, links.links.seconds) == ('{"levels": []}', 0.5)
     assert (plan.plan.plan, plan.plan.best, plan.plan.alternatives_hash) == ('{"tp": 2}', "[]", "ab" * 32)
     assert (first.measured.steps, first.measured.verdict) == (10, "NotPredicted")
     assert (second.measured.steps, second.measured.step_seconds, second.measured.verdict) == (20, 0.25, "Slower")
     assert second.measured.peak_bytes_per_rank == 1 << 33
-    assert len({report.report_id for report in (links, plan, first, second)}) == 4
-    assert all(report.generation == 1 for report in (links, plan, first, second))
+    changed = scheme.scheme
+    assert (changed.bucket, changed.from_scheme, changed.to_scheme, changed.from_step) == (1, "none", "int8", 22)
+    assert (changed.reason, changed.why) == ("LinkSlower", "slow")
+    assert (advice.advice.exposed_seconds, advice.advice.faster, advice.advice.schemes) == (0.1, 1.2, "int8")
+    assert len({report.report_id for report in (links, plan, first, second, scheme, advice)}) == 6
+    assert all(report.generation == 1 for report in (links, plan, first, second, scheme, advice))
 
 
 async def test_stop_over_the_link(world: World) -> None:

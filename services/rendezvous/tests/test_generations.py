@@ -328,7 +328,29 @@ def test_steps_plans_and_the_like_are_recorded_once():
         message="",
     )
     links = d.ReportLinks(at_ms=0, sender=by("a"), generation=1, topology="{}", seconds=0.5, reused=False)
-    for report in (step, plan, measured, links, nan, start):
+    scheme = d.ReportScheme(
+        at_ms=0,
+        sender=by("a"),
+        generation=1,
+        bucket=2,
+        from_scheme="none",
+        to_scheme="int8",
+        reason="LinkSlower",
+        why="the links do 10 Mbit/s",
+        from_step=12,
+    )
+    advice = d.ReportAdvice(
+        at_ms=0,
+        sender=by("a"),
+        generation=1,
+        step=23,
+        step_seconds=0.5,
+        exposed_seconds=0.3,
+        predicted_step_seconds=0.22,
+        faster=2.1,
+        schemes="int8",
+    )
+    for report in (step, plan, measured, links, scheme, advice, nan, start):
         assert len(after(*formed_pair()).when(report).outcome) == 1
         after(*formed_pair(), report).when(report).then()
     after(*formed_pair(), step).when(replace(step, sender=by("b"))).then()
@@ -336,6 +358,12 @@ def test_steps_plans_and_the_like_are_recorded_once():
     after(*formed_pair(), step).when(replace(step, step=9)).then()
     assert kinds(after(*formed_pair(), measured).when(replace(measured, steps=40)).outcome) == ["PlanMeasured"]
     after(*formed_pair(), measured).when(replace(measured, steps=10)).then()
+    for later in (replace(scheme, bucket=3), replace(scheme, from_step=30, bucket=0)):
+        assert kinds(after(*formed_pair(), scheme).when(later).outcome) == ["SchemeChanged"]
+    for older in (replace(scheme, bucket=1), replace(scheme, from_step=11, bucket=9)):
+        after(*formed_pair(), scheme).when(older).then()
+    for bucket in (-1, d.MAX_BUCKETS):
+        after(*formed_pair()).when(replace(scheme, bucket=bucket)).then_rejected("TooLarge")
     for large in (
         replace(plan, plan="x" * 40_000, best="x" * 25_000),
         replace(measured, parts="x" * 70_000),

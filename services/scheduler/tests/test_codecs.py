@@ -36,6 +36,7 @@ SPEC = JobSpec(
     packages="c" * 64,
     dataset="d",
     log_cap_bytes=1 << 30,
+    compress="powersgd:4",
 )
 GANG = (Placement("a", ("0", "1")), Placement("b", ("0",)))
 

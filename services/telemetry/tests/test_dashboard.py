@@ -229,6 +229,33 @@ def test_the_plan_its_picture_and_its_measurement_are_shown_and_followed(
     clean(watched)
 
 
+def test_compression_its_changes_and_what_auto_would_gain_are_shown(fed: Threaded, wide: BrowserContext) -> None:
+    job = f"job-compressed-{now_ms()}"
+    world = fed.world
+    fed.do(world.log.submit(job, name="compressed"))
+    fed.do(world.log.start(job))
+    fed.do(world.push(steps=steps(job, 1, 40, step_s=0.2)))
+    fed.do(world.folded())
+    watched = opened(wide, f"{world.dashboard.url}/jobs/{job}")
+    page = watched.page
+    panel = page.locator(".compression")
+    expect(page.locator(".live.on")).to_be_visible()
+    expect(panel).to_be_hidden()
+    fed.do(world.log.advise(job, step=23))
+    expect(panel).to_contain_text("62 % of a step waits for communication; --compress auto would make a step of 500 ms")
+    expect(panel).to_contain_text("one of 210 ms, and reach a loss 2.3 times faster")
+    expect(panel).to_contain_text("Gradients travel as they are")
+    fed.do(world.log.schemes(job, step=30, buckets=4, to="powersgd:4+int8", why="the links do 10 Mbit/s"))
+    expect(panel).to_contain_text("powersgd:4+int8 (buckets 0–3)")
+    row = panel.locator("tbody tr")
+    expect(row).to_have_count(1)
+    expect(row).to_contain_text("none → powersgd:4+int8")
+    expect(row).to_contain_text("the links do 10 Mbit/s")
+    expect(page.locator("figure.chart").first).to_have_attribute("data-marks", re.compile("scheme@30"))
+    fits(page)
+    clean(watched)
+
+
 def test_a_plan_that_cannot_be_read_is_said_to_be_so(fed: Threaded, wide: BrowserContext) -> None:
     job = f"job-odd-{now_ms()}"
     world = fed.world

@@ -2,17 +2,20 @@ from __future__ import annotations
 
 from functools import reduce
 
+from distroml.telemetry.dashboard.present_compression import change_rows, schemes_now
 from distroml.telemetry.domain import facts as f
 from distroml.telemetry.domain.summary import (
     GenerationSamples,
     StepPoint,
+    current_advice,
     eta_ms,
     marks,
     rates,
     recoveries,
     stalled,
 )
-from distroml.telemetry.domain.view import MAX_CHECKPOINTS, MAX_PLANS, JobView, evolve
+from distroml.telemetry.domain.view import MAX_CHECKPOINTS, MAX_PLANS, MAX_SCHEMES, JobView, evolve
+from distroml.telemetry.domain.wire import scheme_kind, wire_values, wire_way
 
 SUBMITTED = f.Submitted(
     at_ms=1, name="gpt", project="default", command=("a.py",), min_workers=2, max_workers=2, priority=0
@@ -157,3 +160,63 @@ def test_a_plan_keeps_its_newest_measurement_whichever_came_first() -> None:
 def test_plans_are_kept_by_generation_and_bounded() -> None:
     view = view_of(SUBMITTED, *(seen(number) for number in range(MAX_PLANS + 5, 0, -1)))
     assert [plan.generation for plan in view.plans] == list(range(6, MAX_PLANS + 6))
+
+
+def changed(generation: int, step: int, bucket: int, scheme: str) -> f.SchemeChanged:
+    return f.SchemeChanged(
+        at_ms=step,
+        generation=generation,
+        bucket=bucket,
+        from_scheme="none",
+        to_scheme=scheme,
+        reason="LinkSlower",
+        why="slow",
+        from_step=step,
+    )
+
+
+def test_changes_of_schemes_are_kept_bounded_and_marked_once_a_step() -> None:
+    view = view_of(SUBMITTED, *(changed(1, step, bucket, "int8") for step in (5, 9) for bucket in range(3)))
+    assert [m.text for m in marks(view, {}) if m.kind == "scheme"] == [
+        "buckets 0–2 from step 5: none → int8",
+        "buckets 0–2 from step 9: none → int8",
+    ]
+    view = view_of(SUBMITTED, *(changed(1, step, 0, "int4") for step in range(MAX_SCHEMES + 5)))
+    assert [row.from_step for row in view.schemes] == list(range(5, MAX_SCHEMES + 5))
+
+
+def test_the_schemes_that_hold_are_the_newest_generations() -> None:
+    view = view_of(
+        SUBMITTED,
+        changed(1, 5, 7, "sign"),
+        changed(2, 1, 0, "int8"),
+        changed(2, 1, 1, "int8"),
+        changed(2, 9, 0, "none"),
+    )
+    assert schemes_now(view) == "none (bucket 0), int8 (bucket 1)"
+    assert schemes_now(view_of(SUBMITTED)) == ""
+    newest, *_ = change_rows(view)
+    assert (newest["step"], newest["buckets"], newest["change"]) == ("9", "bucket 0", "none → none")
+    assert newest["why"] == {"text": "slow", "sub": "LinkSlower"}
+    assert [row["buckets"] for row in change_rows(view)] == ["bucket 0", "buckets 0–1", "bucket 7"]
+
+
+def test_advice_of_an_older_generation_is_not_shown() -> None:
+    advised = f.CompressionAdvised(
+        at_ms=1, generation=1, step=23, step_s=0.5, exposed_s=0.3, predicted_s=0.2, faster=2.4, schemes="int8"
+    )
+    view = view_of(SUBMITTED, advised)
+    assert current_advice(view) == view.advice
+    formed = f.GenerationFormed(at_ms=2, number=2, world_size=1, members=(), mesh=())
+    assert current_advice(view_of(SUBMITTED, advised, formed)) is None
+
+
+def test_ways_of_the_wire_have_few_names() -> None:
+    assert wire_way("dp_replicate/node/powersgd:4+int8") == ("dp_replicate", "node", "powersgd:4+int8")
+    assert wire_way("made up") == ("other", "", "")
+    assert [scheme_kind(s) for s in ("powersgd:4+int8", "topk:0.01", "int8", "zip", "")] == [
+        "powersgd", "topk", "int8", "other", "other",
+    ]  # fmt: skip
+    values = wire_values({"dp_replicate/node/powersgd:4": 10, "dp_replicate/pod/powersgd:8": 5, "tp/node/none": 1})
+    assert values == {"wire_bytes": 16.0, "wire_bytes/dp_replicate/powersgd": 15.0, "wire_bytes/tp/none": 1.0}
+    assert wire_values({}) == {}

@@ -196,6 +196,33 @@ class EventLog:
         )
         await self.tell(f"rendezvous/job/{job}", ("rendezvous.plan.PlanMeasured", measured))
 
+    async def schemes(self, job: str, *, generation: int = 1, step: int, buckets: int, to: str, why: str) -> None:
+        for bucket in range(buckets):
+            changed = r.SchemeChanged(
+                at_ms=now_ms(),
+                generation=generation,
+                bucket=bucket,
+                from_scheme="none",
+                to_scheme=to,
+                reason="LinkSlower",
+                why=why,
+                from_step=step,
+            )
+            await self.tell(f"rendezvous/job/{job}", ("rendezvous.compression.SchemeChanged", changed))
+
+    async def advise(self, job: str, *, generation: int = 1, step: int) -> None:
+        advised = r.CompressionAdvised(
+            at_ms=now_ms(),
+            generation=generation,
+            step=step,
+            step_seconds=0.5,
+            exposed_seconds=0.31,
+            predicted_step_seconds=0.21,
+            faster=2.3,
+            schemes="int8",
+        )
+        await self.tell(f"rendezvous/job/{job}", ("rendezvous.compression.CompressionAdvised", advised))
+
     async def checkpoint(self, job: str, step: int, *, generation: int = 1, at_ms: int = 0) -> None:
         at = at_ms or now_ms()
         save = f"save-{step}"

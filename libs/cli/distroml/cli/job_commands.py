@@ -13,7 +13,7 @@ import typer
 
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.api.telemetry.v1 import telemetry_pb2
-from distroml.cli import job_plan, output
+from distroml.cli import job_compression, job_plan, output
 from distroml.cli.client import Plane, call
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED
 from distroml.cli.following import FINAL, watch
@@ -167,15 +167,18 @@ def explain(
 ) -> None:
     """Why the job is where it is, and what to do about it."""
 
-    async def ask(plane: Plane) -> tuple[jobs_pb2.ExplainJobResponse, list[telemetry_pb2.JobPlan]]:
+    async def ask(plane: Plane) -> tuple[jobs_pb2.ExplainJobResponse, telemetry_pb2.JobSummary]:
         answer = await plane.jobs.ExplainJob(jobs_pb2.ExplainJobRequest(job=job))
-        return answer, await job_plan.plans(plane, answer.job.id)
+        return answer, await job_plan.summary(plane, answer.job.id)
 
-    answer, chosen = call(data, ask)
+    answer, known = call(data, ask)
+    chosen = list(known.plans)
     # Generations share their plan's object; what is known of older ones has no hash.
     others = job_plan.others(open_object_store(data / "objects"), chosen[-1]) if plans and chosen else []
     if json:
         told = {**output.as_dict(answer), "plans": [output.as_dict(plan) for plan in chosen]}
+        told["schemes"] = [output.as_dict(change) for change in known.schemes]
+        told |= {"advice": output.as_dict(known.advice)} if known.HasField("advice") else {}
         output.print_json(told | ({"alternatives": [msgspec.to_builtins(one) for one in others]} if plans else {}))
         return
     output.out.print(f"{output.state_text(jobs_pb2.JobState.Name(answer.job.state))} {answer.reason}: {answer.message}")
@@ -183,6 +186,8 @@ def explain(
     for step in answer.next_steps:
         output.out.print(f"  → {step}")
     for line in job_plan.lines(chosen[-1], others=not plans) if chosen else ():
+        output.out.print(line, markup=False)
+    for line in job_compression.lines(known):
         output.out.print(line, markup=False)
     if plans:
         output.out.print(f"{len(others)} other plans were possible:" if others else "no other plans are kept")

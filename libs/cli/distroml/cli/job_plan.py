@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
-from distroml.cli import output
+from distroml.cli import job_compression, output
 from distroml.cli.client import Plane
 from distroml.cli.errors import CliError
 from distroml.objectstore import ObjectStore, ObjectStoreError
@@ -28,12 +28,11 @@ _VERDICTS = {
 }
 
 
-async def plans(plane: Plane, job: str) -> list[t.JobPlan]:
-    """The plans of a job's generations, newest last; none where telemetry cannot say."""
+async def summary(plane: Plane, job: str) -> t.JobSummary:
+    """What telemetry knows of a job, its plans and schemes among it; empty where telemetry cannot say."""
     with contextlib.suppress(RemoteError):
-        summary = await plane.telemetry.GetJobSummary(t.GetJobSummaryRequest(job=job))
-        return list(summary.plans)
-    return []
+        return await plane.telemetry.GetJobSummary(t.GetJobSummaryRequest(job=job))
+    return t.JobSummary(job=job)
 
 
 def lines(plan: t.JobPlan, *, others: bool = True) -> Iterator[str]:
@@ -107,7 +106,7 @@ def others(store: ObjectStore, plan: t.JobPlan) -> list[Other]:
 
 
 def event_words(type_: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The body of a plan's event in few words; of any other event as it is."""
+    """The body of an event about plans or compression in few words; of any other event as it is."""
     match type_:
         case "rendezvous.plan.PlanChosen":
             prediction = _object(body.get("prediction"))
@@ -128,7 +127,7 @@ def event_words(type_: str, body: dict[str, Any]) -> dict[str, Any]:
                 "message": body.get("message", ""),
             }
         case _:
-            return body
+            return job_compression.event_words(type_, body)
 
 
 def _measured(body: dict[str, Any], name: str, words: Callable[[float], str]) -> str:

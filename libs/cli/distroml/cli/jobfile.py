@@ -37,6 +37,7 @@ SCHEMA: Mapping[str, Field] = {
     "hang_timeout_s": _INT,
     "labels": _MAP,
     "dataset": _TEXT,
+    "compress": _TEXT,
     "log_cap_bytes": _INT,
 }
 

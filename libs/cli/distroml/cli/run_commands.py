@@ -30,6 +30,13 @@ BundleRoot = Annotated[Path | None, typer.Option("--bundle", help="Folder with t
 Priority = Annotated[int, typer.Option(min=-1000, max=1000, help="Higher goes first.")]
 MaxFailures = Annotated[int | None, typer.Option(min=0, help="Worker failures before the job fails [default: 3].")]
 Keep = Annotated[int | None, typer.Option(min=1, help="Committed checkpoints to keep [default: 3].")]
+Compress = Annotated[
+    str,
+    typer.Option(
+        help="Compression of gradients where the script does not say: auto, or a scheme such as int8 or powersgd:4 "
+        "[default: none]."
+    ),
+]
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -43,6 +50,7 @@ def run(
     priority: Priority = 0,
     max_failures: MaxFailures = None,
     keep: Keep = None,
+    compress: Compress = "",
     json: Json = False,
 ) -> None:
     """Run a torchrun-style script on N workers and follow it to its end.
@@ -58,6 +66,7 @@ def run(
         priority=priority,
         max_failures=max_failures,
         keep=keep,
+        compress=compress,
     )
     folder = DataFolder(data)
     slots = max(request.spec.workers.max, os.cpu_count() or 1)
@@ -88,6 +97,7 @@ def submit(
     priority: Priority = 0,
     max_failures: MaxFailures = None,
     keep: Keep = None,
+    compress: Compress = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, submit nothing.")] = False,
     request_id: Annotated[str, typer.Option(help="Makes a repeated submit answer as the first one.")] = "",
     json: Json = False,
@@ -109,6 +119,7 @@ def submit(
             priority=priority,
             max_failures=max_failures,
             keep=keep,
+            compress=compress,
         )
     job = call(data, lambda plane: _submit(plane, request, dry_run=dry_run, request_id=request_id))
     if json:

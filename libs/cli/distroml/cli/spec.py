@@ -15,6 +15,7 @@ from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.bundle import Bundle, BundleError, pack
 from distroml.cli.client import Plane
 from distroml.cli.errors import UsageError
+from distroml.planner.compression import UnknownScheme, read_wish
 
 _BLOCK = 1 << 20
 
@@ -37,6 +38,7 @@ def from_command(
     priority: int,
     max_failures: int | None,
     keep: int | None,
+    compress: str = "",
 ) -> Request:
     """A request from a command line; raises `UsageError` for what cannot be meant."""
     root = resolve_root(command, bundle, Path.cwd())
@@ -48,6 +50,7 @@ def from_command(
         env=parse_env(env),
         workers=jobs_pb2.WorkerRange(min=low, max=high),
         priority=priority,
+        compress=compression(compress, "--compress"),
     )
     if max_failures is not None:
         spec.retry.max_failures = max_failures
@@ -84,6 +87,7 @@ def from_job_file(values: Mapping[str, Any], path: Path) -> Request:
         log_cap_bytes=values.get("log_cap_bytes", 0),
         retry=jobs_pb2.RetryPolicy(**values.get("retry", {})),
         checkpoint=jobs_pb2.CheckpointPolicy(**values.get("checkpoint", {})),
+        compress=compression(values.get("compress", ""), f"{path}: `compress`"),
     )
     return Request(spec=_with_environment(spec), root=root)
 
@@ -106,6 +110,18 @@ def parse_env(pairs: Sequence[str]) -> dict[str, str]:
     if wrong:
         raise UsageError(f"--env takes NAME=VALUE, not {', '.join(map(repr, wrong))}")
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+def compression(text: str, where: str) -> str:
+    """The job's compression in its one spelling; empty where none is asked for.
+
+    Raises:
+        UsageError: `text`, given at `where`, is no scheme.
+    """
+    try:
+        return read_wish(text) if text else ""
+    except UnknownScheme as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def resolve_root(command: Sequence[str], bundle: Path | None, here: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Generic, Literal, NoReturn, TypeVar
 import torch
 from torch import nn
 
+from distroml.runtime.compress.control import Change
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
 from distroml.runtime.link import AgentLink, process_link
@@ -27,7 +28,7 @@ from distroml.runtime.training.types import (
     NonFiniteError,
     StepInfo,
 )
-from distroml.workerlink import Stopping, WorkerFailed
+from distroml.workerlink import Stopping, WorkerFailed, environment
 
 log = logging.getLogger("distroml.runtime.train")
 
@@ -87,7 +88,8 @@ class Trainer(Generic[Batch]):
         plan: how to spread the model over the workers: None: whole copies; what is known of a plan, such as
             "dp_shard=2,tp=2"; or "auto": measured and searched, which may choose another plan from one job to the next.
         compress: the scheme by which replicas sum their gradients: "none", "bf16", "fp16", "int8", "int4", "sign",
-            "topk:RATIO", "randomk:RATIO" or "powersgd:RANK". What it loses is kept and told later.
+            "topk:RATIO", "randomk:RATIO" or "powersgd:RANK". What it loses is kept and told later. "auto" measures and
+            chooses for each bucket. None: what the job says, else "none".
         compress_shard: the same for the sums of sharded gradients, along dp_shard: "none", "int8" or "int4". Rounding
             is right in the mean, and nothing is kept.
         residuals: what checkpoints have of what compression keeps: "folded", the sum over replicas, which any world
@@ -123,7 +125,7 @@ class Trainer(Generic[Batch]):
         eval_every: int | None = None,
         grad_clip: float | None = None,
         plan: str | Plan | None = None,
-        compress: str = "none",
+        compress: str | None = None,
         compress_shard: str = "none",
         residuals: Residuals = "folded",
         precision: Precision = "fp32",
@@ -136,6 +138,8 @@ class Trainer(Generic[Batch]):
         log_every_s: float = 5.0,
     ) -> None:
         _speak()
+        if compress is None:
+            compress = os.environ.get(environment.COMPRESS) or "none"
         self._settings = Settings(
             optimizer=optimizer,
             loss=loss,
@@ -168,6 +172,7 @@ class Trainer(Generic[Batch]):
         self._fitting = False
         self._evaluations: list[dict[str, float]] = []
         self._asked = 0
+        self._recorded: list[Change] = []
 
     @property
     def model(self) -> nn.Module:
@@ -285,7 +290,7 @@ class Trainer(Generic[Batch]):
 
     def _enter(self) -> Run:
         world = self._membership.enter()
-        run = Run(self._settings, self._source, self._link, self._membership, self._storage, world)
+        run = Run(self._settings, self._source, self._link, self._membership, self._storage, world, self._recorded)
         self._run = run
         run.restore()
         known = run.parallel.collectives.gather(self._evaluations)

@@ -30,6 +30,8 @@ NODE = "DISTROML_NODE"
 GENERATION = "DISTROML_GENERATION"
 # Where checkpoints go: `file:///path` today, `s3://bucket/prefix` with the stack.
 OBJECTS = "DISTROML_OBJECTS"
+# The job's compression of gradients, such as `auto` or `powersgd:4`; absent for none. A script's own choice wins.
+COMPRESS = "DISTROML_COMPRESS"
 # `STEP:MANIFEST_HASH` of the checkpoint to start from, absent for none; plain scripts may read it too.
 RESTORE = "DISTROML_RESTORE"
 TRACEPARENT = "TRACEPARENT"

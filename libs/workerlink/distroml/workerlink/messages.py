@@ -51,7 +51,8 @@ class Heartbeat(Message, frozen=True):
 class StepSample(Message, frozen=True):
     """One optimizer step as this rank saw it. `loss` and `grad_norm` are global values.
 
-    Seconds in `*_s`; `samples` and `tokens` are global counts of the step.
+    Seconds in `*_s`; `samples` and `tokens` are global counts of the step. `wire_bytes` is what this rank sent, by
+    `AXIS/LEVEL/SCHEME`.
     """
 
     generation: int
@@ -67,6 +68,7 @@ class StepSample(Message, frozen=True):
     tokens: int = 0
     learning_rate: float | None = None
     extra: dict[str, float] = {}
+    wire_bytes: dict[str, int] = {}
 
 
 class Samples(Message, frozen=True):
@@ -140,6 +142,36 @@ class LinksProbed(Message, frozen=True):
     topology: str
     seconds: float = 0.0
     reused: bool = False
+
+
+class SchemeChanged(Message, frozen=True):
+    """Another compression scheme of a bucket of gradients, from step `from_step` on.
+
+    Said by rank 0, in order of step and bucket. `reason` is CamelCase, `why` says it in words.
+    """
+
+    generation: int
+    bucket: int
+    from_scheme: str
+    to_scheme: str
+    reason: str
+    why: str
+    from_step: int
+
+
+class CompressionAdvised(Message, frozen=True):
+    """What `compress: auto` would gain a run that does not use it; said at most once a generation.
+
+    Seconds are medians over the steps up to `step`; `faster` is in time to a loss.
+    """
+
+    generation: int
+    step: int
+    step_seconds: float
+    exposed_seconds: float
+    predicted_step_seconds: float
+    faster: float
+    schemes: str = ""
 
 
 class SaveBegun(Message, frozen=True):
@@ -328,6 +360,8 @@ ToAgent = (
     | PlanChosen
     | PlanMeasured
     | LinksProbed
+    | SchemeChanged
+    | CompressionAdvised
     | SaveBegun
     | ShardSaved
     | SaveFailed

@@ -103,6 +103,7 @@ def environment_of(
         incarnation=facts.incarnation,
         link=str(node.link.path),
         objects=node.objects,
+        compress=desired.spec.compress,
     )
     rank = Rank(
         generation=formed.number,

@@ -14,6 +14,7 @@ from distroml.api.rendezvous.v1 import rendezvous_pb2 as rdzv
 from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
 from distroml.workerlink import (
     AskLatest,
+    CompressionAdvised,
     CorruptionFound,
     LinksProbed,
     PlanChosen,
@@ -21,6 +22,7 @@ from distroml.workerlink import (
     Samples,
     SaveBegun,
     SaveFailed,
+    SchemeChanged,
     ShardSaved,
     Span,
     StepRecorded,
@@ -98,6 +100,10 @@ class Saying:
                 self._report(wire.measured_report(worker, message, _now_ms()))
             case LinksProbed():
                 self._report(wire.links_report(worker, message, _now_ms()))
+            case SchemeChanged():
+                self._report(wire.scheme_report(worker, message, _now_ms()))
+            case CompressionAdvised():
+                self._report(wire.advice_report(worker, message, _now_ms()))
             case SaveBegun():
                 checkpoints.on_begun(worker, message)
             case ShardSaved():

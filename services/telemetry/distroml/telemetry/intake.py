@@ -16,10 +16,12 @@ from distroml.events import is_name
 
 MAX_RANK = 1 << 16
 MAX_EXTRA = 32
+MAX_WAYS = 64
 MAX_NAME = 128
 MAX_RECORDS = 20_000
 _CUT = " … [cut]"
 _MAX_INT = 1 << 62
+_WIRE = "wire_bytes"
 _OWN_NAMES = frozenset(
     ["loss", "grad_norm", "step_s", "tokens_per_s", "samples_per_s", "data_wait_s", "comm_wait_s", "learning_rate",
      "samples", "tokens"]
@@ -76,8 +78,14 @@ def _step_is_sound(s: StepSample) -> bool:
         return False
     if not _in_range(s.generation, s.step, s.total_steps, s.at_ms, s.samples, s.tokens, s.world_size):
         return False
-    for name in [n for n in s.extra if len(n) > MAX_NAME or not n or n in _OWN_NAMES] + sorted(s.extra)[MAX_EXTRA:]:
+    for name in [n for n in s.extra if len(n) > MAX_NAME or not n or n in _OWN_NAMES or n.startswith(_WIRE)] + sorted(
+        s.extra
+    )[MAX_EXTRA:]:
         s.extra.pop(name, None)
+    for way in [w for w, sent in s.wire_bytes.items() if len(w) > MAX_NAME or not _in_range(sent)]:
+        s.wire_bytes.pop(way, None)
+    for way in sorted(s.wire_bytes)[MAX_WAYS:]:
+        s.wire_bytes.pop(way, None)
     return True
 
 

@@ -7,7 +7,8 @@ import time
 
 from distroml.observability import logger
 from distroml.telemetry.adapters.summaries import read_detail
-from distroml.telemetry.domain.facts import GenerationFormed, SaveSeen
+from distroml.telemetry.domain.facts import GenerationFormed, SaveSeen, SchemeChanged
+from distroml.telemetry.domain.wire import scheme_kind
 from distroml.telemetry.live import EVENTS, SAMPLES
 from distroml.telemetry.metrics import TrainingMetrics
 from distroml.telemetry.readmodel import NotWritten, ReadModel, Rebuilt
@@ -21,17 +22,19 @@ UPKEEP_EVERY_S = 300.0
 
 
 class Meter:
-    """Counts checkpoints as they are told, and times recoveries once their first step is seen."""
+    """Counts checkpoints and changes of schemes as they are told; times recoveries once their first step is seen."""
 
     def __init__(self, model: ReadModel, metrics: TrainingMetrics) -> None:
         self._model, self._metrics = model, metrics
         self._open: dict[str, tuple[int, float]] = {}
 
-    def take(self, job: str, fact: GenerationFormed | SaveSeen) -> None:
+    def take(self, job: str, fact: GenerationFormed | SaveSeen | SchemeChanged) -> None:
         """A new fact of a job."""
         if isinstance(fact, SaveSeen):
             if fact.state != "saving":
                 self._metrics.checkpoints.labels(fact.state).inc()
+        elif isinstance(fact, SchemeChanged):
+            self._metrics.scheme_changes.labels(scheme_kind(fact.to_scheme)).inc()
         elif job in self._open or len(self._open) < _MAX_OPEN:
             self._open[job] = (fact.number, time.monotonic())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 
 from distroml.api.telemetry.v1.telemetry_pb2 import StepSample
 from distroml.observability import names
 from distroml.observability.metrics import REGISTRY, CollectorRegistry, counter, gauge, histogram
+from distroml.telemetry.domain.wire import SCHEME_KINDS, WIRE_AXES, scheme_kind, wire_way
 
 _STEP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _RECOVERY_BUCKETS_S = (0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300)
@@ -34,6 +36,21 @@ class TrainingMetrics:
         self.step = gauge(names.TRAIN_STEP, "Newest optimizer step.", job, registry)
         self.tokens = counter(names.TRAIN_TOKENS, "Tokens trained on, over all ranks.", job, registry)
         self.samples = counter(names.TRAIN_SAMPLES, "Samples trained on, over all ranks.", job, registry)
+        self.comm_wait = counter(
+            names.TRAIN_COMM_WAIT_SECONDS, "Seconds that rank 0 waited for exchanges of gradients.", job, registry
+        )
+        self.wire_bytes = counter(
+            names.TRAIN_WIRE_BYTES,
+            "Bytes that rank 0 sent, by axis of the mesh and kind of compression.",
+            (names.LABEL_JOB, names.LABEL_AXIS, names.LABEL_SCHEME),
+            registry,
+        )
+        self.scheme_changes = counter(
+            names.TRAIN_SCHEME_CHANGES,
+            "Changes of a bucket's compression, by the kind that it changed to.",
+            (names.LABEL_SCHEME,),
+            registry,
+        )
         self.recovery_seconds = histogram(
             names.TRAIN_RECOVERY_SECONDS,
             "Seconds from the loss of a worker to the end of the first step of the next generation.",
@@ -62,6 +79,10 @@ class TrainingMetrics:
         self.step.labels(sample.job).set(sample.step)
         self.tokens.labels(sample.job).inc(sample.tokens)
         self.samples.labels(sample.job).inc(sample.samples)
+        self.comm_wait.labels(sample.job).inc(max(0.0, sample.comm_wait_s))
+        for way, sent in sample.wire_bytes.items():
+            axis, _, scheme = wire_way(way)
+            self.wire_bytes.labels(sample.job, axis, scheme_kind(scheme)).inc(sent)
         if sample.HasField("loss"):
             self.loss.labels(sample.job).set(sample.loss)
         self.forget_old(now)
@@ -73,5 +94,9 @@ class TrainingMetrics:
             if len(self._seen) <= self._max_jobs and now_s - seen <= self._ttl_s:
                 return
             del self._seen[job]
-            for metric in (self.step_seconds, self.loss, self.step, self.tokens, self.samples):
+            for metric in (self.step_seconds, self.loss, self.step, self.tokens, self.samples, self.comm_wait):
                 metric.remove(job)
+            for axis in WIRE_AXES:
+                for kind in SCHEME_KINDS:
+                    with contextlib.suppress(KeyError):
+                        self.wire_bytes.remove(job, axis, kind)

@@ -14,7 +14,7 @@ from distroml.observability import logger
 from distroml.rpc.publicevents import decode_public
 from distroml.telemetry.adapters.facts import fact_of, job_of
 from distroml.telemetry.adapters.jobs import Projected
-from distroml.telemetry.domain.facts import GenerationFormed, SaveSeen
+from distroml.telemetry.domain.facts import GenerationFormed, SaveSeen, SchemeChanged
 from distroml.telemetry.live import EVENTS, Changes
 from distroml.telemetry.readmodel import NotWritten, ReadModel, Rebuilt
 
@@ -44,7 +44,7 @@ class Projector:
         model: ReadModel,
         *,
         decode: Decode = decode_public,
-        on_fact: Callable[[str, GenerationFormed | SaveSeen], None] = lambda job, fact: None,
+        on_fact: Callable[[str, GenerationFormed | SaveSeen | SchemeChanged], None] = lambda job, fact: None,
         on_skip: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._model, self._decode, self._on_fact = store, model, decode, on_fact
@@ -111,7 +111,7 @@ class Projector:
         await self._model.apply(fresh, events[-1].position, epoch=epoch)
         self.folded += len(fresh)
         for projected in fresh if self._telling else ():
-            if isinstance(projected.fact, GenerationFormed | SaveSeen):
+            if isinstance(projected.fact, GenerationFormed | SaveSeen | SchemeChanged):
                 self._on_fact(projected.job, projected.fact)
         return events[-1].position
 

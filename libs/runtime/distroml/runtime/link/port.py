@@ -9,6 +9,7 @@ from distroml.workerlink import (
     AskLatest,
     CheckpointCommitted,
     CheckpointFailed,
+    CompressionAdvised,
     CorruptionFound,
     Drain,
     Generation,
@@ -21,6 +22,7 @@ from distroml.workerlink import (
     SaveFailed,
     SaveOpened,
     SaveRefused,
+    SchemeChanged,
     ShardSaved,
     StepRecorded,
     StepSample,
@@ -30,11 +32,13 @@ from distroml.workerlink import (
 )
 
 Durable = (
-    LinksProbed
+    CompressionAdvised
+    | LinksProbed
     | PlanChosen
     | PlanMeasured
     | SaveBegun
     | SaveFailed
+    | SchemeChanged
     | ShardSaved
     | StepRecorded
     | Stopping

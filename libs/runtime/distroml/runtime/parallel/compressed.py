@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from distroml.runtime.comm import WireCount, sent_bytes
 from distroml.runtime.compress import Round, Scheme, Turn
 from distroml.runtime.compress.schemes import Dense
 from distroml.runtime.elastic import Pending
+from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import BucketSpec
 from distroml.runtime.parallel.buffers import Buffer, Measured
 from distroml.runtime.parallel.lane import Job, Lane
@@ -23,6 +24,8 @@ from distroml.runtime.typed import floats, integers, norm_of
 _AXIS = "dp_replicate"
 # What ranks tell one another before each exchange counts under this name.
 _AGREEMENT = "agreement"
+# What shows how fast the link is.
+_PROBE = "probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,22 @@ class CompressedExchange:
     def measured(self) -> list[Measured]:
         """What the last step's exchanges came to, in the order of buckets; call it after the waits."""
         return [buffer.measured for buffer in self._buffers.values() if buffer.measured is not None]
+
+    def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
+        """Begin to make `values` their means over the ranks, and to time a dense sum, before what is begun next.
+
+        Every rank of the axis asks the same.
+        """
+        asked = Asked(torch.tensor([*values, 0.0], dtype=torch.float64, device=self._device))
+        asked.job = self._lane.job(functools.partial(self._answer, asked, probe_bytes))
+        self._lane.begin(asked.job)
+        return asked
+
+    def _answer(self, asked: Asked, probe_bytes: int) -> None:
+        if self._group is not None:
+            probed, agreed = answer(self._group, asked, probe_bytes)
+            self.wire.add(_AXIS, self._level, _PROBE, probed)
+            self.wire.add(_AXIS, self._level, _AGREEMENT, agreed)
 
     # ---- what is kept
 

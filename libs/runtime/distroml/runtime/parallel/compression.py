@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from distroml.planner import Plan, PlanRefused
+from distroml.planner.compression import AUTO
+from distroml.runtime.compress import Scheme
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import Collectives, World, communication
 from distroml.runtime.parallel.compressed import CompressedExchange
@@ -28,7 +30,8 @@ class Compression:
     """Settings of compression.
 
     Attributes:
-        scheme: by which gradients are summed along dp_replicate, such as "none" or "int8".
+        scheme: by which gradients are summed along dp_replicate, such as "none" or "int8"; with "auto" `Trainer`
+            chooses for each bucket.
         residuals: what checkpoints keep of what compression holds back: "folded" is one copy, the ranks' sum; "exact"
             is each rank's own beside it, with which a restart at the same world size and plan goes on bit for bit.
         shard: by which gradients are summed along dp_shard: "none", "int8" or "int4".
@@ -42,7 +45,8 @@ class Compression:
     shard: str = "none"
 
     def __post_init__(self) -> None:
-        parse_scheme(self.scheme)
+        if not self.adapts:
+            parse_scheme(self.scheme)
         if self.residuals not in ("folded", "exact"):
             raise ValueError(f"residuals must be 'folded' or 'exact', got {self.residuals!r}")
         if self.shard not in ("none", *SHARD_CODECS):
@@ -56,7 +60,17 @@ class Compression:
     @property
     def on(self) -> bool:
         """Whether anything is compressed along dp_replicate."""
-        return parse_scheme(self.scheme).name != "none"
+        return self.adapts or parse_scheme(self.scheme).name != "none"
+
+    @property
+    def adapts(self) -> bool:
+        """Whether schemes are chosen, and chosen anew, by what is measured."""
+        return self.scheme.strip().lower() == AUTO
+
+    @property
+    def first_scheme(self) -> Scheme:
+        """By which every bucket is exchanged until another is set."""
+        return parse_scheme("none" if self.adapts else self.scheme)
 
 
 NO_COMPRESSION = Compression()
@@ -89,7 +103,7 @@ def replica_exchange(plan: Plan, world: World, compression: Compression, seed: i
     """
     if not compression.on:
         return None
-    return CompressedExchange(_own_group(plan, world), parse_scheme(compression.scheme), seed=seed, device=world.device)
+    return CompressedExchange(_own_group(plan, world), compression.first_scheme, seed=seed, device=world.device)
 
 
 def shard_sums(plan: Plan, roots: Sequence[nn.Module], compression: Compression, seed: int) -> ShardSums | None:

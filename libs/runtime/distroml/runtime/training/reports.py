@@ -8,6 +8,7 @@ import time
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import ParallelModel
+from distroml.runtime.training.controlling import wire_bytes
 from distroml.runtime.training.fingerprint import fingerprint
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import StepRecorded, StepSample
@@ -33,6 +34,8 @@ class Reporter:
         self._logged_count = 0
         self._count = 0
         self.last: StepInfo | None = None
+        # Said at the end of each progress line.
+        self.hint = ""
         self.spent_s = 0.0
 
     def step(self, info: StepInfo) -> None:
@@ -52,6 +55,7 @@ class Reporter:
                 samples=info.samples,
                 tokens=info.count,
                 learning_rate=info.learning_rate,
+                wire_bytes=wire_bytes(self._parallel),
             )
         )
         self._link.progress(step=info.step, phase="train")
@@ -67,7 +71,10 @@ class Reporter:
             return
         rate = "" if first else f"  {(self._count - self._logged_count) / (now - self._logged_at):,.0f} terms/s"
         self._logged_at, self._logged_count = now, self._count
-        log.info("step %d/%d  loss %.4f  %.0f ms%s", info.step, self._total_steps, info.loss, 1e3 * info.step_s, rate)
+        hint = f"  ({self.hint})" if self.hint else ""
+        log.info(
+            "step %d/%d  loss %.4f  %.0f ms%s%s", info.step, self._total_steps, info.loss, 1e3 * info.step_s, rate, hint
+        )
 
     def record(self, info: StepInfo, why: str) -> str:
         """Rank 0 records a step as an event; returns its fingerprint (empty on other ranks)."""

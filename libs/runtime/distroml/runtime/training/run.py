@@ -11,11 +11,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distroml.runtime.checkpoint import NOTHING_ELSE, Whole, capture
+from distroml.runtime.compress.control import Change
 from distroml.runtime.data import DataLoader, DataPosition
 from distroml.runtime.data.ranges import after
 from distroml.runtime.elastic import Membership, World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import ParallelModel, spread
+from distroml.runtime.training.adapting import Adapting
+from distroml.runtime.training.controlling import Advisor, adapting_of, start
 from distroml.runtime.training.evaluation import evaluate
 from distroml.runtime.training.fingerprint import fingerprint
 from distroml.runtime.training.planned import Planned
@@ -57,7 +60,9 @@ class Run:
         membership: Membership,
         storage: Storage,
         world: World,
+        recorded: list[Change],
     ) -> None:
+        """`recorded` are the changes of compression schemes of all generations so far, and grows."""
         self.settings = settings
         self.world = world
         self._source = source
@@ -82,6 +87,9 @@ class Run:
         self._scheduler: LRScheduler | None = None
         self._saves = Saves(link, storage, self.parallel.collectives, self._on_committed, self._whole())
         self._stepper: Stepper | None = None
+        self._recorded = recorded
+        self._adapting: Adapting | None = None
+        self._advisor = Advisor(self.parallel, link, world)
 
     @property
     def module(self) -> nn.Module:
@@ -125,6 +133,7 @@ class Run:
             whole=self._whole() or NOTHING_ELSE,
             own=self.parallel.own_place,
         )
+        kept = ""
         if found.ref is None:
             if found.damaged:
                 self._start_again(found.damaged)
@@ -133,6 +142,7 @@ class Run:
             place: dict[str, Any] = more["trainer"]
             self.step, self.position = int(place["step"]), DataPosition(int(place["epoch"]), int(place["index"]))
             self.evaluated = place["evaluated"]
+            kept = place.get("control", "")
             self.restored = found.ref
             self.parallel.keep(more)
             if self._scheduler is not None:
@@ -150,6 +160,10 @@ class Run:
             wishes=self._wishes,
         )
         self._planned.tell(parameter_count(self._source.blank()))
+        if settings.compression.adapts:
+            self._adapting = adapting_of(self.parallel, self._link, world, self._recorded)
+        if self._adapting is not None:
+            start(self._adapting, self.step, kept)
 
     def _whole(self) -> Whole | None:
         """The model of which this rank holds a part; None where every rank saves the same."""
@@ -187,6 +201,7 @@ class Run:
                 "epoch": self.position.epoch,
                 "index": self.position.index,
                 "evaluated": self.evaluated,
+                "control": self._adapting.keep() if self._adapting is not None else "",
             }
         }
         if self._scheduler is not None:
@@ -208,7 +223,11 @@ class Run:
         while self.step < settings.total_steps:
             self._membership.check()
             number = self.step + 1
+            if self._adapting is not None:
+                self._adapting.begin(number)
             taken, done = self._stepper.run(number, self.position)
+            if self._adapting is not None:
+                self._adapting.end(number)
             self.step, self.position = number, after(taken)
             last = number == settings.total_steps
             save_due = settings.checkpoint_every is not None and self._due(settings.checkpoint_every, number, last)
@@ -242,6 +261,10 @@ class Run:
             first = self.reporter.last is None
             self.reporter.step(step.info)
             self._planned.step(step.info, last=step.info.step == self.settings.total_steps)
+            self._advisor.step(step.info)
+            self.reporter.hint = self._advisor.hint
+            if self._adapting is not None:
+                self._adapting.note(step.info.step_s, step.info.loss)
             if first:
                 self.reporter.record(step.info, "generation")
             for callback in self.settings.callbacks:

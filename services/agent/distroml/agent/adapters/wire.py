@@ -9,7 +9,17 @@ from distroml.api.common.v1 import common_pb2
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as rdzv
 from distroml.api.scheduler.v1 import nodes_pb2 as nodes
 from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
-from distroml.workerlink import LinksProbed, Member, PlanChosen, PlanMeasured, Span, StepRecorded, StepSample
+from distroml.workerlink import (
+    CompressionAdvised,
+    LinksProbed,
+    Member,
+    PlanChosen,
+    PlanMeasured,
+    SchemeChanged,
+    Span,
+    StepRecorded,
+    StepSample,
+)
 
 _PREFIX = "FAILURE_CATEGORY_"
 
@@ -156,6 +166,44 @@ def links_report(worker: str, said: LinksProbed, now_ms: int) -> rdzv.WorkerRepo
     )
 
 
+def scheme_report(worker: str, said: SchemeChanged, now_ms: int) -> rdzv.WorkerReport:
+    """Another compression scheme of a bucket, for rendezvous."""
+    return rdzv.WorkerReport(
+        report_id=f"{worker}.{said.generation}.scheme.{said.from_step}.{said.bucket}",
+        worker=worker,
+        generation=said.generation,
+        scheme=rdzv.SchemeChanged(
+            at_ms=now_ms,
+            generation=said.generation,
+            bucket=said.bucket,
+            from_scheme=said.from_scheme,
+            to_scheme=said.to_scheme,
+            reason=said.reason,
+            why=said.why,
+            from_step=said.from_step,
+        ),
+    )
+
+
+def advice_report(worker: str, said: CompressionAdvised, now_ms: int) -> rdzv.WorkerReport:
+    """What compression would gain a generation, for rendezvous."""
+    return rdzv.WorkerReport(
+        report_id=f"{worker}.{said.generation}.advice",
+        worker=worker,
+        generation=said.generation,
+        advice=rdzv.CompressionAdvised(
+            at_ms=now_ms,
+            generation=said.generation,
+            step=said.step,
+            step_seconds=said.step_seconds,
+            exposed_seconds=said.exposed_seconds,
+            predicted_step_seconds=said.predicted_step_seconds,
+            faster=said.faster,
+            schemes=said.schemes,
+        ),
+    )
+
+
 def observation(
     job: str, attempt: int, effect: Observe, *, id: str, step: int = 0, total_steps: int = 0
 ) -> nodes.AttemptObservation:
@@ -191,6 +239,7 @@ def step_sample(job: str, rank: int, world_size: int, said: StepSample) -> telem
         learning_rate=said.learning_rate,
         world_size=world_size,
         extra=said.extra,
+        wire_bytes=said.wire_bytes,
     )
 
 

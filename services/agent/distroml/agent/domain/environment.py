@@ -29,6 +29,7 @@ class Identity:
     incarnation: int
     link: str
     objects: str
+    compress: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,8 @@ def worker_environment(
         # Those of the whole attempt on this node, alike for all: scripts pick theirs by LOCAL_RANK, as under torchrun.
         "CUDA_VISIBLE_DEVICES": devices,
     }
+    if identity.compress:
+        env[names.COMPRESS] = identity.compress
     if rank.restore:
         env[names.RESTORE] = rank.restore
     if traceparent:

@@ -35,6 +35,8 @@ PUBLIC_EVENTS: Final = PublicCodec[PublicEvent](
         "rendezvous.plan.PlanChosen": (ev.PlanChosen, pb.PlanChosen, 1),
         "rendezvous.plan.PlanMeasured": (ev.PlanMeasured, pb.PlanMeasured, 1),
         "rendezvous.plan.LinksProbed": (ev.LinksProbed, pb.LinksProbed, 1),
+        "rendezvous.compression.SchemeChanged": (ev.SchemeChanged, pb.SchemeChanged, 1),
+        "rendezvous.compression.CompressionAdvised": (ev.CompressionAdvised, pb.CompressionAdvised, 1),
         "rendezvous.step.StepRecorded": (ev.StepRecorded, pb.StepRecorded, 1),
     }
 )

@@ -169,6 +169,34 @@ def report_command(message: pb.WorkerReport, sender: d.Sender, now_ms: int) -> d
                 seconds=k.seconds,
                 reused=k.reused,
             )
+        case "scheme":
+            c = message.scheme
+            _, generation = _subject(message, message.worker, c.generation)
+            return d.ReportScheme(
+                at_ms=c.at_ms or now_ms,
+                sender=sender,
+                generation=generation,
+                bucket=c.bucket,
+                from_scheme=c.from_scheme,
+                to_scheme=c.to_scheme,
+                reason=c.reason,
+                why=c.why,
+                from_step=c.from_step,
+            )
+        case "advice":
+            a = message.advice
+            _, generation = _subject(message, message.worker, a.generation)
+            return d.ReportAdvice(
+                at_ms=a.at_ms or now_ms,
+                sender=sender,
+                generation=generation,
+                step=a.step,
+                step_seconds=a.step_seconds,
+                exposed_seconds=a.exposed_seconds,
+                predicted_step_seconds=a.predicted_step_seconds,
+                faster=a.faster,
+                schemes=a.schemes,
+            )
         case "step":
             t = message.step
             _, generation = _subject(message, message.worker, t.generation)

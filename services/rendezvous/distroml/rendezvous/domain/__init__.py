@@ -6,6 +6,7 @@ from distroml.rendezvous.domain.commands import (
     Leave,
     MarkReady,
     Report,
+    ReportAdvice,
     ReportExit,
     ReportHang,
     ReportLinks,
@@ -13,6 +14,7 @@ from distroml.rendezvous.domain.commands import (
     ReportMeasured,
     ReportNonFinite,
     ReportPlan,
+    ReportScheme,
     ReportStart,
     ReportStep,
     Sender,
@@ -21,6 +23,7 @@ from distroml.rendezvous.domain.commands import (
 from distroml.rendezvous.domain.decide import RENDEZVOUS, speaker
 from distroml.rendezvous.domain.events import Event
 from distroml.rendezvous.domain.model import (
+    MAX_BUCKETS,
     MAX_WORKERS,
     ExpectedMember,
     FailureCategory,
@@ -34,6 +37,7 @@ from distroml.rendezvous.domain.reports import clip
 from distroml.rendezvous.domain.waiting import Waiting, limit_ms, quorum, waiting
 
 __all__ = [
+    "MAX_BUCKETS",
     "MAX_WORKERS",
     "RENDEZVOUS",
     "Command",
@@ -49,6 +53,7 @@ __all__ = [
     "Phase",
     "Rendezvous",
     "Report",
+    "ReportAdvice",
     "ReportExit",
     "ReportHang",
     "ReportLinks",
@@ -56,6 +61,7 @@ __all__ = [
     "ReportMeasured",
     "ReportNonFinite",
     "ReportPlan",
+    "ReportScheme",
     "ReportStart",
     "ReportStep",
     "Sender",

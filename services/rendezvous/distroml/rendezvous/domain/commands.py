@@ -147,6 +147,36 @@ class ReportLinks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportScheme:
+    """A bucket of gradients travels in another way from step `from_step` on."""
+
+    at_ms: int
+    sender: Sender
+    generation: int
+    bucket: int
+    from_scheme: str
+    to_scheme: str
+    reason: str
+    why: str
+    from_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportAdvice:
+    """What compression would gain the generation."""
+
+    at_ms: int
+    sender: Sender
+    generation: int
+    step: int
+    step_seconds: float
+    exposed_seconds: float
+    predicted_step_seconds: float
+    faster: float
+    schemes: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportStep:
     """A step worth an event."""
 
@@ -191,7 +221,7 @@ class Tick:
 
 WorkerSaid = ReportStart | ReportExit | ReportHang | ReportNonFinite
 """Reports about one worker."""
-GenerationSaid = ReportPlan | ReportMeasured | ReportLinks | ReportStep
+GenerationSaid = ReportPlan | ReportMeasured | ReportLinks | ReportScheme | ReportAdvice | ReportStep
 """Reports about a whole generation, whichever of its workers says so."""
 Report = WorkerSaid | GenerationSaid
 Command = JoinNode | MarkReady | Report | Leave | ReportLost | Tick

@@ -54,6 +54,8 @@ def decide(state: Rendezvous, command: cmd.Command) -> tuple[ev.Event, ...]:
             | cmd.ReportPlan()
             | cmd.ReportMeasured()
             | cmd.ReportLinks()
+            | cmd.ReportScheme()
+            | cmd.ReportAdvice()
             | cmd.ReportStep()
         ):
             speaker(state, command.sender)

@@ -167,6 +167,34 @@ class LinksProbed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeChanged:
+    """A bucket of gradients travels in another way from step `from_step` on; told in order of step and bucket."""
+
+    at_ms: int
+    generation: int
+    bucket: int
+    from_scheme: str
+    to_scheme: str
+    reason: str
+    why: str
+    from_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionAdvised:
+    """What compression would gain a generation that waits for communication; seconds of one step."""
+
+    at_ms: int
+    generation: int
+    step: int
+    step_seconds: float
+    exposed_seconds: float
+    predicted_step_seconds: float
+    faster: float
+    schemes: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecorded:
     """A step worth an event; samples `[sample_from, sample_to)` of `epoch` were consumed."""
 
@@ -232,6 +260,8 @@ PublicEvent = (
     | PlanChosen
     | PlanMeasured
     | LinksProbed
+    | SchemeChanged
+    | CompressionAdvised
     | StepRecorded
 )
 PrivateEvent = NodeJoined | NodeReady | NodeLeft | DrainBegun

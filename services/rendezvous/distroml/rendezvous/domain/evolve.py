@@ -15,11 +15,12 @@ from distroml.rendezvous.domain.model import (
     Mark,
     Phase,
     Rendezvous,
+    scheme_mark,
 )
 
 MAX_REPLACED_AGENTS = 16
 
-_OF_GENERATIONS = ("links", "plan", "measured", "step")
+_OF_GENERATIONS = ("links", "plan", "measured", "scheme", "advice", "step")
 """Marks without a worker: generations count on through attempts, so what they say may come again."""
 
 
@@ -76,6 +77,10 @@ def evolve(state: Rendezvous, event: ev.Event) -> Rendezvous:
             return _marked(state, "measured", (generation, steps))
         case ev.LinksProbed(generation=generation):
             return _marked(state, "links", (generation, 0))
+        case ev.SchemeChanged(generation=generation, from_step=step, bucket=bucket):
+            return _marked(state, "scheme", scheme_mark(generation, step, bucket))
+        case ev.CompressionAdvised(generation=generation):
+            return _marked(state, "advice", (generation, 0))
         case ev.StepRecorded(generation=generation, step=step, why=why):
             mark = (generation, step)
             whys = (*state.step_whys, why) if state.marks.get("step") == mark else (why,)

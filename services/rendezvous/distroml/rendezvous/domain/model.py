@@ -144,6 +144,14 @@ class Ending:
 Mark = tuple[int, int]
 """(generation, step): the newest report of its kind that is recorded; a repeat is not newer."""
 
+MAX_BUCKETS = 4096
+"""Buckets of gradients whose schemes are told."""
+
+
+def scheme_mark(generation: int, from_step: int, bucket: int) -> Mark:
+    """Changes of schemes are told in order of step and bucket, so that one mark serves all buckets."""
+    return generation, from_step * MAX_BUCKETS + bucket
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendezvous:

@@ -12,7 +12,15 @@ from distroml.events import Rejection
 from distroml.rendezvous.domain import commands as cmd
 from distroml.rendezvous.domain import events as ev
 from distroml.rendezvous.domain.draft import Draft
-from distroml.rendezvous.domain.model import MAX_WORKERS, Cause, FailureCategory, Mark, Outcome
+from distroml.rendezvous.domain.model import (
+    MAX_BUCKETS,
+    MAX_WORKERS,
+    Cause,
+    FailureCategory,
+    Mark,
+    Outcome,
+    scheme_mark,
+)
 
 MAX_MESSAGE_BYTES = 4_000
 MAX_TRACEBACK_BYTES = 32_000
@@ -44,6 +52,10 @@ def _generation_said(draft: Draft, report: cmd.GenerationSaid) -> None:
             _measured(draft, report)
         case cmd.ReportLinks():
             _links(draft, report)
+        case cmd.ReportScheme():
+            _scheme(draft, report)
+        case cmd.ReportAdvice():
+            _advice(draft, report)
         case cmd.ReportStep():
             _step(draft, report)
         case _:
@@ -228,6 +240,42 @@ def _links(draft: Draft, c: cmd.ReportLinks) -> None:
     _check_size("the topology", c.topology)
     draft.add(
         ev.LinksProbed(at_ms=c.at_ms, generation=c.generation, topology=c.topology, seconds=c.seconds, reused=c.reused)
+    )
+
+
+def _scheme(draft: Draft, c: cmd.ReportScheme) -> None:
+    if not 0 <= c.bucket < MAX_BUCKETS:
+        raise Rejection("TooLarge", f"bucket {c.bucket} of a layout; the changes of {MAX_BUCKETS} buckets are recorded")
+    if _known(draft, "scheme", scheme_mark(c.generation, c.from_step, c.bucket)):
+        return
+    draft.add(
+        ev.SchemeChanged(
+            at_ms=c.at_ms,
+            generation=c.generation,
+            bucket=c.bucket,
+            from_scheme=clip(c.from_scheme, 200),
+            to_scheme=clip(c.to_scheme, 200),
+            reason=clip(c.reason, 200),
+            why=clip(c.why, MAX_MESSAGE_BYTES),
+            from_step=c.from_step,
+        )
+    )
+
+
+def _advice(draft: Draft, c: cmd.ReportAdvice) -> None:
+    if _known(draft, "advice", (c.generation, 0)):
+        return
+    draft.add(
+        ev.CompressionAdvised(
+            at_ms=c.at_ms,
+            generation=c.generation,
+            step=c.step,
+            step_seconds=c.step_seconds,
+            exposed_seconds=c.exposed_seconds,
+            predicted_step_seconds=c.predicted_step_seconds,
+            faster=c.faster,
+            schemes=clip(c.schemes, MAX_MESSAGE_BYTES),
+        )
     )
 
 

@@ -78,6 +78,7 @@ class JobSpec:
     packages: str = ""
     dataset: str = ""
     log_cap_bytes: int = DEFAULT_LOG_CAP_BYTES
+    compress: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)

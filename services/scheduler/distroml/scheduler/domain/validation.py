@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from distroml.events import is_name
+from distroml.planner.compression import UnknownScheme, read_wish
 from distroml.scheduler.domain import retry
 from distroml.scheduler.domain.spec import DEFAULT_KEEP, UNLIMITED, JobSpec, WorkerRange
 
@@ -56,6 +57,11 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
     yield from _within("spec.grace_s", spec.grace_s, 1, MAX_GRACE_S)
     yield from _within("spec.hang_timeout_s", spec.hang_timeout_s, 0, MAX_HANG_TIMEOUT_S)
     yield from _within("spec.log_cap_bytes", spec.log_cap_bytes, 64 * 1024, 1 << 40)
+    if spec.compress:
+        try:
+            read_wish(spec.compress[:80])
+        except UnknownScheme as error:
+            yield "spec.compress", str(error)
     if len(spec.labels) > MAX_LABELS:
         yield "spec.labels", f"has {len(spec.labels)} entries, at most {MAX_LABELS} fit"
     size = _chars(spec)

@@ -264,6 +264,32 @@ _TABLE: dict[type[Message], Callable[..., f.JobFact]] = dict(
             ),
         ),
         _entry(
+            r.SchemeChanged,
+            lambda m: f.SchemeChanged(
+                at_ms=m.at_ms,
+                generation=m.generation,
+                bucket=m.bucket,
+                from_scheme=m.from_scheme,
+                to_scheme=m.to_scheme,
+                reason=m.reason,
+                why=m.why,
+                from_step=m.from_step,
+            ),
+        ),
+        _entry(
+            r.CompressionAdvised,
+            lambda m: f.CompressionAdvised(
+                at_ms=m.at_ms,
+                generation=m.generation,
+                step=m.step,
+                step_s=m.step_seconds,
+                exposed_s=m.exposed_seconds,
+                predicted_s=m.predicted_step_seconds,
+                faster=m.faster,
+                schemes=m.schemes,
+            ),
+        ),
+        _entry(
             r.StepRecorded,
             lambda m: f.StepSeen(at_ms=m.at_ms, generation=m.generation, step=m.step, why=m.why),
         ),

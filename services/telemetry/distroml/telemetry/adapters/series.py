@@ -12,6 +12,7 @@ import msgspec
 from distroml.api.telemetry.v1.telemetry_pb2 import ResourceSample, StepSample
 from distroml.telemetry.domain.summary import GenerationSamples, StepPoint, eta_ms, rates
 from distroml.telemetry.domain.thinning import KEEP, LEVELS, Bucket, Pyramid, Stat, finite, joined
+from distroml.telemetry.domain.wire import wire_values
 
 STEPS: Final = "step"
 RESOURCES: Final = "resource"
@@ -31,6 +32,7 @@ def step_values(sample: StepSample) -> dict[str, float]:
     values: dict[str, float] = dict(sample.extra)
     values.update(step_s=sample.step_s, data_wait_s=sample.data_wait_s, comm_wait_s=sample.comm_wait_s)
     values.update(samples=sample.samples, tokens=sample.tokens)
+    values.update(wire_values(sample.wire_bytes))
     if sample.step_s > 0:
         values.update(tokens_per_s=sample.tokens / sample.step_s, samples_per_s=sample.samples / sample.step_s)
     if sample.HasField("loss"):

@@ -19,7 +19,7 @@ from distroml.telemetry.adapters.series import (
     stored_ranks,
 )
 from distroml.telemetry.domain.rows import PlanRow
-from distroml.telemetry.domain.summary import Mark, RecoveryRow, marks, recoveries
+from distroml.telemetry.domain.summary import Mark, RecoveryRow, current_advice, marks, recoveries
 from distroml.telemetry.domain.thinning import Bucket, thinned
 from distroml.telemetry.domain.view import JobView
 
@@ -176,6 +176,31 @@ def summary_message(detail: JobDetail, chosen: Chosen | None = None) -> t.JobSum
         )
     for plan in view.plans:
         summary.plans.append(_plan(plan, chosen))
+    for row in view.schemes:
+        summary.schemes.append(
+            t.JobScheme(
+                generation=row.generation,
+                at_ms=row.at_ms,
+                from_step=row.from_step,
+                bucket=row.bucket,
+                from_scheme=row.from_scheme,
+                to_scheme=row.to_scheme,
+                reason=row.reason,
+                why=row.why,
+            )
+        )
+    if (advice := current_advice(view)) is not None:
+        summary.advice.CopyFrom(
+            t.CompressionAdvice(
+                generation=advice.generation,
+                step=advice.step,
+                step_seconds=advice.step_s,
+                exposed_seconds=advice.exposed_s,
+                predicted_step_seconds=advice.predicted_s,
+                faster=advice.faster,
+                schemes=advice.schemes,
+            )
+        )
     return summary
 
 

@@ -11,6 +11,7 @@ from distroml.telemetry.adapters.logs import LineRow, read_lines
 from distroml.telemetry.adapters.series import STEPS, read_history, stored_ranks
 from distroml.telemetry.adapters.summaries import JobDetail, read_detail, read_use
 from distroml.telemetry.dashboard import present
+from distroml.telemetry.dashboard.compression_panel import CompressionPanel
 from distroml.telemetry.dashboard.elements import Chart, Events, Facts, Head, Logs, Row, Table
 from distroml.telemetry.dashboard.gui import in_page
 from distroml.telemetry.dashboard.layout import Sources, frame, now_ms, run_live, show_notice
@@ -119,6 +120,7 @@ class JobPage:
                 if self._names[1] != _SPEED:
                     self._charts[1].rename(0, "samples per second")
             self._plan = PlanPanel(self._sources.model, self._job)
+            self._compression = CompressionPanel()
             self._workers = self._table("Workers", _WORKERS, "No worker has started yet")
             with ui.element("div").classes("grid two"):
                 with ui.element("section").classes("card"):
@@ -179,6 +181,7 @@ class JobPage:
         self._facts.show(items=present.facts(detail, now_ms()))
         self._checkpoints.show(rows=present.checkpoint_rows(detail.view.checkpoints))
         self._recoveries.show(rows=present.recovery_rows(self._job, detail.recoveries))
+        self._compression.draw(detail)
         dropped: list[str] = []
         if detail.dropped_samples:
             dropped.append(f"{detail.dropped_samples:,} samples dropped")

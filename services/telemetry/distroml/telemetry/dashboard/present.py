@@ -326,6 +326,7 @@ _BAD_EVENTS = frozenset({"Broken", "Failed", "Exited", "Lost", "Found", "Detecte
 _EVENT_WORDS: Mapping[str, str] = {
     "step": "step {}",
     "number": "generation {}",
+    "to_scheme": "to {}",
     "world_size": "{} workers",
     "reason": "{}",
     "message": "{}",
@@ -336,6 +337,7 @@ _EVENT_WORDS: Mapping[str, str] = {
     "worker": "{}",
     "node": "{}",
     "verdict": "{}",
+    "faster": "{} times faster",
     "actor": "by {}",
 }
 
@@ -373,7 +375,7 @@ def event_row(event: EventRow) -> Row:
 
 
 def _word(value: object) -> str:
-    text = str(value)
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
     return text.removeprefix("FAILURE_CATEGORY_").lower() if text.startswith("FAILURE_CATEGORY_") else text
 
 

@@ -199,6 +199,32 @@ class PlanMeasured(Fact):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeChanged(Fact):
+    """A bucket of gradients travels in another way from step `from_step` on."""
+
+    generation: int
+    bucket: int
+    from_scheme: str
+    to_scheme: str
+    reason: str
+    why: str
+    from_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionAdvised(Fact):
+    """What `compress: auto` would gain a generation; seconds of one step."""
+
+    generation: int
+    step: int
+    step_s: float
+    exposed_s: float
+    predicted_s: float
+    faster: float
+    schemes: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveSeen(Fact):
     """A save was opened, committed or failed: `state` is `saving`, `committed` or `failed`."""
 
@@ -242,6 +268,8 @@ JobFact = (
     | StepSeen
     | PlanSeen
     | PlanMeasured
+    | SchemeChanged
+    | CompressionAdvised
     | SaveSeen
     | CheckpointMarked
 )

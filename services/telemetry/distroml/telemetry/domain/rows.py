@@ -1,4 +1,4 @@
-"""What a job's view holds of its workers, generations, plans and checkpoints. Times are Unix milliseconds."""
+"""What a job's view holds of its workers, generations, plans, schemes and checkpoints. Times are Unix milliseconds."""
 
 from __future__ import annotations
 
@@ -78,3 +78,30 @@ class PlanRow:
     steps: int = 0
     verdict: str = ""
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeRow:
+    """A bucket of gradients travels in another way from step `from_step` on."""
+
+    generation: int
+    at_ms: int
+    from_step: int
+    bucket: int
+    from_scheme: str
+    to_scheme: str
+    reason: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdviceRow:
+    """What `compress: auto` would gain a generation. Seconds of one step; `faster` is in time to a loss."""
+
+    generation: int
+    step: int
+    step_s: float
+    exposed_s: float
+    predicted_s: float
+    faster: float
+    schemes: str

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from distroml.telemetry.domain import facts as f
-from distroml.telemetry.domain.rows import CheckpointRow, GenerationRow, PlanRow, WorkerRow
+from distroml.telemetry.domain.rows import AdviceRow, CheckpointRow, GenerationRow, PlanRow, SchemeRow, WorkerRow
 
 MAX_WORKERS = 1024
 MAX_GENERATIONS = 200
 MAX_CHECKPOINTS = 200
 MAX_PLANS = 20
+MAX_SCHEMES = 200
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -38,6 +39,8 @@ class JobView:
     world_size: int = 0
     mesh: tuple[tuple[str, int], ...] = ()
     plans: tuple[PlanRow, ...] = ()
+    schemes: tuple[SchemeRow, ...] = ()
+    advice: AdviceRow | None = None
     submitted_ms: int = 0
     started_ms: int = 0
     finished_ms: int = 0
@@ -92,6 +95,8 @@ def evolve(view: JobView, fact: f.JobFact) -> JobView:
             return _workers(view, lambda w: replace(w, state="done") if w.state in _LIVE else w) if outcome else view
         case f.PlanSeen() | f.PlanMeasured():
             return _plan(view, fact)
+        case f.SchemeChanged() | f.CompressionAdvised():
+            return _compression(view, fact)
         case f.SaveSeen() | f.CheckpointMarked():
             return _checkpoint(view, fact)
         case (
@@ -282,6 +287,33 @@ def _plan(view: JobView, fact: f.PlanSeen | f.PlanMeasured) -> JobView:
     others = [p for p in view.plans if p.generation != fact.generation]
     rows = sorted((*others, row), key=lambda p: p.generation)
     return replace(view, plans=tuple(rows[-MAX_PLANS:]))
+
+
+def _compression(view: JobView, fact: f.SchemeChanged | f.CompressionAdvised) -> JobView:
+    match fact:
+        case f.SchemeChanged():
+            row = SchemeRow(
+                generation=fact.generation,
+                at_ms=fact.at_ms,
+                from_step=fact.from_step,
+                bucket=fact.bucket,
+                from_scheme=fact.from_scheme,
+                to_scheme=fact.to_scheme,
+                reason=fact.reason,
+                why=fact.why,
+            )
+            return replace(view, schemes=(*view.schemes, row)[-MAX_SCHEMES:])
+        case f.CompressionAdvised():
+            advice = AdviceRow(
+                generation=fact.generation,
+                step=fact.step,
+                step_s=fact.step_s,
+                exposed_s=fact.exposed_s,
+                predicted_s=fact.predicted_s,
+                faster=fact.faster,
+                schemes=fact.schemes,
+            )
+            return replace(view, advice=advice)
 
 
 def _checkpoint(view: JobView, fact: f.SaveSeen | f.CheckpointMarked) -> JobView:

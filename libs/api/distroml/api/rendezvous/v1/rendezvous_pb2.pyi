@@ -204,6 +204,8 @@ class WorkerReport(google.protobuf.message.Message):
     NON_FINITE_FIELD_NUMBER: builtins.int
     LINKS_FIELD_NUMBER: builtins.int
     MEASURED_FIELD_NUMBER: builtins.int
+    SCHEME_FIELD_NUMBER: builtins.int
+    ADVICE_FIELD_NUMBER: builtins.int
     report_id: builtins.str
     worker: builtins.str
     generation: builtins.int
@@ -223,6 +225,10 @@ class WorkerReport(google.protobuf.message.Message):
     def links(self) -> global___LinksProbed: ...
     @property
     def measured(self) -> global___PlanMeasured: ...
+    @property
+    def scheme(self) -> global___SchemeChanged: ...
+    @property
+    def advice(self) -> global___CompressionAdvised: ...
     def __init__(
         self,
         *,
@@ -237,10 +243,12 @@ class WorkerReport(google.protobuf.message.Message):
         non_finite: global___NonFiniteDetected | None = ...,
         links: global___LinksProbed | None = ...,
         measured: global___PlanMeasured | None = ...,
+        scheme: global___SchemeChanged | None = ...,
+        advice: global___CompressionAdvised | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["exited", b"exited", "hang", b"hang", "links", b"links", "measured", b"measured", "non_finite", b"non_finite", "plan", b"plan", "started", b"started", "step", b"step", "what", b"what"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["exited", b"exited", "generation", b"generation", "hang", b"hang", "links", b"links", "measured", b"measured", "non_finite", b"non_finite", "plan", b"plan", "report_id", b"report_id", "started", b"started", "step", b"step", "what", b"what", "worker", b"worker"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["what", b"what"]) -> typing.Literal["started", "exited", "hang", "step", "plan", "non_finite", "links", "measured"] | None: ...
+    def HasField(self, field_name: typing.Literal["advice", b"advice", "exited", b"exited", "hang", b"hang", "links", b"links", "measured", b"measured", "non_finite", b"non_finite", "plan", b"plan", "scheme", b"scheme", "started", b"started", "step", b"step", "what", b"what"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advice", b"advice", "exited", b"exited", "generation", b"generation", "hang", b"hang", "links", b"links", "measured", b"measured", "non_finite", b"non_finite", "plan", b"plan", "report_id", b"report_id", "scheme", b"scheme", "started", b"started", "step", b"step", "what", b"what", "worker", b"worker"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["what", b"what"]) -> typing.Literal["started", "exited", "hang", "step", "plan", "non_finite", "links", "measured", "scheme", "advice"] | None: ...
 
 global___WorkerReport = WorkerReport
 
@@ -483,7 +491,7 @@ global___Member = Member
 @typing.final
 class GenerationOpened(google.protobuf.message.Message):
     """---- Public events, stream `rendezvous/job/{id}`; stored names `rendezvous.generation.X`, `rendezvous.worker.X`,
-    `rendezvous.plan.X`, `rendezvous.step.X`.
+    `rendezvous.plan.X`, `rendezvous.step.X`, `rendezvous.compression.X`.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -932,3 +940,84 @@ class StepRecorded(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "epoch", b"epoch", "fingerprint", b"fingerprint", "generation", b"generation", "loss", b"loss", "sample_from", b"sample_from", "sample_to", b"sample_to", "step", b"step", "why", b"why"]) -> None: ...
 
 global___StepRecorded = StepRecorded
+
+@typing.final
+class SchemeChanged(google.protobuf.message.Message):
+    """Another compression scheme of a bucket of gradients, from step `from_step` on. `reason` is CamelCase: `LinkProbed`,
+    `Resumed`, `LinkSlower`, `LinkFaster`, `Faster`, `LessLossy`, `ResidualCeiling`, `ResidualTrend`, `Direction`,
+    `LossRose`, `NotFaster`; `why` says it in words.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AT_MS_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    BUCKET_FIELD_NUMBER: builtins.int
+    FROM_SCHEME_FIELD_NUMBER: builtins.int
+    TO_SCHEME_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    FROM_STEP_FIELD_NUMBER: builtins.int
+    at_ms: builtins.int
+    generation: builtins.int
+    bucket: builtins.int
+    from_scheme: builtins.str
+    to_scheme: builtins.str
+    reason: builtins.str
+    why: builtins.str
+    from_step: builtins.int
+    def __init__(
+        self,
+        *,
+        at_ms: builtins.int = ...,
+        generation: builtins.int = ...,
+        bucket: builtins.int = ...,
+        from_scheme: builtins.str = ...,
+        to_scheme: builtins.str = ...,
+        reason: builtins.str = ...,
+        why: builtins.str = ...,
+        from_step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "bucket", b"bucket", "from_scheme", b"from_scheme", "from_step", b"from_step", "generation", b"generation", "reason", b"reason", "to_scheme", b"to_scheme", "why", b"why"]) -> None: ...
+
+global___SchemeChanged = SchemeChanged
+
+@typing.final
+class CompressionAdvised(google.protobuf.message.Message):
+    """What `compress: auto` would gain a generation that does not use it and waits for communication: medians over the steps
+    up to `step`, what a step is predicted to take, and how much faster a loss is predicted to be reached.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AT_MS_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    STEP_SECONDS_FIELD_NUMBER: builtins.int
+    EXPOSED_SECONDS_FIELD_NUMBER: builtins.int
+    PREDICTED_STEP_SECONDS_FIELD_NUMBER: builtins.int
+    FASTER_FIELD_NUMBER: builtins.int
+    SCHEMES_FIELD_NUMBER: builtins.int
+    at_ms: builtins.int
+    generation: builtins.int
+    step: builtins.int
+    step_seconds: builtins.float
+    exposed_seconds: builtins.float
+    predicted_step_seconds: builtins.float
+    faster: builtins.float
+    schemes: builtins.str
+    def __init__(
+        self,
+        *,
+        at_ms: builtins.int = ...,
+        generation: builtins.int = ...,
+        step: builtins.int = ...,
+        step_seconds: builtins.float = ...,
+        exposed_seconds: builtins.float = ...,
+        predicted_step_seconds: builtins.float = ...,
+        faster: builtins.float = ...,
+        schemes: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "exposed_seconds", b"exposed_seconds", "faster", b"faster", "generation", b"generation", "predicted_step_seconds", b"predicted_step_seconds", "schemes", b"schemes", "step", b"step", "step_seconds", b"step_seconds"]) -> None: ...
+
+global___CompressionAdvised = CompressionAdvised

@@ -133,6 +133,7 @@ class JobSpec(google.protobuf.message.Message):
     PACKAGES_FIELD_NUMBER: builtins.int
     DATASET_FIELD_NUMBER: builtins.int
     LOG_CAP_BYTES_FIELD_NUMBER: builtins.int
+    COMPRESS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Lower case letters, digits, `.`, `_`, `-`; at most 63. Need not be unique."""
     project: builtins.str
@@ -152,6 +153,10 @@ class JobSpec(google.protobuf.message.Message):
     """Fingerprint of the data set, where the script's job file names one."""
     log_cap_bytes: builtins.int
     """Largest bytes of output kept per worker on its node; 0 for the default of 256 MiB."""
+    compress: builtins.str
+    """Compression of gradients where the script does not say: `auto`, or a scheme such as `int8` or `powersgd:4`; empty
+    for none.
+    """
     @property
     def command(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The script relative to the bundle's root, or `-m` and a module; then its arguments."""
@@ -187,9 +192,10 @@ class JobSpec(google.protobuf.message.Message):
         packages: builtins.str = ...,
         dataset: builtins.str = ...,
         log_cap_bytes: builtins.int = ...,
+        compress: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "retry", b"retry", "workers", b"workers"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bundle", b"bundle", "checkpoint", b"checkpoint", "command", b"command", "dataset", b"dataset", "env", b"env", "grace_s", b"grace_s", "hang_timeout_s", b"hang_timeout_s", "labels", b"labels", "log_cap_bytes", b"log_cap_bytes", "name", b"name", "packages", b"packages", "priority", b"priority", "project", b"project", "python", b"python", "retry", b"retry", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle", b"bundle", "checkpoint", b"checkpoint", "command", b"command", "compress", b"compress", "dataset", b"dataset", "env", b"env", "grace_s", b"grace_s", "hang_timeout_s", b"hang_timeout_s", "labels", b"labels", "log_cap_bytes", b"log_cap_bytes", "name", b"name", "packages", b"packages", "priority", b"priority", "project", b"project", "python", b"python", "retry", b"retry", "workers", b"workers"]) -> None: ...
 
 global___JobSpec = JobSpec
 

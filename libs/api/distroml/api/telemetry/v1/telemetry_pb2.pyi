@@ -101,6 +101,22 @@ class StepSample(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+    @typing.final
+    class WireBytesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     JOB_FIELD_NUMBER: builtins.int
     RANK_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
@@ -117,6 +133,7 @@ class StepSample(google.protobuf.message.Message):
     LEARNING_RATE_FIELD_NUMBER: builtins.int
     WORLD_SIZE_FIELD_NUMBER: builtins.int
     EXTRA_FIELD_NUMBER: builtins.int
+    WIRE_BYTES_FIELD_NUMBER: builtins.int
     job: builtins.str
     rank: builtins.int
     generation: builtins.int
@@ -137,6 +154,10 @@ class StepSample(google.protobuf.message.Message):
     def extra(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """User's own values."""
 
+    @property
+    def wire_bytes(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Bytes that this rank sent in the step, by `AXIS/LEVEL/SCHEME`, such as `dp_replicate/node/int8`."""
+
     def __init__(
         self,
         *,
@@ -156,9 +177,10 @@ class StepSample(google.protobuf.message.Message):
         learning_rate: builtins.float | None = ...,
         world_size: builtins.int = ...,
         extra: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        wire_bytes: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_grad_norm", b"_grad_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "grad_norm", b"grad_norm", "learning_rate", b"learning_rate", "loss", b"loss"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_grad_norm", b"_grad_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "at_ms", b"at_ms", "comm_wait_s", b"comm_wait_s", "data_wait_s", b"data_wait_s", "extra", b"extra", "generation", b"generation", "grad_norm", b"grad_norm", "job", b"job", "learning_rate", b"learning_rate", "loss", b"loss", "rank", b"rank", "samples", b"samples", "step", b"step", "step_s", b"step_s", "tokens", b"tokens", "total_steps", b"total_steps", "world_size", b"world_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_grad_norm", b"_grad_norm", "_learning_rate", b"_learning_rate", "_loss", b"_loss", "at_ms", b"at_ms", "comm_wait_s", b"comm_wait_s", "data_wait_s", b"data_wait_s", "extra", b"extra", "generation", b"generation", "grad_norm", b"grad_norm", "job", b"job", "learning_rate", b"learning_rate", "loss", b"loss", "rank", b"rank", "samples", b"samples", "step", b"step", "step_s", b"step_s", "tokens", b"tokens", "total_steps", b"total_steps", "wire_bytes", b"wire_bytes", "world_size", b"world_size"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_grad_norm", b"_grad_norm"]) -> typing.Literal["grad_norm"] | None: ...
     @typing.overload
@@ -323,7 +345,7 @@ class QuerySeriesRequest(google.protobuf.message.Message):
     @property
     def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """`loss`, `grad_norm`, `step_s`, `tokens_per_s`, `samples_per_s`, `data_wait_s`, `comm_wait_s`, `learning_rate`,
-        `cpu_ratio`, `rss_bytes`, `gpu_ratio`, `gpu_bytes`, or a user's own name.
+        `wire_bytes`, `wire_bytes/AXIS/SCHEME`, `cpu_ratio`, `rss_bytes`, `gpu_ratio`, `gpu_bytes`, or a user's own name.
         """
 
     @property
@@ -517,6 +539,8 @@ class JobSummary(google.protobuf.message.Message):
     DROPPED_SAMPLES_FIELD_NUMBER: builtins.int
     DROPPED_LINES_FIELD_NUMBER: builtins.int
     PLANS_FIELD_NUMBER: builtins.int
+    SCHEMES_FIELD_NUMBER: builtins.int
+    ADVICE_FIELD_NUMBER: builtins.int
     job: builtins.str
     step: builtins.int
     total_steps: builtins.int
@@ -540,6 +564,14 @@ class JobSummary(google.protobuf.message.Message):
     def plans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JobPlan]:
         """By generation, newest last; at most 20."""
 
+    @property
+    def schemes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JobScheme]:
+        """Changes of compression schemes, oldest first; at most 200."""
+
+    @property
+    def advice(self) -> global___CompressionAdvice:
+        """Of the newest generation; absent where compression would gain it little, or is used already."""
+
     def __init__(
         self,
         *,
@@ -561,12 +593,87 @@ class JobSummary(google.protobuf.message.Message):
         dropped_samples: builtins.int = ...,
         dropped_lines: builtins.int = ...,
         plans: collections.abc.Iterable[global___JobPlan] | None = ...,
+        schemes: collections.abc.Iterable[global___JobScheme] | None = ...,
+        advice: global___CompressionAdvice | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_loss", b"_loss", "loss", b"loss"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_loss", b"_loss", "checkpoints", b"checkpoints", "dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "eta_ms", b"eta_ms", "generation", b"generation", "job", b"job", "last_checkpoint_step", b"last_checkpoint_step", "loss", b"loss", "plans", b"plans", "position", b"position", "recoveries", b"recoveries", "samples", b"samples", "samples_per_s", b"samples_per_s", "step", b"step", "step_s", b"step_s", "tokens_per_s", b"tokens_per_s", "total_steps", b"total_steps", "world_size", b"world_size"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_loss", b"_loss", "advice", b"advice", "loss", b"loss"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_loss", b"_loss", "advice", b"advice", "checkpoints", b"checkpoints", "dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "eta_ms", b"eta_ms", "generation", b"generation", "job", b"job", "last_checkpoint_step", b"last_checkpoint_step", "loss", b"loss", "plans", b"plans", "position", b"position", "recoveries", b"recoveries", "samples", b"samples", "samples_per_s", b"samples_per_s", "schemes", b"schemes", "step", b"step", "step_s", b"step_s", "tokens_per_s", b"tokens_per_s", "total_steps", b"total_steps", "world_size", b"world_size"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_loss", b"_loss"]) -> typing.Literal["loss"] | None: ...
 
 global___JobSummary = JobSummary
+
+@typing.final
+class JobScheme(google.protobuf.message.Message):
+    """A bucket of gradients travels in another way from step `from_step` on."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    AT_MS_FIELD_NUMBER: builtins.int
+    FROM_STEP_FIELD_NUMBER: builtins.int
+    BUCKET_FIELD_NUMBER: builtins.int
+    FROM_SCHEME_FIELD_NUMBER: builtins.int
+    TO_SCHEME_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    generation: builtins.int
+    at_ms: builtins.int
+    from_step: builtins.int
+    bucket: builtins.int
+    from_scheme: builtins.str
+    to_scheme: builtins.str
+    reason: builtins.str
+    why: builtins.str
+    def __init__(
+        self,
+        *,
+        generation: builtins.int = ...,
+        at_ms: builtins.int = ...,
+        from_step: builtins.int = ...,
+        bucket: builtins.int = ...,
+        from_scheme: builtins.str = ...,
+        to_scheme: builtins.str = ...,
+        reason: builtins.str = ...,
+        why: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "bucket", b"bucket", "from_scheme", b"from_scheme", "from_step", b"from_step", "generation", b"generation", "reason", b"reason", "to_scheme", b"to_scheme", "why", b"why"]) -> None: ...
+
+global___JobScheme = JobScheme
+
+@typing.final
+class CompressionAdvice(google.protobuf.message.Message):
+    """What `compress: auto` would gain; seconds of one step."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    STEP_SECONDS_FIELD_NUMBER: builtins.int
+    EXPOSED_SECONDS_FIELD_NUMBER: builtins.int
+    PREDICTED_STEP_SECONDS_FIELD_NUMBER: builtins.int
+    FASTER_FIELD_NUMBER: builtins.int
+    SCHEMES_FIELD_NUMBER: builtins.int
+    generation: builtins.int
+    step: builtins.int
+    step_seconds: builtins.float
+    exposed_seconds: builtins.float
+    predicted_step_seconds: builtins.float
+    faster: builtins.float
+    schemes: builtins.str
+    def __init__(
+        self,
+        *,
+        generation: builtins.int = ...,
+        step: builtins.int = ...,
+        step_seconds: builtins.float = ...,
+        exposed_seconds: builtins.float = ...,
+        predicted_step_seconds: builtins.float = ...,
+        faster: builtins.float = ...,
+        schemes: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exposed_seconds", b"exposed_seconds", "faster", b"faster", "generation", b"generation", "predicted_step_seconds", b"predicted_step_seconds", "schemes", b"schemes", "step", b"step", "step_seconds", b"step_seconds"]) -> None: ...
+
+global___CompressionAdvice = CompressionAdvice
 
 @typing.final
 class JobPlan(google.protobuf.message.Message):

@@ -6,7 +6,9 @@ const MARKS = {
   checkpoint: { color: "--good", sign: "▲", word: "checkpoint" },
   failure: { color: "--bad", sign: "◆", word: "failure" },
   generation: { color: "--warn", sign: "●", word: "new generation" },
+  scheme: { color: "--series-b", sign: "⇅", word: "scheme change" },
 };
+const QUIET = new Set(["checkpoint", "scheme"]);
 
 // Lines over the step axis with what happened marked on it. Points come as [step, mean, min, max] and are appended.
 export default {
@@ -61,7 +63,7 @@ export default {
         return {
           xAxis: m.step,
           name: m.text,
-          lineStyle: { color, type: m.kind === "checkpoint" ? "dotted" : "solid", width: m.kind === "checkpoint" ? 1 : 1.5, opacity: 0.85 },
+          lineStyle: { color, type: QUIET.has(m.kind) ? "dotted" : "solid", width: QUIET.has(m.kind) ? 1 : 1.5, opacity: 0.85 },
           label: { show: true, position: "end", distance: 1, formatter: MARKS[m.kind].sign, color, fontSize: 10 },
           value: m.at,
         };

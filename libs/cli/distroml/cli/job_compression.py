@@ -1,0 +1,77 @@
+"""A job's compression for `job explain` and `events`: which schemes hold and why, and what `auto` would gain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from distroml.api.telemetry.v1 import telemetry_pb2 as t
+from distroml.cli import output
+
+MAX_CHANGES = 10
+
+
+def lines(summary: t.JobSummary) -> Iterator[str]:
+    """The schemes of the newest generation, its last changes with their reasons, and the hint where there is one."""
+    if summary.schemes:
+        newest = summary.schemes[-1].generation
+        changes = [change for change in summary.schemes if change.generation == newest]
+        held = {change.bucket: change.to_scheme for change in changes}
+        schemes = dict.fromkeys(held.values())
+        parts = [f"{scheme} ({buckets(b for b, one in held.items() if one == scheme)})" for scheme in schemes]
+        yield f"compression of generation {newest}: {', '.join(parts)}"
+        ways: dict[tuple[int, str, str, str], list[int]] = {}
+        for change in changes:
+            way = (change.from_step, change.from_scheme, change.to_scheme, change.why or change.reason)
+            ways.setdefault(way, []).append(change.bucket)
+        if len(ways) > MAX_CHANGES:
+            yield f"  {len(ways) - MAX_CHANGES} earlier changes"
+        for (step, old, new, why), numbers in list(ways.items())[-MAX_CHANGES:]:
+            yield f"  from step {step}: {buckets(numbers)} {old} → {new}: {why}"
+    if summary.HasField("advice"):
+        yield advice(summary.advice)
+
+
+def advice(told: t.CompressionAdvice) -> str:
+    """What `auto` would gain, in a line."""
+    share = 100 * told.exposed_seconds / told.step_seconds if told.step_seconds > 0 else 0.0
+    return (
+        f"communication: {share:.0f} % of a step waits for it; --compress auto would make a step of "
+        f"{output.short_time(told.step_seconds)} one of {output.short_time(told.predicted_step_seconds)}, and reach a "
+        f"loss {told.faster:.2g} times faster"
+    )
+
+
+def buckets(numbers: Iterable[int]) -> str:
+    """Buckets in words: `bucket 3`, `buckets 0–5`, `4 buckets`."""
+    found = sorted(set(numbers))
+    if len(found) == 1:
+        return f"bucket {found[0]}"
+    if found and found[-1] - found[0] == len(found) - 1:
+        return f"buckets {found[0]}–{found[-1]}"
+    return f"{len(found)} buckets"
+
+
+def event_words(type_: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The body of an event about compression in few words; of any other event as it is."""
+    match type_:
+        case "rendezvous.compression.SchemeChanged":
+            return {
+                "generation": body.get("generation", 0),
+                "from_step": body.get("from_step", 0),
+                "bucket": body.get("bucket", 0),
+                "change": f"{body.get('from_scheme', '')}→{body.get('to_scheme', '')}",
+                "reason": body.get("reason", ""),
+                "why": body.get("why", ""),
+            }
+        case "rendezvous.compression.CompressionAdvised":
+            step_s, predicted_s = float(body.get("step_seconds") or 0), float(body.get("predicted_step_seconds") or 0)
+            return {
+                "generation": body.get("generation", 0),
+                "step": output.short_time(step_s),
+                "exposed": output.short_time(float(body.get("exposed_seconds") or 0)),
+                "with_auto": output.short_time(predicted_s),
+                "faster": f"{float(body.get('faster') or 0):.2g} times",
+            }
+        case _:
+            return body

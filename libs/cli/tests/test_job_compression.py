@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+
+from distroml.api.common.v1 import common_pb2
+from distroml.api.telemetry.v1 import telemetry_pb2 as t
+from distroml.cli import job_compression
+from distroml.cli.replay_commands import event_line
+
+
+def change(step: int, bucket: int, old: str, new: str, *, generation: int = 2, why: str = "slow links") -> t.JobScheme:
+    return t.JobScheme(
+        generation=generation,
+        from_step=step,
+        bucket=bucket,
+        from_scheme=old,
+        to_scheme=new,
+        reason="LinkSlower",
+        why=why,
+    )
+
+
+ADVICE = t.CompressionAdvice(
+    generation=1, step=23, step_seconds=0.5, exposed_seconds=0.31, predicted_step_seconds=0.21, faster=2.3
+)
+
+
+def test_the_newest_generations_schemes_and_why_they_changed():
+    summary = t.JobSummary(
+        schemes=[
+            change(5, 0, "none", "sign", generation=1),
+            change(1, 0, "none", "int8"),
+            change(1, 1, "none", "int8"),
+            change(43, 1, "int8", "powersgd:4+int8", why="the links do 10 Mbit/s"),
+        ]
+    )
+    assert list(job_compression.lines(summary)) == [
+        "compression of generation 2: int8 (bucket 0), powersgd:4+int8 (bucket 1)",
+        "  from step 1: buckets 0–1 none → int8: slow links",
+        "  from step 43: bucket 1 int8 → powersgd:4+int8: the links do 10 Mbit/s",
+    ]
+
+
+def test_many_changes_are_counted_and_the_last_ones_told():
+    summary = t.JobSummary(schemes=[change(step, 0, "none", "int8") for step in range(1, 16)])
+    found = list(job_compression.lines(summary))
+    assert found[1] == "  5 earlier changes"
+    assert len(found) == 2 + job_compression.MAX_CHANGES
+    assert found[-1].startswith("  from step 15:")
+
+
+def test_what_auto_would_gain_is_told_and_nothing_where_nothing_is_known():
+    assert list(job_compression.lines(t.JobSummary(advice=ADVICE))) == [
+        "communication: 62 % of a step waits for it; --compress auto would make a step of 500 ms one of 210 ms, and "
+        "reach a loss 2.3 times faster"
+    ]
+    assert list(job_compression.lines(t.JobSummary())) == []
+
+
+def test_buckets_in_words():
+    assert job_compression.buckets([3]) == "bucket 3"
+    assert job_compression.buckets([2, 0, 1]) == "buckets 0–2"
+    assert job_compression.buckets([0, 2, 5]) == "3 buckets"
+
+
+def shown(name: str, **body: object) -> str:
+    event = common_pb2.Event(type=f"rendezvous.compression.{name}", position="log:12.0", json=json.dumps(body))
+    return event_line(event).partition("rendezvous.compression.")[2].partition(" ")[2].strip()
+
+
+def test_events_of_compression_are_one_line_in_words():
+    changed = {"generation": "2", "bucket": 3, "from_scheme": "none", "to_scheme": "int8", "from_step": "12"}
+    line = shown("SchemeChanged", **changed, reason="LinkSlower", why="slow")
+    assert line == "generation=2 from_step=12 bucket=3 change=none→int8 reason=LinkSlower why=slow"
+    advised = {"step_seconds": 0.5, "exposed_seconds": 0.31, "predicted_step_seconds": 0.21, "faster": 2.34}
+    line = shown("CompressionAdvised", generation="1", step="23", **advised, schemes="int8")
+    assert line == "generation=1 step=500 ms exposed=310 ms with_auto=210 ms faster=2.3 times"

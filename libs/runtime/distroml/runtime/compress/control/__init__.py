@@ -1,0 +1,44 @@
+"""The adaptive controller: which scheme each bucket uses, decided alike on every rank from shared measurements."""
+
+from distroml.runtime.compress.control.estimating import PROBE_BYTES, PROBE_EVERY, probe_due
+from distroml.runtime.compress.control.model import (
+    NONE,
+    Bucket,
+    Change,
+    Link,
+    Measured,
+    Offer,
+    Probe,
+    Seen,
+    Setting,
+    State,
+)
+from distroml.runtime.compress.control.penalties import LADDER
+from distroml.runtime.compress.control.policy import TOLD, Gain, begun, decide, first, gain, link_of, with_changes
+from distroml.runtime.compress.control.replay import Replay
+
+__all__ = [
+    "LADDER",
+    "NONE",
+    "PROBE_BYTES",
+    "PROBE_EVERY",
+    "TOLD",
+    "Bucket",
+    "Change",
+    "Gain",
+    "Link",
+    "Measured",
+    "Offer",
+    "Probe",
+    "Replay",
+    "Seen",
+    "Setting",
+    "State",
+    "begun",
+    "decide",
+    "first",
+    "gain",
+    "link_of",
+    "probe_due",
+    "with_changes",
+]

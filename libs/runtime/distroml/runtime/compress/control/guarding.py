@@ -1,0 +1,117 @@
+"""When a scheme does harm: its residual runs away, its direction is lost, the loss rises, or it is no faster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from distroml.runtime.compress.control.model import NONE, Course, Measured, Seen, State, Watched
+from distroml.runtime.compress.control.penalties import LADDER, rung
+
+# A residual may grow for as long as its scheme needs to tell everything once; windows of so many steps show the trend.
+_WINDOW = 50
+_RISE = 1.1
+_RISES = 4
+_COSINES = 3
+# The loss is too high where its quick mean stands this many scatters above the best of its slow mean, for so long.
+_SCATTERS = 4.0
+_HIGH = 16
+_LEARNED = 32
+# A change for speed has to show it within so many steps.
+_SHOWN_AFTER = 12
+_SLOWER = 1.05
+_HOLD = 200
+_MOST_HOLD = 3200
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """A guard tripped over `bucket`."""
+
+    bucket: int
+    reason: str
+    why: str
+
+
+def watched(state: State, measured: Measured) -> State:
+    """The state with the step's norms, cosines and loss taken into account."""
+    pairs = zip(state.buckets, measured.buckets, strict=True)
+    return replace(
+        state, buckets=tuple(_watched(one, seen) for one, seen in pairs), course=_course(state.course, measured.loss)
+    )
+
+
+def _watched(one: Watched, seen: Seen) -> Watched:
+    if one.scheme == NONE:
+        return one
+    if seen.cosine is not None and math.isfinite(seen.cosine):
+        n = one.cosine_n + 1
+        one = replace(one, cosine=one.cosine + (seen.cosine - one.cosine) / min(n, 4), cosine_n=n)
+    if not (seen.gradient_norm > 0 and math.isfinite(seen.residual_norm) and math.isfinite(seen.gradient_norm)):
+        return one
+    n = one.ratio_n + 1
+    ratio = one.ratio + (seen.residual_norm / seen.gradient_norm - one.ratio) / n
+    if n < _WINDOW:
+        return replace(one, ratio=ratio, ratio_n=n)
+    rises = one.rises + 1 if 0 < one.ratio_before * _RISE < ratio else 0
+    return replace(one, ratio=0.0, ratio_n=0, ratio_before=ratio, rises=rises)
+
+
+def _course(course: Course, loss: float) -> Course:
+    if not math.isfinite(loss):
+        return course
+    n = course.n + 1
+    fast = course.fast + (loss - course.fast) / min(n, 8)
+    slow = course.slow + (loss - course.slow) / min(n, 32)
+    scatter = course.scatter + (abs(loss - slow) - course.scatter) / min(n, 64)
+    best = slow if n <= _LEARNED else min(course.best, slow)
+    high = course.high + 1 if n > _LEARNED and fast > best + _SCATTERS * scatter else 0
+    return Course(fast=fast, slow=slow, best=best, scatter=scatter, n=n, high=high)
+
+
+def trips(state: State, measured: Measured) -> list[Trip]:
+    """What the guards find, at most one trip a bucket. The state has the step in it."""
+    found: list[Trip] = []
+    lossy = [number for number, one in enumerate(state.buckets) if one.scheme != NONE]
+    for number in lossy:
+        one, limits = state.buckets[number], LADDER[rung(state.buckets[number].scheme)]
+        before = one.ratio_before
+        if one.ratio_n >= _WINDOW // 2 and one.ratio > limits.ratio:
+            found.append(
+                Trip(
+                    number,
+                    "ResidualCeiling",
+                    f"its residual is {one.ratio:.3g} times its gradient: {one.scheme} does not keep up",
+                )
+            )
+        elif one.rises >= _RISES:
+            found.append(
+                Trip(
+                    number,
+                    "ResidualTrend",
+                    f"its residual grew for {_RISES * _WINDOW} steps, to {before:.3g} times its gradient",
+                )
+            )
+        elif one.cosine_n >= _COSINES and one.cosine < limits.cosine:
+            found.append(
+                Trip(number, "Direction", f"what {one.scheme} gives has a cosine of {one.cosine:.2f} to the true sum")
+            )
+    if found:
+        return found
+    course = state.course
+    if course.high >= _HIGH:
+        why = f"the loss is {course.fast:.4g} after {course.best:.4g}"
+        return [Trip(number, "LossRose", why) for number in lossy]
+    if state.step_before_s > 0 and state.step_n >= _SHOWN_AFTER and state.step_s > _SLOWER * state.step_before_s:
+        why = f"steps take {1e3 * state.step_s:.0f} ms, and took {1e3 * state.step_before_s:.0f} ms before the change"
+        return [Trip(number, "NotFaster", why) for number in lossy]
+    return []
+
+
+def stepped_back(one: Watched, allowed: Sequence[str], step: int) -> Watched:
+    """The bucket one scheme less lossy, and kept from the one it had for longer each time; `allowed` by rung."""
+    below = [scheme for scheme in allowed if rung(scheme) < rung(one.scheme)]
+    hold = min(_HOLD << min(one.trips, 10), _MOST_HOLD)
+    scheme = max(below, key=rung, default=NONE)
+    return Watched(scheme=scheme, ceiling=rung(scheme), until=step + hold, trips=one.trips + 1)

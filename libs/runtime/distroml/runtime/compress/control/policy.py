@@ -1,0 +1,173 @@
+"""The adaptive controller: from measurements that all ranks share to schemes that all ranks hold, with their reasons.
+
+Pure: no clock, no randomness, no tensor, no network. Every rank runs it over the same all-reduced numbers, so that
+ranks agree without saying more. A rank's clock and its codecs' speed come in from outside, measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from distroml.runtime.compress.control import guarding
+from distroml.runtime.compress.control.choosing import HIDDEN, Choice, choose, judge, offers_of
+from distroml.runtime.compress.control.estimating import sampled
+from distroml.runtime.compress.control.model import NONE, Change, Link, Measured, Setting, State, Watched
+
+# Between two changes, so that a step is measured under each.
+_HOLD_STEPS = 10
+# Choosing takes a millisecond and more where there are many buckets; a link that moved does not wait for it.
+_CHOOSE_EVERY = 10
+# Another choice has to be this much faster to a loss than the one that holds.
+_MARGIN = 0.05
+# Communication worth a hint, as a share of the step; and what the hint has to promise.
+TOLD = 0.10
+_GAIN = 1.05
+
+
+def first(setting: Setting, link: Link, compute_s: float) -> State:
+    """The schemes of step 1, from a probe of the link: one dense step on a slow link costs as much as 40 others."""
+    choice = choose(setting, link, compute_s, [-1] * len(setting.buckets))
+    return State(buckets=tuple(Watched(scheme=offer.scheme) for offer in choice.offers), link=link, compute_s=compute_s)
+
+
+def begun(state: State) -> tuple[Change, ...]:
+    """What `first` chose beside no compression, as changes that hold from the state's first step on."""
+    why = f"the links between the ranks do {_rate(state.link)}"
+    return tuple(
+        Change(number, NONE, one.scheme, "LinkProbed", why, state.from_step)
+        for number, one in enumerate(state.buckets)
+        if one.scheme != NONE
+    )
+
+
+def decide(setting: Setting, state: State, measured: Measured) -> tuple[State, tuple[Change, ...]]:
+    """The state after a step, and what changes `setting.lead` steps after it.
+
+    A step whose times are no numbers, or that still ran under the schemes before, only counts.
+
+    Raises:
+        ValueError: `measured` is of another number of buckets.
+    """
+    if len(measured.buckets) != len(setting.buckets):
+        raise ValueError(f"{len(measured.buckets)} buckets were measured, the layout has {len(setting.buckets)}")
+    sound = measured.step_s > 0 and math.isfinite(measured.step_s)
+    sound = sound and all(math.isfinite(seen.exchange_s + seen.exposed_s) for seen in measured.buckets)
+    # The first step with a scheme makes its buffers.
+    if not sound or measured.step <= state.from_step:
+        return replace(state, step=measured.step), ()
+    current = offers_of(setting, state.schemes)
+    state, moved = sampled(setting, state, measured, current)
+    state = replace(guarding.watched(state, measured), step=measured.step)
+    if moved:
+        # What steps took before was on another link.
+        state = replace(state, step_s=0.0, step_n=0, step_before_s=0.0)
+    if tripped := guarding.trips(state, measured):
+        return _step_back(setting, state, tripped)
+    if not moved and (measured.step < state.from_step + _HOLD_STEPS or measured.step % _CHOOSE_EVERY):
+        return state, ()
+    return _choose_anew(setting, state, moved=moved)
+
+
+def _step_back(setting: Setting, state: State, tripped: Sequence[guarding.Trip]) -> tuple[State, tuple[Change, ...]]:
+    buckets = list(state.buckets)
+    changes: list[Change] = []
+    from_step = state.step + setting.lead
+    for trip in tripped:
+        old = buckets[trip.bucket]
+        allowed = [offer.scheme for offer in setting.buckets[trip.bucket].offers]
+        buckets[trip.bucket] = new = guarding.stepped_back(old, allowed, state.step)
+        changes.append(Change(trip.bucket, old.scheme, new.scheme, trip.reason, trip.why, from_step))
+    # Whatever tripped is counted anew, so that one trouble does not step back twice.
+    state = replace(state, buckets=tuple(buckets), course=replace(state.course, high=0))
+    return _changed(state, from_step, step_before_s=0.0), tuple(changes)
+
+
+def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State, tuple[Change, ...]]:
+    ceilings = [one.ceiling if state.step < one.until else -1 for one in state.buckets]
+    held = judge(setting, state.link, state.compute_s, offers_of(setting, state.schemes))
+    found = choose(setting, state.link, state.compute_s, ceilings)
+    if found.offers == held.offers or not _better(found, held):
+        return state, ()
+    from_step = state.step + setting.lead
+    reason = "LinkSlower" if found.penalty > held.penalty else "LinkFaster"
+    if not moved:
+        reason = "Faster" if found.penalty > held.penalty else "LessLossy"
+    why = (
+        f"the links do {_rate(state.link)}: a step of {1e3 * held.timing.step_s:.3g} ms becomes "
+        f"{1e3 * found.timing.step_s:.3g} ms, {100 * found.timing.exposed:.0f} % of it for communication"
+    )
+    buckets = list(state.buckets)
+    changes: list[Change] = []
+    for number, (old, new) in enumerate(zip(state.buckets, found.offers, strict=True)):
+        if old.scheme != new.scheme:
+            buckets[number] = Watched(scheme=new.scheme, ceiling=old.ceiling, until=old.until, trips=old.trips)
+            changes.append(Change(number, old.scheme, new.scheme, reason, why, from_step))
+    # On a link that moved, what steps took before is no measure of what they take now.
+    before_s = state.step_s if found.penalty > held.penalty and not moved else 0.0
+    return _changed(replace(state, buckets=tuple(buckets)), from_step, step_before_s=before_s), tuple(changes)
+
+
+def _better(found: Choice, held: Choice) -> bool:
+    """Whether a choice is worth a change: clearly faster to a loss, or less lossy at no cost with room to spare."""
+    if found.to_loss_s < held.to_loss_s * (1 - _MARGIN):
+        return True
+    less_lossy = found.penalty < held.penalty and found.timing.exposed <= 0.8 * HIDDEN
+    return less_lossy and found.timing.step_s <= held.timing.step_s * (1 + HIDDEN)
+
+
+def _changed(state: State, from_step: int, *, step_before_s: float) -> State:
+    return replace(state, from_step=from_step, step_s=0.0, step_n=0, step_before_s=step_before_s)
+
+
+def with_changes(state: State, changes: Sequence[Change]) -> State:
+    """The state as if these changes, all from one step on, had been decided by it: for steps that are made again."""
+    buckets = list(state.buckets)
+    for change in changes:
+        old = buckets[change.bucket]
+        buckets[change.bucket] = replace(
+            Watched(scheme=change.to_scheme), ceiling=old.ceiling, until=old.until, trips=old.trips
+        )
+    return _changed(replace(state, buckets=tuple(buckets)), changes[0].from_step, step_before_s=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What `auto` would do to a run that does not use it. `faster` is in time to a loss."""
+
+    exposed: float
+    step_s: float
+    auto_step_s: float
+    faster: float
+    schemes: tuple[str, ...]
+
+
+def gain(setting: Setting, link: Link, step_s: float, exposed_s: float) -> Gain | None:
+    """What `auto` would gain a run whose exposed communication exceeds a tenth of its step; None where that is little.
+
+    Args:
+        setting: the run's buckets with all that may be chosen.
+        link: as the run's own exchanges show it.
+        step_s, exposed_s: medians over enough steps.
+    """
+    if step_s <= 0 or exposed_s <= TOLD * step_s:
+        return None
+    choice = choose(setting, link, step_s - exposed_s, [-1] * len(setting.buckets))
+    faster = step_s / choice.to_loss_s
+    if faster < _GAIN:
+        return None
+    schemes = tuple(offer.scheme for offer in choice.offers)
+    return Gain(exposed_s / step_s, step_s, choice.timing.step_s, faster, schemes)
+
+
+def link_of(setting: Setting, dense_bytes: int, step_s: float, exposed_s: float) -> Link:
+    """The link as dense exchanges show it that were busy from the first bucket's gradients to the end of the step."""
+    ready = setting.buckets[0].ready if setting.buckets else 1.0
+    busy_s = exposed_s + (1 - ready) * (step_s - exposed_s)
+    return Link(latency_s=0.0, s_per_byte=busy_s / max(dense_bytes, 1))
+
+
+def _rate(link: Link) -> str:
+    mbit = 8e-6 / link.s_per_byte if link.s_per_byte > 0 else math.inf
+    return f"{mbit:.3g} Mbit/s" if mbit < 10_000 else "over 10 Gbit/s"

@@ -1,0 +1,59 @@
+"""What ranks ask of one another beside their exchanges: means of a few numbers, and how fast the link is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from distroml.runtime.comm import sent_bytes
+from distroml.runtime.parallel.lane import Job
+from distroml.runtime.typed import floats
+
+
+@dataclass(slots=True)
+class Asked:
+    """A question that is under way.
+
+    Attributes:
+        values: of this rank, then their means; the seconds of the probe behind them, float64.
+        probed_bytes: that one rank sent in the probe; 0 where there was none. Known after `wait`.
+        job: that answers it.
+    """
+
+    values: torch.Tensor
+    probed_bytes: int = 0
+    job: Job | None = None
+
+    def wait(self) -> tuple[list[float], float]:
+        """The values' means and the seconds of the probe, the same on every rank. Raises `PeerLost`."""
+        job, self.job = self.job, None
+        if job is not None:
+            job.wait()
+        *means, probed_s = floats(self.values)
+        return means, probed_s
+
+
+def answer(group: dist.ProcessGroup, asked: Asked, probe_bytes: int) -> tuple[int, int]:
+    """Answer on the exchange's thread. Returns the bytes that this rank sent for the probe, and for the means."""
+    ranks, device = group.size(), asked.values.device
+    if probe_bytes:
+        message = torch.zeros(probe_bytes // 4, device=device)
+        # Timed from when all are there: else a rank that comes late looks like a slow link.
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
+        _synchronise(device)
+        started = time.perf_counter()
+        dist.all_reduce(message, group=group)
+        _synchronise(device)
+        asked.values[-1] = time.perf_counter() - started
+        asked.probed_bytes = sent_bytes("sum", message.nbytes, ranks)
+    dist.all_reduce(asked.values, group=group)
+    asked.values /= ranks
+    return asked.probed_bytes, sent_bytes("sum", asked.values.nbytes, ranks)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

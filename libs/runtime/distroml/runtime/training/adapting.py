@@ -1,0 +1,243 @@
+"""The controller at work: it asks the exchange, decides alike on every rank, sets schemes, and rank 0 tells of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import msgspec
+
+from distroml.runtime.compress.control import (
+    NONE,
+    PROBE_BYTES,
+    Change,
+    Link,
+    Measured,
+    Probe,
+    Replay,
+    Seen,
+    Setting,
+    State,
+    begun,
+    decide,
+    first,
+    probe_due,
+    with_changes,
+)
+from distroml.workerlink import SchemeChanged
+
+log = logging.getLogger("distroml.runtime.train")
+
+_SMALL_BYTES = 64
+_PROBES = 3
+
+
+class SeenBucket(Protocol):
+    """What an exchange says of one bucket after a step; seconds are of the step before."""
+
+    @property
+    def gradient_norm(self) -> float:
+        """Of all ranks' gradients."""
+        ...
+
+    @property
+    def residual_norm(self) -> float:
+        """Of what all ranks keep, in the same units."""
+        ...
+
+    @property
+    def exchange_s(self) -> float:
+        """Seconds that the exchange took, mean over ranks."""
+        ...
+
+    @property
+    def exposed_s(self) -> float:
+        """Of those, seconds for which computing waited."""
+        ...
+
+
+class Answer(Protocol):
+    """What was asked of all ranks."""
+
+    @property
+    def probed_bytes(self) -> int:
+        """That one rank sent in the probe; 0 where there was none."""
+        ...
+
+    def wait(self) -> tuple[list[float], float]:
+        """Means over the ranks, and the seconds of the probe."""
+        ...
+
+
+class Adaptable(Protocol):
+    """What the controller needs of an exchange. Every rank makes the same calls."""
+
+    def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Answer:
+        """Begin to make `values` their means over the ranks, and to time a dense sum of `probe_bytes`."""
+        ...
+
+    def measured(self) -> Sequence[SeenBucket]:
+        """What the last step's exchanges came to, by bucket, the same on every rank."""
+        ...
+
+
+SetScheme = Callable[[int, str, int], None]
+"""Exchange a bucket by the scheme of that name from a step on."""
+Tell = Callable[[SchemeChanged], None]
+
+
+def probe_link(exchange: Adaptable) -> Link:
+    """What the link does before step 1: latency by small messages, speed by large ones, the best of a few. Collective.
+
+    Raises:
+        PeerLost: another rank is gone.
+    """
+    small = [exchange.ask([], probe_bytes=_SMALL_BYTES).wait()[1] for _ in range(_PROBES)]
+    latency_s, per_byte = min(small), math.inf
+    for _ in range(_PROBES):
+        asked = exchange.ask([], probe_bytes=PROBE_BYTES)
+        _, seconds = asked.wait()
+        per_byte = min(per_byte, max(seconds - latency_s, seconds / 10) / max(asked.probed_bytes, 1))
+        if seconds > 0.1:
+            break  # slow enough to be sure of
+    return Link(latency_s, per_byte)
+
+
+class Adapting:
+    """One generation's controller on one rank. Steps that are made again use the changes `recorded` of them.
+
+    Args:
+        exchange: that is measured.
+        set_scheme: of the exchange.
+        setting: the buckets and what may be chosen.
+        recorded: changes of the whole training so far, kept over generations; grows here.
+        tell: how rank 0 speaks of changes; None on other ranks.
+        generation: that is told.
+    """
+
+    def __init__(
+        self,
+        exchange: Adaptable,
+        set_scheme: SetScheme,
+        setting: Setting,
+        recorded: list[Change],
+        tell: Tell | None,
+        generation: int,
+    ) -> None:
+        self._exchange = exchange
+        self._set_scheme = set_scheme
+        self._setting = setting
+        self._recorded = recorded
+        self._tell = tell
+        self._generation = generation
+        self._state: State | None = None
+        self._replay = Replay(())
+        self._asked: Answer | None = None
+        self._step_s = 0.0
+        self._loss = math.nan
+
+    def start(self, step: int, kept: str, compute_s: float) -> None:
+        """Choose what holds from the first step after `step` on. Collective.
+
+        Args:
+            step: the last one that was made; 0 for none.
+            kept: what `keep` gave then; empty for nothing.
+            compute_s: about what a step's computing takes.
+        """
+        state = self._restored(kept)
+        if state is None:
+            state = first(self._setting, probe_link(self._exchange), compute_s)
+            # What was recorded beyond the checkpoint belongs to a controller that is gone.
+            self._recorded[:] = [change for change in self._recorded if change.from_step <= step + 1]
+            changes = tuple(replace(change, from_step=step + 1) for change in begun(state))
+            self._recorded += changes
+        else:
+            why = f"as it was after step {step}"
+            changes = tuple(
+                Change(number, NONE, scheme, "Resumed", why, step + 1)
+                for number, scheme in enumerate(state.schemes)
+                if scheme != NONE
+            )
+        self._replay = Replay(state.schemes, (change for change in self._recorded if change.from_step > step + 1))
+        self._state = replace(state, from_step=max(state.from_step, step + 1))
+        self._apply(changes)
+
+    def _restored(self, kept: str) -> State | None:
+        """The state of a checkpoint, where it is of the same buckets and offers."""
+        if not kept:
+            return None
+        try:
+            state = msgspec.json.decode(kept, type=State)
+        except msgspec.MsgspecError as error:
+            log.warning("what the controller of compression kept cannot be read, it begins anew: %s", error)
+            return None
+        offered = [{offer.scheme for offer in bucket.offers} for bucket in self._setting.buckets]
+        fits = len(state.buckets) == len(offered)
+        return state if fits and all(s in o for s, o in zip(state.schemes, offered, strict=True)) else None
+
+    def keep(self) -> str:
+        """The controller's state for a checkpoint; as small as a few lines."""
+        return msgspec.json.encode(self._state).decode() if self._state is not None else ""
+
+    def begin(self, step: int) -> None:
+        """A step begins: what the one before took is shared, and the link is probed where that is due."""
+        assert self._state is not None
+        probe = PROBE_BYTES if probe_due(self._state, step) else 0
+        self._asked = self._exchange.ask([self._step_s], probe_bytes=probe)
+
+    def end(self, step: int) -> None:
+        """The step's exchanges are over: decide, and set what changes."""
+        asked, self._asked = self._asked, None
+        if asked is None or self._state is None:
+            return
+        (step_s,), probed_s = asked.wait()
+        seen = tuple(
+            Seen(one.exchange_s, one.exposed_s, one.residual_norm, one.gradient_norm)
+            for one in self._exchange.measured()
+        )
+        probe = Probe(asked.probed_bytes, probed_s) if asked.probed_bytes else None
+        # The seconds are those of the step before.
+        measured = Measured(step - 1, step_s, self._loss, seen, probe)
+        if again := self._replay.at(step + 1):
+            self._state = with_changes(self._state, again)
+            self._apply(again)
+        elif step >= self._replay.last_step:
+            self._state, changes = decide(self._setting, self._state, measured)
+            self._recorded += changes
+            self._apply(changes)
+
+    def note(self, step_s: float, loss: float) -> None:
+        """A finished step took `step_s` on this rank."""
+        self._step_s, self._loss = step_s, loss
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The buckets' schemes, as they were decided last."""
+        return self._state.schemes if self._state is not None else ()
+
+    def _apply(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            self._set_scheme(change.bucket, change.to_scheme, change.from_step)
+            if self._tell is not None:
+                log.info(
+                    "bucket %d from step %d: %s instead of %s (%s)",
+                    change.bucket,
+                    change.from_step,
+                    change.to_scheme,
+                    change.from_scheme,
+                    change.why,
+                )
+                self._tell(
+                    SchemeChanged(
+                        generation=self._generation,
+                        bucket=change.bucket,
+                        from_scheme=change.from_scheme,
+                        to_scheme=change.to_scheme,
+                        reason=change.reason,
+                        why=change.why,
+                        from_step=change.from_step,
+                    )
+                )

@@ -1,0 +1,162 @@
+"""What a generation has of compression beyond the exchange: its controller, or a hint where `auto` would help."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distroml.runtime.comm import sent_bytes
+from distroml.runtime.compress import Layout
+from distroml.runtime.compress.control import LADDER, NONE, TOLD, Change, gain, link_of
+from distroml.runtime.compress.parse import parse_scheme
+from distroml.runtime.elastic import World
+from distroml.runtime.link import Link
+from distroml.runtime.parallel import ParallelModel
+from distroml.runtime.parallel.buffers import Measured
+from distroml.runtime.parallel.compressed import Asked, CompressedExchange
+from distroml.runtime.parallel.reducer import GradientReducer
+from distroml.runtime.training.adapting import Adapting
+from distroml.runtime.training.offers import codec_costs, codec_slows, layout_of, setting_of
+from distroml.runtime.training.types import StepInfo
+from distroml.workerlink import CompressionAdvised
+
+log = logging.getLogger("distroml.runtime.train")
+
+# What computing takes is not known before step 1; on a slow link the wire's time decides whatever it is, and ten steps
+# later it is measured.
+_UNKNOWN_COMPUTE_S = 0.2
+_SKIPPED, _COUNTED = 3, 20
+# A hint is not worth more time than this many elements take to try.
+_HINT_ELEMENTS = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class _Adaptable:
+    """An exchange as the controller sees it: buckets by their place, those that are empty left out."""
+
+    exchange: CompressedExchange
+    numbers: tuple[int, ...]
+
+    def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
+        """See `Adaptable`."""
+        return self.exchange.ask(values, probe_bytes=probe_bytes)
+
+    def measured(self) -> list[Measured]:
+        """See `Adaptable`."""
+        found = {one.bucket: one for one in self.exchange.measured()}
+        return [found[number] for number in self.numbers]
+
+    def set_scheme(self, bucket: int, scheme: str, from_step: int) -> None:
+        """See `SetScheme`."""
+        self.exchange.set_scheme(self.numbers[bucket], parse_scheme(scheme), from_step)
+
+
+def adapting_of(parallel: ParallelModel, link: Link, world: World, recorded: list[Change]) -> Adapting | None:
+    """The controller of this generation; None where no other rank has the same gradients. Collective.
+
+    `recorded` becomes what any rank remembers of earlier generations.
+
+    Raises:
+        PeerLost: another rank is gone.
+    """
+    exchange, plan = parallel.exchange, parallel.plan
+    if exchange is None:
+        return None
+    recorded[:] = max(parallel.collectives.gather(list(recorded)), key=len)
+    buffers = [buffer for buffer in exchange.buffers if buffer.spec.numel]
+    layouts = [buffer.layout for buffer in buffers]
+    mine = codec_costs(layouts, exchange.world_size, world.device) if exchange.world_size > 1 and layouts else {}
+    told = parallel.collectives.gather((mine, codec_slows(world)))
+    if not mine:
+        return None
+    place = {axis: at for axis, at in plan.coordinate(world.rank).items() if axis != "dp_replicate"}
+    peers = [told[rank] for rank in range(world.world_size) if place.items() <= plan.coordinate(rank).items()]
+    costs = {
+        scheme: (rounds, statistics.fmean(costs[scheme][1] for costs, _ in peers))
+        for scheme, (rounds, _) in peers[0][0].items()
+    }
+    adaptable = _Adaptable(exchange, tuple(buffer.number for buffer in buffers))
+    return Adapting(
+        adaptable,
+        adaptable.set_scheme,
+        setting_of(layouts, exchange.world_size, costs, max(slows for _, slows in peers)),
+        recorded,
+        link.send if world.is_main else None,
+        world.generation,
+    )
+
+
+def start(adapting: Adapting, step: int, kept: str) -> None:
+    """Choose what holds after `step`. Collective."""
+    adapting.start(step, kept, _UNKNOWN_COMPUTE_S)
+
+
+def wire_bytes(parallel: ParallelModel) -> dict[str, int]:
+    """What this rank sent for gradients in the last step, by axis, level and scheme."""
+    if parallel.exchange is not None:
+        return {"/".join(way): sent for way, sent in parallel.exchange.wire.take().items()}
+    gradients = parallel.gradients
+    if not isinstance(gradients, GradientReducer) or parallel.plan.dp_replicate == 1:
+        return {}
+    size = sum(spec.numel * spec.dtype.itemsize for spec in gradients.layout)
+    return {f"dp_replicate/node/{NONE}": sent_bytes("sum", size, parallel.plan.dp_replicate)}
+
+
+class Advisor:
+    """Tells once, on rank 0, what `auto` would gain a run that compresses nothing and waits for its gradients."""
+
+    def __init__(self, parallel: ParallelModel, link: Link, world: World) -> None:
+        self._parallel = parallel
+        self._link = link
+        self._world = world
+        self._steps: list[tuple[float, float]] = []
+        self._watches = (
+            world.is_main
+            and parallel.exchange is None
+            and parallel.plan.dp_replicate > 1
+            and isinstance(parallel.gradients, GradientReducer)
+        )
+        self.hint = ""
+
+    def step(self, info: StepInfo) -> None:
+        """Count a step; once enough are known, say what there is to say."""
+        if not self._watches:
+            return
+        self._steps.append((info.step_s, info.comm_wait_s))
+        if len(self._steps) < _SKIPPED + _COUNTED:
+            return
+        self._watches = False
+        counted = self._steps[_SKIPPED:]
+        step_s, exposed_s = (statistics.median(one) for one in zip(*counted, strict=True))
+        if exposed_s > TOLD * step_s:
+            self._advise(info.step, step_s, exposed_s)
+
+    def _advise(self, step: int, step_s: float, exposed_s: float) -> None:
+        world, gradients = self._world, self._parallel.gradients
+        assert isinstance(gradients, GradientReducer)
+        layouts: list[Layout] = [layout_of(spec) for spec in gradients.layout if spec.numel]
+        ranks = self._parallel.plan.dp_replicate
+        costs = codec_costs(layouts, ranks, world.device, _HINT_ELEMENTS)
+        setting = setting_of(layouts, ranks, costs, codec_slows(world))
+        dense = sum(offer.sent_bytes for bucket in setting.buckets for offer in bucket.offers if offer.scheme == NONE)
+        found = gain(setting, link_of(setting, dense, step_s, exposed_s), step_s, exposed_s)
+        if found is None:
+            return
+        order = [rung.scheme for rung in LADDER if rung.scheme in found.schemes]
+        self.hint = (
+            f"{100 * found.exposed:.0f} % of a step waits for communication: --compress auto would reach a loss "
+            f"{found.faster:.2g} times faster"
+        )
+        self._link.send(
+            CompressionAdvised(
+                generation=world.generation,
+                step=step,
+                step_seconds=step_s,
+                exposed_seconds=exposed_s,
+                predicted_step_seconds=found.auto_step_s,
+                faster=found.faster,
+                schemes=", ".join(order),
+            )
+        )

@@ -1,0 +1,107 @@
+"""What each scheme would cost each bucket here: bytes by its own account, rounds and codec time by trying it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from distroml.runtime.compress import Layout, Piece, Round, Scheme, Turn
+from distroml.runtime.compress.control import LADDER, NONE, Bucket, Offer, Setting
+from distroml.runtime.compress.parse import parse_scheme
+from distroml.runtime.elastic import World
+from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.workerlink import environment
+
+# A backward pass takes about two thirds of a step's computing; its buckets get ready one after the other.
+_FORWARD = 1 / 3
+# Enough elements that a codec's fixed costs do not count; more would only take longer.
+TRIED = 1 << 20
+_TRIES = 2
+
+
+def tried(scheme: Scheme, layout: Layout, world_size: int, device: torch.device) -> tuple[int, float]:
+    """Rounds of an exchange, and seconds that this rank computes in it; answers are its own payloads again."""
+    state = scheme.prepare(layout, world_size, device)
+    best_s, count = float("inf"), 0
+    for step in range(1, _TRIES + 1):
+        flat = torch.linspace(-1.0, 1.0, layout.numel, device=device)
+        spent_s, count = 0.0, 0
+        rounds = scheme.rounds(flat, layout, state, Turn(0, world_size, step, 0, 0, 1.0))
+        answer: torch.Tensor | None = None
+        while True:
+            _synchronise(device)
+            started = time.perf_counter()
+            try:
+                wanted = next(rounds) if answer is None else rounds.send(answer)
+            except StopIteration:
+                wanted = None
+            _synchronise(device)
+            spent_s += time.perf_counter() - started
+            if wanted is None:
+                break
+            count += 1
+            answer = _own(wanted, world_size)
+        best_s = min(best_s, spent_s)
+    return count, best_s
+
+
+def _own(wanted: Round, world_size: int) -> torch.Tensor:
+    payload = wanted.payload
+    if wanted.how == "sum":
+        return payload
+    if wanted.how == "gather":
+        return payload.expand(world_size, -1).contiguous()
+    return payload.view(world_size, -1)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def layout_of(spec: BucketSpec) -> Layout:
+    """A bucket as schemes see it."""
+    return Layout(spec.numel, tuple(Piece(one.name, one.offset, one.shape) for one in spec.segments))
+
+
+def codec_costs(
+    layouts: Sequence[Layout], world_size: int, device: torch.device, elements: int = TRIED
+) -> dict[str, tuple[int, float]]:
+    """Rounds and codec seconds per element of every scheme of the ladder, measured now on about `elements` elements."""
+    largest = max(layouts, key=lambda layout: layout.numel)
+    pieces = [piece for piece in largest.pieces if piece.offset + piece.numel <= elements] or list(largest.pieces[:1])
+    layout = Layout(max(piece.offset + piece.numel for piece in pieces), tuple(pieces))
+    found: dict[str, tuple[int, float]] = {NONE: (1, 0.0)}
+    for rung in LADDER[1:]:
+        rounds, spent_s = tried(parse_scheme(rung.scheme), layout, world_size, device)
+        found[rung.scheme] = (rounds, spent_s / layout.numel)
+    return found
+
+
+def setting_of(
+    layouts: Sequence[Layout], world_size: int, costs: Mapping[str, tuple[int, float]], codec_slows: float
+) -> Setting:
+    """The buckets with all that may be chosen for them; they get ready in order, evenly over the backward pass."""
+    whole = sum(layout.numel for layout in layouts) or 1
+    done = 0
+    buckets: list[Bucket] = []
+    for layout in layouts:
+        done += layout.numel
+        offers = [
+            Offer(scheme, parse_scheme(scheme).sent_bytes(layout, world_size), rounds, per_element_s * layout.numel)
+            for scheme, (rounds, per_element_s) in costs.items()
+        ]
+        buckets.append(Bucket(layout.numel, _FORWARD + (1 - _FORWARD) * done / whole, tuple(offers)))
+    return Setting(tuple(buckets), codec_slows=codec_slows)
+
+
+def codec_slows(world: World) -> float:
+    """Share of the codecs' time that computing loses: none where the exchange's thread has a core of its own."""
+    if world.device.type != "cpu":
+        return 1.0
+    ranks = int(os.environ.get(environment.LOCAL_WORLD_SIZE, world.world_size))
+    free = (os.cpu_count() or 1) - ranks * torch.get_num_threads()
+    return 0.0 if free >= ranks else 1.0

@@ -1,0 +1,111 @@
+"""A synthetic training for the controller: links that change when told to, and steps that take accordingly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from distroml.runtime.compress.control import (
+    PROBE_BYTES,
+    Bucket,
+    Change,
+    Link,
+    Measured,
+    Offer,
+    Probe,
+    Seen,
+    Setting,
+    State,
+    decide,
+    first,
+    probe_due,
+)
+from distroml.runtime.compress.control.choosing import offers_of
+from distroml.runtime.compress.control.timing import timing, wire_s
+
+# Bytes sent per element of the buffer, rounds, and codec seconds per element: about what two ranks of one core see.
+COSTS = {
+    "none": (4.0, 1, 0.0),
+    "bf16": (2.0, 1, 0.4e-9),
+    "int8": (1.02, 1, 1.2e-9),
+    "int4": (0.53, 1, 1.4e-9),
+    "powersgd:16+int8": (0.06, 2, 6e-9),
+    "powersgd:8+int8": (0.03, 2, 4e-9),
+    "powersgd:4+int8": (0.016, 2, 3e-9),
+    "powersgd:2+int8": (0.009, 2, 2.5e-9),
+    "powersgd:1+int8": (0.005, 2, 2.3e-9),
+}
+
+
+def mbit(rate: float, latency_s: float = 2e-4) -> Link:
+    """A link of `rate` Mbit/s."""
+    return Link(latency_s, 8e-6 / rate)
+
+
+def setting(*, elements: int = 4_900_000, buckets: int = 4, slows: float = 1.0) -> Setting:
+    """A model in buckets that get ready over the last two thirds of the pass."""
+    part = elements // buckets
+    offers = tuple(
+        Offer(name, round(part * size), rounds, part * codec) for name, (size, rounds, codec) in COSTS.items()
+    )
+    ready = [1 / 3 + 2 / 3 * (number + 1) / buckets for number in range(buckets)]
+    return Setting(tuple(Bucket(part, at, offers) for at in ready), codec_slows=slows)
+
+
+@dataclass
+class Training:
+    """Steps on `link(step)`; `noise` is the scatter of the log of every time. `harm` changes what is seen."""
+
+    setting: Setting
+    link: Callable[[int], Link]
+    compute_s: float = 0.2
+    noise: float = 0.0
+    seed: int = 0
+    harm: Callable[[int, str, Seen], Seen] = lambda step, scheme, seen: seen
+    loss: Callable[[int], float] = lambda step: 3.0 + 3.0 / step
+    changes: list[Change] = field(default_factory=list[Change])
+    schemes: dict[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
+    probes: list[int] = field(default_factory=list[int])
+
+    def run(self, steps: int) -> State:
+        """Train from step 1 on; `schemes` has what each step used."""
+        chance = random.Random(self.seed)
+        state = first(self.setting, self.link(1), self.compute_s)
+        held = state.schemes
+        self.schemes = {}
+        for step in range(1, steps + 1):
+            for change in self.changes:
+                if change.from_step == step:
+                    assert held[change.bucket] == change.from_scheme
+                    held = (*held[: change.bucket], change.to_scheme, *held[change.bucket + 1 :])
+            self.schemes[step] = held
+            state, changes = decide(self.setting, state, self._measured(step, state, held, chance))
+            assert all(change.from_step == step + self.setting.lead for change in changes)
+            self.changes += changes
+        return state
+
+    def _measured(self, step: int, state: State, held: tuple[str, ...], chance: random.Random) -> Measured:
+        def scatter() -> float:
+            return chance.lognormvariate(0, self.noise) if self.noise else 1.0
+
+        link, offers = self.link(step), offers_of(self.setting, held)
+        # A link scatters as a whole: its exchanges of one step share the weather.
+        link = Link(link.latency_s * scatter(), link.s_per_byte * scatter())
+        found = timing(self.setting, link, self.compute_s * scatter(), offers)
+        exposed_s = found.exposed_s - self.setting.codec_slows * sum(offer.codec_s for offer in offers)
+        seen = [
+            self.harm(step, offer.scheme, Seen(wire_s(link, offer) + offer.codec_s, 0.0, 1.0, 1.0, 0.9))
+            for offer in offers
+        ]
+        last = seen[-1]
+        seen[-1] = Seen(last.exchange_s, max(exposed_s, 0.0), last.residual_norm, last.gradient_norm, last.cosine)
+        probe = None
+        if probe_due(state, step):
+            self.probes.append(step)
+            probe = Probe(PROBE_BYTES, link.latency_s + PROBE_BYTES * link.s_per_byte)
+        return Measured(step, found.step_s, self.loss(step), tuple(seen), probe)
+
+    def best_step_s(self, step: int) -> float:
+        """What a step costs under the schemes it used, without scatter."""
+        return timing(self.setting, self.link(step), self.compute_s, offers_of(self.setting, self.schemes[step])).step_s

@@ -1,0 +1,153 @@
+"""The controller at work against an exchange that only pretends: what it asks, sets, tells, keeps and makes again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from distroml.runtime.compress.control import NONE, Change
+from distroml.runtime.training.adapting import Adapting, probe_link
+from distroml.workerlink import SchemeChanged
+from libs.runtime.tests.compress.synthetic import mbit, setting
+
+
+@dataclass
+class Answered:
+    values: list[float]
+    probed_bytes: int
+    probed_s: float
+
+    def wait(self) -> tuple[list[float], float]:
+        return self.values, self.probed_s
+
+
+@dataclass
+class SeenOne:
+    exchange_s: float
+    exposed_s: float = 0.0
+    gradient_norm: float = 1.0
+    residual_norm: float = 1.0
+
+
+@dataclass
+class Pretended:
+    """An exchange over a link of `rate` Mbit/s, of as many buckets as the setting has."""
+
+    rate: float
+    work: object = field(default_factory=setting)
+    schemes: list[str] = field(default_factory=lambda: [NONE] * 4)
+    due: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+    probes: list[int] = field(default_factory=list)
+    step: int = 0
+
+    def ask(self, values, *, probe_bytes: int = 0) -> Answered:
+        link = mbit(self.rate)
+        if probe_bytes:
+            self.probes.append(self.step)
+        return Answered(
+            list(values), probe_bytes, link.latency_s + probe_bytes * link.s_per_byte if probe_bytes else 0.0
+        )
+
+    def set_scheme(self, bucket: int, scheme: str, from_step: int) -> None:
+        assert from_step > self.step, "a step that has begun"
+        self.due.setdefault(from_step, []).append((bucket, scheme))
+
+    def advance(self, step: int) -> None:
+        self.step = step
+        for bucket, scheme in self.due.pop(step, []):
+            self.schemes[bucket] = scheme
+
+    def measured(self) -> list[SeenOne]:
+        link = mbit(self.rate)
+        pairs = zip(self.work.buckets, self.schemes, strict=True)
+        offers = [next(o for o in bucket.offers if o.scheme == scheme) for bucket, scheme in pairs]
+        return [SeenOne(o.rounds * link.latency_s + o.sent_bytes * link.s_per_byte + o.codec_s) for o in offers]
+
+
+def made(exchange: Pretended, recorded: list[Change], told: list[SchemeChanged] | None = None) -> Adapting:
+    tell = told.append if told is not None else None
+    return Adapting(exchange, exchange.set_scheme, exchange.work, recorded, tell, generation=3)
+
+
+def train(adapting: Adapting, exchange: Pretended, first: int, last: int) -> dict[int, tuple[str, ...]]:
+    used: dict[int, tuple[str, ...]] = {}
+    for step in range(first, last + 1):
+        adapting.begin(step)
+        exchange.advance(step)
+        used[step] = tuple(exchange.schemes)
+        adapting.end(step)
+        adapting.note(0.25, 3.0)
+    return used
+
+
+def test_the_link_is_probed_before_the_first_step_and_its_choice_set_and_told() -> None:
+    exchange, told = Pretended(10), []
+    adapting = made(exchange, recorded := [], told)
+    adapting.start(0, "", 0.2)
+    assert len(exchange.probes) == 4  # small messages, and one large one that is slow enough
+    assert exchange.due[1] == list(enumerate(adapting.schemes))
+    assert [(one.bucket, one.to_scheme, one.from_step, one.generation) for one in told] == [
+        (bucket, scheme, 1, 3) for bucket, scheme in enumerate(adapting.schemes)
+    ]
+    assert {one.reason for one in told} == {"LinkProbed"}
+    assert len(recorded) == 4
+
+
+@pytest.mark.parametrize("rate", [10, 100, 10_000])
+def test_a_probe_reads_the_link(rate: float) -> None:
+    link = probe_link(Pretended(rate))
+    assert link.s_per_byte == pytest.approx(mbit(rate).s_per_byte, rel=0.4)
+
+
+def test_a_link_that_gets_fast_is_followed_within_forty_steps() -> None:
+    exchange, told = Pretended(10), []
+    adapting = made(exchange, [], told)
+    adapting.start(0, "", 0.2)
+    train(adapting, exchange, 1, 50)
+    exchange.rate = 100_000
+    used = train(adapting, exchange, 51, 91)
+    assert set(used[91]) == {NONE}
+    assert told[-1].to_scheme == NONE
+    assert told[-1].reason in ("LinkFaster", "LessLossy")
+
+
+def test_every_rank_decides_alike_and_only_one_speaks() -> None:
+    one, other = Pretended(50), Pretended(50)
+    told: list[SchemeChanged] = []
+    speaker, silent = made(one, [], told), made(other, [])
+    for adapting, exchange in ((speaker, one), (silent, other)):
+        adapting.start(0, "", 0.2)
+        first = train(adapting, exchange, 1, 30)
+        exchange.rate = 1000
+        assert train(adapting, exchange, 31, 80)[80] != first[30]
+    assert one.schemes == other.schemes
+    assert speaker.keep() == silent.keep()
+
+
+def test_steps_that_are_made_again_use_what_was_recorded_of_them() -> None:
+    recorded: list[Change] = []
+    exchange = Pretended(10)
+    adapting = made(exchange, recorded)
+    adapting.start(0, "", 0.2)
+    first = train(adapting, exchange, 1, 40)
+    kept = adapting.keep()
+    exchange.rate = 1000
+    first |= train(adapting, exchange, 41, 80)
+    assert first[80] != first[40]
+    # The link is slow again, and the process goes back to its checkpoint of step 40.
+    again = Pretended(10)
+    survivor = made(again, list(recorded), told := [])
+    survivor.start(40, kept, 0.2)
+    last = max(change.from_step for change in recorded)
+    used = train(survivor, again, 41, last)
+    assert used == {step: first[step] for step in range(41, last + 1)}
+    assert {one.reason for one in told if one.from_step == 41} == {"Resumed"}
+
+
+@pytest.mark.parametrize("kept", ["{", '{"buckets": [], "link": {"latency_s": 0.1, "s_per_byte": 1.0}}'])
+def test_a_state_of_other_buckets_or_none_begins_anew(kept: str) -> None:
+    exchange = Pretended(10)
+    adapting = made(exchange, [])
+    adapting.start(40, kept, 0.2)
+    assert exchange.due[41] == list(enumerate(adapting.schemes))
