@@ -28,6 +28,8 @@ PROJECT = "DISTROML_PROJECT"
 ATTEMPT = "DISTROML_ATTEMPT"
 NODE = "DISTROML_NODE"
 GENERATION = "DISTROML_GENERATION"
+# Which back end carries the collectives, where the job says so: it decides how ranks are started.
+BACKEND = "DISTROML_BACKEND"
 # Where checkpoints go: `file:///path` today, `s3://bucket/prefix` with the stack.
 OBJECTS = "DISTROML_OBJECTS"
 # `STEP:MANIFEST_HASH` of the checkpoint to start from, absent for none; plain scripts may read it too.
