@@ -277,6 +277,9 @@ class Trainer(Generic[Batch]):
         elif not self._link.attached:
             log.error("lost another rank, and no agent is there to form a new generation: %s", error)
             self._fail(error)
+        elif not self._membership.reforms:
+            log.error("lost another rank, and MPI forms no other world in the same processes: %s", error)
+            self._fail(error)
         else:
             self._leave(str(error) or type(error).__name__)
 

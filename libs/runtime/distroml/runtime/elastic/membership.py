@@ -76,6 +76,12 @@ class Membership:
         return self._current or self._next
 
     @property
+    def reforms(self) -> bool:
+        """Whether this process can take part in another generation after the current one broke."""
+        group = self._group
+        return group is None or group.reforms
+
+    @property
     def draining(self) -> bool:
         """Whether this generation is to be left after the current step."""
         drain, world = self._drain, self._current

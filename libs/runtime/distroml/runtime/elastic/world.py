@@ -121,6 +121,11 @@ class ProcessGroup:
         # One process needs no group, and so no back end either.
         self._backend: BackEnd | None = make_backend(world.backend) if world.world_size > 1 else None
 
+    @property
+    def reforms(self) -> bool:
+        """Whether this process may open another generation's group after this one broke."""
+        return self._backend is None or self._backend.reforms
+
     def open(self) -> None:
         """Connect to every other rank. One process needs no group.
 

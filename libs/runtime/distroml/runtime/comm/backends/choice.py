@@ -51,7 +51,7 @@ def choose_backend(wanted: str | None, environ: Mapping[str, str], device: torch
     if wanted and asked and wanted != asked:
         raise ValueError(
             f"the script asks for the back end {wanted} and its job for {asked}, which decides how ranks are started; "
-            f"leave `backend` out of the script, or submit with --backend {wanted}"
+            f"leave `backend` out of the script, or set {environment.BACKEND}={wanted}"
         )
     chosen = wanted or asked
     if chosen is not None:

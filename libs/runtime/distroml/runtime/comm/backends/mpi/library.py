@@ -31,7 +31,7 @@ def load() -> Any:
     except ImportError as error:
         raise BackEndUnavailable(
             f"the back end mpi needs mpi4py, which {sys.executable} does not have ({error}); install it with "
-            "`pip install 'distroml[mpi]'`, or choose --backend gloo"
+            "`pip install 'distroml[mpi]'`, or choose the back end gloo"
         ) from None
     if "mpi4py.MPI" not in sys.modules:
         # All calls are made under one lock (see engine), and the end of MPI is ours.
@@ -42,7 +42,7 @@ def load() -> Any:
     except (ImportError, RuntimeError) as error:
         raise BackEndUnavailable(
             f"the back end mpi found mpi4py, but no MPI library that it can load ({_first_line(error)}); install Open "
-            "MPI (Debian: apt-get install openmpi-bin libopenmpi-dev), or choose --backend gloo"
+            "MPI (Debian: apt-get install openmpi-bin libopenmpi-dev), or choose the back end gloo"
         ) from None
     if mpi.Query_thread() < mpi.THREAD_SERIALIZED:
         raise BackEndUnavailable(
