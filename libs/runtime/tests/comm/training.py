@@ -1,4 +1,4 @@
-"""Trains a small model under several plans, one after the other: `python -m libs.runtime.tests.comm.training OUT [PORTS]`."""
+"""Trains a small model under several plans: `python -m libs.runtime.tests.comm.training OUT [PORTS]`."""
 
 from __future__ import annotations
 
