@@ -45,7 +45,7 @@ class Operation:
     request: Any = None
     done: bool = False
     error: CommunicationFailed | None = None
-    future: Future[list[torch.Tensor]] | None = None
+    future: Future[Any] | None = None
     told: bool = False
 
 
@@ -116,13 +116,14 @@ class Engine:
         if operation.error is not None:
             raise operation.error
 
-    def future(self, operation: Operation) -> Future[list[torch.Tensor]]:
+    def future(self, operation: Operation) -> Future[Any]:
         """Completes with the tensors of `operation`, or with its error."""
         with self._lock:
             future = operation.future = operation.future or Future()
         if operation.done:
             self._tell(operation)
-        return future
+        # An exception that was set on a future is lost on its way through torch's C++ side; one that is raised stays.
+        return future.then(_checked)
 
     def break_(self, why: str) -> None:
         """Everything under way fails, and nothing begins any more; from any thread, repeatable."""
@@ -176,10 +177,7 @@ class Engine:
             operation.told = told or future is not None
         if future is None or told:
             return
-        if operation.error is not None:
-            future.set_exception(operation.error)  # pyright: ignore[reportArgumentType] - torch's own stub asks for a result here
-        else:
-            future.set_result(operation.result)
+        future.set_result(operation.error or operation.result)
 
     def _helped(self, change: int) -> None:
         with self._lock:
@@ -205,6 +203,13 @@ def _overdue(operation: Operation) -> str:
         f"{operation.what} did not end within its {operation.timeout_s:g} s: another rank is lost, stopped, or did not "
         "come to it"
     )
+
+
+def _checked(future: Future[Any]) -> Any:
+    value = future.value()
+    if isinstance(value, CommunicationFailed):
+        raise value
+    return value
 
 
 def _of_mpi(error: Exception) -> bool:

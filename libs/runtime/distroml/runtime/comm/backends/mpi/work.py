@@ -13,7 +13,6 @@ import torch
 from torch._C._distributed_c10d import Work  # the base that torch offers to back ends, not exported
 from torch.futures import Future
 
-from distroml.runtime.comm.backends.errors import CommunicationFailed
 from distroml.runtime.comm.backends.mpi.engine import Engine, Operation
 
 
@@ -45,18 +44,12 @@ class MpiWork(Work):
         """Completes with the tensors that hold the result."""
         if len(self._operations) == 1:
             return self._engine.future(self._operations[0])
-        done: Future[Any] = Future()
         futures: Any = torch.futures  # its functions are only partly typed
-        parts = futures.collect_all([self._engine.future(operation) for operation in self._operations])
+        all_ = futures.collect_all([self._engine.future(operation) for operation in self._operations])
 
-        def tell(_all: Any) -> None:
-            try:
-                for operation in self._operations:
-                    self._engine.wait(operation)
-            except CommunicationFailed as error:
-                done.set_exception(error)  # pyright: ignore[reportArgumentType] - torch's own stub asks for a result here
-            else:
-                done.set_result(self._result)
+        def result(_ended: Any) -> list[torch.Tensor]:
+            for operation in self._operations:
+                self._engine.wait(operation)
+            return self._result
 
-        parts.add_done_callback(tell)
-        return done
+        return all_.then(result)
