@@ -31,6 +31,7 @@ demo: setup ## train a small GPT, lose a worker to kill -9, recover, replay; und
 
 test: setup ## the whole suite, the end-to-end tests last and one after the other
 	@tools/browser > /dev/null
+	@tools/openmpi > /dev/null
 	$(PYTEST) -n 2 --dist worksteal -m "not e2e"
 	$(PYTEST) -m e2e
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from distroml.runtime.comm.backends.connections import Connections
 from distroml.runtime.elastic import GenerationLeft, Membership, NoGeneration, PeerLost, is_communication_error
 from distroml.runtime.elastic.collectives import communication
-from distroml.runtime.elastic.connections import Connections
 from distroml.runtime.elastic.world import choose_device, parse_restore, world_of_environment
 from distroml.runtime.link import NullLink
 from distroml.workerlink import CheckpointRef, Drain, Generation, GenerationBroken, Message, Stop

@@ -102,6 +102,8 @@ class Trainer(Generic[Batch]):
         non_finite: "fail" ends the job at a loss or gradient that is no finite number; "ignore" goes on.
         without_checkpoint: what to do where all checkpoints turn out damaged: "restart" from step 0, or "fail".
         device: "cpu", "cuda" or None for a GPU where there is one.
+        backend: "nccl", "gloo" or "mpi"; None: the job's, mpi where mpirun alone started the script, else nccl on GPUs
+            and gloo on CPUs.
         log_every_s: seconds between two progress lines of rank 0.
 
     Raises:
@@ -135,6 +137,7 @@ class Trainer(Generic[Batch]):
         non_finite: Literal["fail", "ignore"] = "fail",
         without_checkpoint: Literal["restart", "fail"] = "restart",
         device: str | None = None,
+        backend: str | None = None,
         log_every_s: float = 5.0,
     ) -> None:
         _speak()
@@ -163,7 +166,7 @@ class Trainer(Generic[Batch]):
         )
         self._link = process_link()
         self._link.progress(step=0, phase="setup")
-        self._membership = Membership(self._link, os.environ, device=device)
+        self._membership = Membership(self._link, os.environ, device=device, backend=backend)
         self._source = ModelSource(model, model_factory, seed)
         self._storage = open_storage(
             os.environ, attached=self._link.attached, wanted=checkpoint_every is not None, folder=checkpoint_dir
@@ -284,6 +287,9 @@ class Trainer(Generic[Batch]):
             self._stop()
         elif not self._link.attached:
             log.error("lost another rank, and no agent is there to form a new generation: %s", error)
+            self._fail(error)
+        elif not self._membership.reforms:
+            log.error("lost another rank, and MPI forms no other world in the same processes: %s", error)
             self._fail(error)
         else:
             self._leave(str(error) or type(error).__name__)

@@ -28,6 +28,8 @@ PROJECT = "DISTROML_PROJECT"
 ATTEMPT = "DISTROML_ATTEMPT"
 NODE = "DISTROML_NODE"
 GENERATION = "DISTROML_GENERATION"
+# Which back end carries the collectives, where the job says so: it decides how ranks are started.
+BACKEND = "DISTROML_BACKEND"
 # Where checkpoints go: `file:///path` today, `s3://bucket/prefix` with the stack.
 OBJECTS = "DISTROML_OBJECTS"
 # The job's compression of gradients, such as `auto` or `powersgd:4`; absent for none. A script's own choice wins.

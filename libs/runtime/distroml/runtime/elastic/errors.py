@@ -19,6 +19,8 @@ _SIGNS = (
     "ncclRemoteError",
     "ncclSystemError",
     "NCCL communicator was aborted",
+    # An error of our own that crossed C++ on its way, as in a backward pass of DDP.
+    "CommunicationFailed",
 )
 
 

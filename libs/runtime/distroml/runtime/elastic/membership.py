@@ -31,6 +31,7 @@ class Membership:
         link: to the agent; without one there is a single generation, from the environment.
         environ: where the first generation's place is read.
         device: as in `Trainer`.
+        backend: as in `Trainer`.
         setup_timeout_s: how long the other ranks have to connect.
         wait_s: how long a survivor waits for the next generation.
         collective_timeout_s: how long a collective may take before the generation counts as broken.
@@ -42,6 +43,7 @@ class Membership:
         environ: Mapping[str, str],
         *,
         device: str | None = None,
+        backend: str | None = None,
         setup_timeout_s: float = 120.0,
         wait_s: float = 600.0,
         collective_timeout_s: float = 1800.0,
@@ -52,8 +54,10 @@ class Membership:
         self._wait_s = wait_s
         self._collective_timeout_s = collective_timeout_s
         self._agent_store = link.attached or environ.get(environment.TORCHELASTIC_USE_AGENT_STORE) == "True"
-        self._next: World | None = world_of_environment(environ, device)
-        self._left = self._next.generation
+        first = world_of_environment(environ, device, backend)
+        self._next: World | None = first
+        self._backend = first.backend
+        self._left = first.generation
         self._lock = threading.Lock()
         self._current: World | None = None
         self._group: ProcessGroup | None = None
@@ -70,6 +74,12 @@ class Membership:
     def world(self) -> World | None:
         """The world that was entered, or that `enter` sets up without waiting; None between two generations."""
         return self._current or self._next
+
+    @property
+    def reforms(self) -> bool:
+        """Whether this process can take part in another generation after the current one broke."""
+        group = self._group
+        return group is None or group.reforms
 
     @property
     def draining(self) -> bool:
@@ -171,7 +181,7 @@ class Membership:
                 told_at = now + 30.0
             generation = self._link.wait_generation(self._left, min(0.5, deadline - now))
             if generation is not None:
-                return world_of_generation(generation, self._device)
+                return world_of_generation(generation, self._device, self._backend)
 
     # ---- the link's thread
 

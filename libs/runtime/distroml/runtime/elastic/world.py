@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import (  # torch.distributed has them, but does not export them
     HashStore,
     PrefixStore,
+    Store,
     TCPStore,
 )
 
-from distroml.runtime.elastic.connections import Connections
+from distroml.runtime.comm.backends import BackEnd, choose_backend, make_backend, with_mpirun
 from distroml.workerlink import CheckpointRef, Generation, environment
 
 
@@ -33,6 +34,8 @@ class World:
     # Keeps the keys of one generation (or of one torchrun restart) from the next one's in the same store.
     prefix: str
     restore: CheckpointRef | None = None
+    # Who carries the collectives: one of `comm.backends.NAMES`.
+    backend: str = "gloo"
 
     @property
     def is_main(self) -> bool:
@@ -61,25 +64,28 @@ def parse_restore(text: str) -> CheckpointRef | None:
     return CheckpointRef(step=int(step), manifest_hash=manifest_hash)
 
 
-def world_of_environment(environ: Mapping[str, str], device: str | None) -> World:
-    """The first generation: torchrun's variables and ours, or one process where there are none."""
+def world_of_environment(environ: Mapping[str, str], device: str | None, backend: str | None = None) -> World:
+    """The first generation: torchrun's variables and ours, or mpirun's, or one process where there are none."""
+    environ = with_mpirun(environ)
     local_rank = int(environ.get(environment.LOCAL_RANK, "0"))
     generation = int(environ.get(environment.GENERATION, "0"))
     restarts = "" if environment.GENERATION in environ else environ.get(environment.TORCHELASTIC_RESTART_COUNT, "")
     address, port = environ.get(environment.MASTER_ADDR), environ.get(environment.MASTER_PORT)
+    chosen = choose_device(local_rank, device)
     return World(
         generation=generation,
         rank=int(environ.get(environment.RANK, "0")),
         world_size=int(environ.get(environment.WORLD_SIZE, "1")),
         local_rank=local_rank,
-        device=choose_device(local_rank, device),
+        device=chosen,
         store=(address, int(port)) if address and port else None,
         prefix=f"gen{generation}" + (f"/restart{restarts}" if restarts else ""),
         restore=parse_restore(environ.get(environment.RESTORE, "")),
+        backend=choose_backend(backend, environ, chosen),
     )
 
 
-def world_of_generation(generation: Generation, device: str | None) -> World:
+def world_of_generation(generation: Generation, device: str | None, backend: str) -> World:
     """A later generation, as the agent hands it over the link."""
     return World(
         generation=generation.number,
@@ -90,6 +96,7 @@ def world_of_generation(generation: Generation, device: str | None) -> World:
         store=(generation.store_host, generation.store_port),
         prefix=f"gen{generation.number}",
         restore=generation.restore,
+        backend=backend,
     )
 
 
@@ -111,24 +118,36 @@ class ProcessGroup:
         self._agent_store = agent_store
         self._setup_timeout = timedelta(seconds=setup_timeout_s)
         self._timeout = timedelta(seconds=collective_timeout_s)
-        self._connections = Connections()
+        # One process needs no group, and so no back end either.
+        self._backend: BackEnd | None = make_backend(world.backend) if world.world_size > 1 else None
+
+    @property
+    def reforms(self) -> bool:
+        """Whether this process may open another generation's group after this one broke."""
+        return self._backend is None or self._backend.reforms
 
     def open(self) -> None:
         """Connect to every other rank. One process needs no group.
 
         Raises:
+            BackEndUnavailable: the back end cannot serve this process.
             RuntimeError and torch's communication errors: a rank did not come within the set-up timeout, or left.
         """
         world = self._world
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)
-        if world.world_size == 1:
+        if self._backend is None:
             return
+        self._backend.check(world)
+        self._backend.open(world, self._store(), self._setup_timeout)
+        group = dist.group.WORLD
+        if group is not None:
+            group.set_timeout(self._timeout)
+
+    def _store(self) -> Store | None:
+        world = self._world
         if world.store is None:
-            raise ValueError(
-                f"WORLD_SIZE is {world.world_size} but MASTER_ADDR and MASTER_PORT are not set; "
-                "start the script with `distroml run` or torchrun"
-            )
+            return None
         store = TCPStore(
             world.store[0],
             world.store[1],
@@ -137,36 +156,18 @@ class ProcessGroup:
             timeout=self._setup_timeout,
             wait_for_workers=False,
         )
-        dist.init_process_group(
-            "nccl" if world.device.type == "cuda" else "gloo",
-            store=PrefixStore(world.prefix, store),
-            rank=world.rank,
-            world_size=world.world_size,
-            timeout=self._setup_timeout,
-        )
-        # Creating a group ends before the others are known to be there; the first collective is the proof.
-        dist.barrier(device_ids=[world.device.index] if world.device.type == "cuda" else None)
-        group = dist.group.WORLD
-        if group is not None:
-            group.set_timeout(self._timeout)
-        self._connections.complete()
+        return PrefixStore(world.prefix, store)
 
     @contextmanager
     def connecting(self) -> Generator[None]:
         """Within it, connections that are made (by further groups of this world) are cut with the world's own."""
-        self._connections.extend()
-        try:
+        with self._backend.connecting() if self._backend is not None else nullcontext():
             yield
-        finally:
-            self._connections.complete()
 
     def sever(self) -> None:
         """Free any thread that waits in this group; from any thread, repeatable."""
-        if self._world.device.type == "cuda":
-            group = dist.group.WORLD
-            if group is not None:
-                group.abort()
-        self._connections.sever()
+        if self._backend is not None:
+            self._backend.sever()
 
     def close(self, *, broken: bool) -> None:
         """Tear the group down; after an error the connections go first, so that peers are freed at once."""

@@ -1,0 +1,87 @@
+"""MPI in this process: loaded once, and ended in a way that cannot hang on a rank that failed."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import sys
+import time
+from typing import Any
+
+from distroml.runtime.comm.backends.errors import BackEndUnavailable
+
+_END_S = 1800.0
+_PAUSE_S = 0.005
+
+_loaded: Any = None
+_broken = False
+
+
+def load() -> Any:
+    """The module `mpi4py.MPI`, with MPI running.
+
+    Raises:
+        BackEndUnavailable: mpi4py or an MPI library is missing, or MPI does not start; says what to install.
+    """
+    global _loaded
+    if _loaded is not None:
+        return _loaded
+    try:
+        settings = importlib.import_module("mpi4py").rc
+    except ImportError as error:
+        raise BackEndUnavailable(
+            f"the back end mpi needs mpi4py, which {sys.executable} does not have ({error}); install it with "
+            "`pip install 'distroml[mpi]'`, or choose the back end gloo"
+        ) from None
+    if "mpi4py.MPI" not in sys.modules:
+        # All calls are made under one lock (see engine), and the end of MPI is ours.
+        settings.thread_level = "serialized"
+        settings.finalize = False
+    try:
+        mpi = importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError) as error:
+        raise BackEndUnavailable(
+            f"the back end mpi found mpi4py, but no MPI library that it can load ({_first_line(error)}); install Open "
+            "MPI (Debian: apt-get install openmpi-bin libopenmpi-dev), or choose the back end gloo"
+        ) from None
+    if mpi.Query_thread() < mpi.THREAD_SERIALIZED:
+        raise BackEndUnavailable(
+            "this process started MPI without support for threads before DistroML did; import mpi4py.MPI with "
+            "mpi4py.rc.thread_level at its default, or let DistroML start MPI"
+        )
+    _loaded = mpi
+    atexit.register(_end, mpi)
+    return mpi
+
+
+def give_up() -> None:
+    """MPI is not to be ended in good order in this process: ranks that still wait must not be waited for."""
+    global _broken
+    _broken = True
+
+
+def ended() -> bool:
+    """Whether MPI is over in this process."""
+    return _loaded is None or bool(_loaded.Is_finalized())
+
+
+def _end(mpi: Any) -> None:
+    """End MPI where all ranks come to it; else leave without, which makes mpirun end the others.
+
+    MPI_Finalize waits for every rank, for ever: a script that failed on one would never end. mpirun takes a process
+    that ends without it for a failure, ends all others and says which it was.
+    """
+    if _broken or mpi.Is_finalized() or getattr(sys, "last_type", None) is not None:
+        return
+    here = mpi.COMM_WORLD.Ibarrier()
+    until = time.monotonic() + _END_S
+    while not here.Test():
+        if time.monotonic() > until:
+            return
+        time.sleep(_PAUSE_S)
+    mpi.Finalize()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,112 @@
+"""What a back end of communication is: how a world's default group is opened, cut and told about."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import ClassVar, Protocol
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store  # torch.distributed has it, but does not export it
+
+from distroml.runtime.comm.backends.connections import Connections
+
+
+class Seat(Protocol):
+    """A process's place among the others."""
+
+    @property
+    def rank(self) -> int:
+        """Among all."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors live."""
+        ...
+
+
+class BackEnd(ABC):
+    """Carries the collectives of one world. One object is for one world; torch itself makes the sub-groups.
+
+    Every back end behaves alike in what the runtime uses of it: `libs/runtime/tests/comm` holds them to that.
+    """
+
+    name: ClassVar[str]
+    """As users write it."""
+    torch_name: ClassVar[str]
+    """As `torch.distributed` knows it."""
+    reforms: ClassVar[bool]
+    """Whether ranks that are left over may open another world in the same processes."""
+
+    @abstractmethod
+    def check(self, seat: Seat) -> None:
+        """Raise `BackEndUnavailable` where the back end cannot serve this process."""
+
+    @abstractmethod
+    def open(self, seat: Seat, store: Store | None, timeout: timedelta) -> None:
+        """Make the default process group; returns once every rank is known to be there.
+
+        Args:
+            seat: this process's place.
+            store: where ranks find one another; None where nobody named one.
+            timeout: for all of it.
+
+        Raises:
+            ValueError: the back end needs a store, and there is none.
+            RuntimeError and torch's communication errors: a rank did not come in time, or left.
+        """
+
+    @abstractmethod
+    def sever(self) -> None:
+        """Free every thread of this process that waits in a group of this world; from any thread, repeatable."""
+
+    @contextmanager
+    def connecting(self) -> Generator[None]:
+        """Within it, further groups of this world may be made: `sever` cuts them, too."""
+        yield
+
+
+class SocketBackEnd(BackEnd):
+    """A back end of torch's own, whose groups end with their sockets."""
+
+    reforms = True
+
+    def __init__(self) -> None:
+        # From here on: the store's socket ends with the others.
+        self._connections = Connections()
+
+    def open(self, seat: Seat, store: Store | None, timeout: timedelta) -> None:
+        """As in `BackEnd`."""
+        if store is None:
+            raise ValueError(
+                f"WORLD_SIZE is {seat.world_size} but MASTER_ADDR and MASTER_PORT are not set; start the script with "
+                "`distroml run` or torchrun, or with mpirun and the back end mpi"
+            )
+        dist.init_process_group(
+            self.torch_name, store=store, rank=seat.rank, world_size=seat.world_size, timeout=timeout
+        )
+        # Creating a group ends before the others are known to be there; the first collective is the proof.
+        dist.barrier(device_ids=[seat.device.index] if seat.device.type == "cuda" else None)
+        self._connections.complete()
+
+    def sever(self) -> None:
+        """As in `BackEnd`."""
+        self._connections.sever()
+
+    @contextmanager
+    def connecting(self) -> Generator[None]:
+        """As in `BackEnd`."""
+        self._connections.extend()
+        try:
+            yield
+        finally:
+            self._connections.complete()

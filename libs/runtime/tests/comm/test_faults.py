@@ -1,0 +1,40 @@
+"""A rank that is absent, cut off or dead is an error of communication within the time limit, and never a hang."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from libs.runtime.tests.comm.faults import LIMIT_S
+from libs.runtime.tests.comm.launching import launch
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
+
+
+def told_of(backend: str, fault: str, out: Path) -> tuple[dict[str, str], str, list[int]]:
+    ended = launch(backend, 2, ["-m", "libs.runtime.tests.comm.rank", backend, str(out), fault], timeout_s=150.0)
+    file = out / "0.json"
+    return json.loads(file.read_text()) if file.exists() else {}, ended.text, ended.codes
+
+
+@pytest.mark.parametrize("fault", ["absent", "absent_future", "cut"])
+def test_a_wait_over_mpi_ends_with_an_error_that_the_runtime_knows(fault: str, tmp_path: Path) -> None:
+    said, text, _ = told_of("mpi", fault, tmp_path)
+    assert said, text[-4000:]
+    assert said["communication"] == "True", said
+    assert float(said["seconds"]) < LIMIT_S + 3.0, said
+    wanted = "this rank left the world" if fault == "cut" else "did not end within its 4 s"
+    assert wanted in said["text"]
+    assert "all_reduce of float32[3] over 2 ranks" in said["text"] or fault == "cut"
+
+
+def test_a_wait_over_gloo_ends_with_an_error_that_the_runtime_knows(tmp_path: Path) -> None:
+    said, text, _ = told_of("gloo", "cut", tmp_path)
+    assert said.get("communication") == "True", (said, text[-4000:])
+
+
+def test_when_a_rank_dies_mpirun_ends_all_and_says_which(tmp_path: Path) -> None:
+    _, text, codes = told_of("mpi", "killed", tmp_path)
+    assert codes != [0]
+    assert "rank 1" in text, text[-4000:]
+    assert "signal 9" in text, text[-4000:]
