@@ -1,0 +1,44 @@
+"""The rank's side of `workers`: joins the process group, then answers one JSON task after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distroml.planner import PlanRefused
+from distroml.runtime.elastic import World
+
+
+def serve(make: Callable[[World], Any], *, timeout_s: float) -> None:
+    """Give each task of standard input to the method of `make(world)` that its `do` names, until input ends."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
+    world = World(
+        generation=1,
+        rank=rank,
+        world_size=world_size,
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        device=torch.device("cpu"),
+        store=None,
+        prefix="",
+    )
+    serving = make(world)
+    for line in sys.stdin:
+        task = json.loads(line)
+        try:
+            answer = getattr(serving, task.pop("do"))(**task)
+        except PlanRefused as error:
+            answer = {"refused": str(error)}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
