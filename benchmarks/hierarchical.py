@@ -5,8 +5,9 @@ hosts, all-gather in the host; Gloo's ring in an order that leaves each host onc
 that goes to and fro (interleaved). Bytes are the interface's own, headers included. First the link is checked: one
 message of 128 KB must take its nominal time.
 
-To reach at 100 Mbit/s with 4 and 16 MB: 1.2 times as fast as the node-major ring (its bytes allow 1.5) and 2.5 times as
-fast as the interleaved one (3), with at most 1.1 times the tensor's size over the link each way. Needs root and iproute2.
+To reach at 100 Mbit/s with 4 and 16 MB: 1.2 times as fast as the node-major ring (its bytes allow 1.5) and 2.5 times
+as fast as the interleaved one (3), with at most 1.1 times the tensor's size over the link each way. Needs root and
+iproute2.
 """
 
 from __future__ import annotations
