@@ -11,15 +11,18 @@ MAKEFLAGS += --no-builtin-rules
 BIN := .venv/bin
 STAMP := .venv/.complete
 PYTEST := $(BIN)/python -m pytest
+# What the kernels of gradient compression are compiled from, by the setup.
+KERNELS := $(addprefix libs/runtime/distroml/runtime/compress/native/, \
+	abi.cpp blocks.inc build.py kernels.h levels.cpp lowrank.inc)
 # Small tensors: more threads than this only get into one another's way.
 export OMP_NUM_THREADS ?= 1
 
 help: ## what can be made (this)
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## bring all tools and dependencies into .venv; again only when pyproject.toml changes
+setup: $(STAMP) ## bring all tools and dependencies into .venv; again only when what it depends on changes
 
-$(STAMP): pyproject.toml tools/setup.sh
+$(STAMP): pyproject.toml tools/setup.sh $(KERNELS)
 	@bash tools/setup.sh
 	@touch $@
 
@@ -59,6 +62,7 @@ fmt: setup ## format the code and sort its imports
 
 clean: ## remove .venv, caches and build output; data folders stay
 	rm -rf .venv .tools .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -f libs/runtime/distroml/runtime/compress/native/kernels.so
 	find libs services tests tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Rules, contracts, pure libraries and pure domains; tests/tiny tries each part's imports in a process of its own.

@@ -50,4 +50,6 @@ say "setting up .venv with $("$python" --version); the first time this fetches t
 [ -x .venv/bin/python ] && .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
     "$uv" venv --quiet --clear --python "$python" .venv
 "$uv" pip install --quiet --python .venv/bin/python --editable '.[all]' --group dev --group proto
+# The installation above is kept from an earlier time where only the kernels changed, and its warnings are quiet.
+.venv/bin/python libs/runtime/distroml/runtime/compress/native/build.py
 say "ready: .venv/bin/distroml"

@@ -2,6 +2,27 @@
 
 from distroml.runtime.compress.codec import Codec
 from distroml.runtime.compress.layout import Layout, Piece
+from distroml.runtime.compress.parse import parse_scheme, scheme_of
 from distroml.runtime.compress.scheme import How, Round, Scheme, State, Turn
+from distroml.runtime.compress.schemes import succeeded
+from distroml.runtime.compress.simulate import NotInStep, SimulatedRanks
+from distroml.runtime.compress.spec import Spec, UnknownScheme, parse_spec
 
-__all__ = ["Codec", "How", "Layout", "Piece", "Round", "Scheme", "State", "Turn"]
+__all__ = [
+    "Codec",
+    "How",
+    "Layout",
+    "NotInStep",
+    "Piece",
+    "Round",
+    "Scheme",
+    "SimulatedRanks",
+    "Spec",
+    "State",
+    "Turn",
+    "UnknownScheme",
+    "parse_scheme",
+    "parse_spec",
+    "scheme_of",
+    "succeeded",
+]

@@ -1,0 +1,160 @@
+"""Coded vectors summed over ranks: the same bits on every rank, and every loss in a residual of some rank.
+
+In one phase every rank gathers all codes: one message of each, yet `world_size - 1` codes to receive. In two phases
+each rank owns a part of every vector: codes are scattered to the owners, who sum them, encode the sum with a residual
+of their own, and gather. That costs as much as a ring's all-reduce of codes, at any world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distroml.runtime.comm import sent_bytes
+from distroml.runtime.compress.codec import Codec
+from distroml.runtime.compress.codecs import FLOAT32, add_all
+from distroml.runtime.compress.scheme import Round, Turn
+from distroml.runtime.compress.schemes.seeds import seed_of
+
+# What a second phase takes in latency, as bytes: 0.1 ms at 1 Gbit/s, 13 ms at 10 Mbit/s.
+_ONE_PHASE_BYTES = 16_384
+# Codes begin at multiples of this, so that any number format may lie in them.
+_ALIGN_BYTES = 8
+# Parts begin on cache lines.
+_ALIGN_ELEMENTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One vector of an exchange.
+
+    Attributes:
+        codec: what it travels as.
+        values: float32 `[n]`: this rank's; the sum over all ranks at the end.
+        residual: float32 `[n]`, fed back and changed; None: what the code loses is lost.
+        owned: the same for the sum of this rank's part, `part_of(n, ranks, rank)`; used in two phases only.
+        carry: units of `values` over those of `residual` and `owned`.
+    """
+
+    codec: Codec
+    values: torch.Tensor
+    residual: torch.Tensor | None = None
+    owned: torch.Tensor | None = None
+    carry: float = 1.0
+
+
+def part_of(numel: int, ranks: int, owner: int) -> slice:
+    """The elements of a vector that rank `owner` sums in two phases; may be none."""
+    each = -(-numel // (ranks * _ALIGN_ELEMENTS)) * _ALIGN_ELEMENTS
+    return slice(min(owner * each, numel), min((owner + 1) * each, numel))
+
+
+def in_two_phases(vectors: Iterable[tuple[Codec, int]], ranks: int) -> bool:
+    """Whether vectors of these codecs and sizes go together in two phases."""
+    return ranks > 2 and (ranks - 1) * sum(_slot_bytes(codec, n) for codec, n in vectors) > _ONE_PHASE_BYTES
+
+
+def exchange_bytes(vectors: Sequence[tuple[Codec, int]], ranks: int) -> int:
+    """What one rank sends in an exchange of vectors of these codecs and sizes, padding between codes counted."""
+    vectors = [(codec, n) for codec, n in vectors if n]
+    if not in_two_phases(vectors, ranks):
+        return sent_bytes("gather", sum(_slot_bytes(codec, n) for codec, n in vectors), ranks)
+    summed = sum(sent_bytes("sum", 4 * n, ranks) for codec, n in vectors if codec == FLOAT32)
+    stride = sum(_slot_bytes(codec, part_of(n, ranks, 0).stop) for codec, n in vectors if codec != FLOAT32)
+    return summed + sent_bytes("scatter", ranks * stride, ranks) + sent_bytes("gather", stride, ranks)
+
+
+def exchange(sections: Sequence[Section], turn: Turn, place: int = 0) -> Generator[Round, torch.Tensor]:
+    """Sum `values` of all sections over the ranks, in place.
+
+    Args:
+        sections: of the same codecs and sizes on every rank.
+        turn: of this exchange.
+        place: number of the exchange within its turn, for its random numbers.
+    """
+    sections = [section for section in sections if section.values.numel()]
+    if not in_two_phases([(section.codec, section.values.numel()) for section in sections], turn.world_size):
+        yield from _one_phase(sections, turn, place)
+        return
+    # A sum of float32 needs no owner: back ends sum it as fast as they can, along the topology.
+    coded: list[Section] = []
+    for section in sections:
+        if section.codec == FLOAT32:
+            yield from _plain(section)
+        else:
+            coded.append(section)
+    yield from _two_phases(coded, turn, place)
+
+
+def _plain(section: Section) -> Generator[Round, torch.Tensor]:
+    if section.residual is not None:
+        section.values.add_(section.residual, alpha=section.carry)
+        section.residual.zero_()
+    section.values.copy_((yield Round("sum", section.values)))
+
+
+def _one_phase(sections: Sequence[Section], turn: Turn, place: int) -> Generator[Round, torch.Tensor]:
+    if not sections:
+        return
+    slots = _slots([(section.codec, section.values.numel()) for section in sections])
+    payload = torch.zeros(slots[-1].stop, dtype=torch.uint8, device=sections[0].values.device)
+    for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
+        seed = seed_of(turn, place, number, turn.rank)
+        _encode(section, section.values, section.residual, seed, payload[slot])
+    codes = yield Round("gather", payload)
+    for section, slot in zip(sections, slots, strict=True):
+        section.values.zero_()
+        _add(section.codec, codes[:, slot], section.values)
+
+
+def _two_phases(sections: Sequence[Section], turn: Turn, place: int) -> Generator[Round, torch.Tensor]:
+    if not sections:
+        return
+    ranks = turn.world_size
+    slots = _slots([(section.codec, part_of(section.values.numel(), ranks, 0).stop) for section in sections])
+    payload = torch.zeros(ranks, slots[-1].stop, dtype=torch.uint8, device=sections[0].values.device)
+    for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
+        for owner in range(ranks):
+            part = part_of(section.values.numel(), ranks, owner)
+            residual = None if section.residual is None else section.residual[part]
+            seed = seed_of(turn, place, number, turn.rank, owner)
+            _encode(section, section.values[part], residual, seed, payload[owner, slot])
+    codes = yield Round("scatter", payload.view(-1))
+    summed = torch.zeros_like(payload[0])
+    for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
+        mine = section.values[part_of(section.values.numel(), ranks, turn.rank)].zero_()
+        _add(section.codec, codes[:, slot], mine)
+        _encode(section, mine, section.owned, seed_of(turn, place, number, turn.rank, ranks), summed[slot])
+    codes = yield Round("gather", summed)
+    for section, slot in zip(sections, slots, strict=True):
+        section.values.zero_()
+        for owner in range(ranks):
+            part = section.values[part_of(section.values.numel(), ranks, owner)]
+            _add(section.codec, codes[owner : owner + 1, slot], part)
+
+
+def _encode(
+    section: Section, vector: torch.Tensor, residual: torch.Tensor | None, seed: int, slot: torch.Tensor
+) -> None:
+    if vector.numel():
+        section.codec.encode(vector, residual, section.carry, seed, slot[: section.codec.size(vector.numel())])
+
+
+def _add(codec: Codec, slots: torch.Tensor, total: torch.Tensor) -> None:
+    if total.numel():
+        add_all(codec, slots[:, : codec.size(total.numel())], total)
+
+
+def _slot_bytes(codec: Codec, numel: int) -> int:
+    return -(-codec.size(numel) // _ALIGN_BYTES) * _ALIGN_BYTES
+
+
+def _slots(vectors: Sequence[tuple[Codec, int]]) -> list[slice]:
+    """Where the code of each vector lies in a message."""
+    slots: list[slice] = []
+    for codec, numel in vectors:
+        begin = slots[-1].stop if slots else 0
+        slots.append(slice(begin, begin + _slot_bytes(codec, numel)))
+    return slots
