@@ -51,11 +51,11 @@ def show(report: CommReport) -> None:
     )  # fmt: skip
     print()
     output.table(
-        ("SUM", "SIZE", "TIME", "SENT BY A RANK", ""),
+        ("SUM", "SIZE", "TIME", "SENT BY A RANK", "CHOSEN"),
         [
             (one.algorithm, output.binary_size(one.bytes), output.short_time(one.seconds),
              ", ".join(f"{output.binary_size(sent)} ({level})" for level, sent in one.sent_bytes.items()),
-             "chosen" if one.picked else "")
+             "yes" if one.picked else "no")
             for one in report.sums
         ],
         empty="no sum was measured",
@@ -65,7 +65,7 @@ def show(report: CommReport) -> None:
     output.table(
         ("SCHEME", "FEWER BYTES", "WORK PER MIB", "HERE", "PAYS BELOW"),
         [
-            (cost.scheme, f"{_ratio(report, cost):.4g} times", output.short_time(cost.work_s / per_mib),
+            (cost.scheme, _fewer(report, cost), output.short_time(cost.work_s / per_mib),
              output.short_time(cost.exchange_s), _pays(report, cost))
             for cost in report.schemes
         ],
@@ -127,11 +127,15 @@ def _ratio(report: CommReport, cost: SchemeCost) -> float:
     return report.dense.sent_bytes / cost.sent_bytes
 
 
+def _fewer(report: CommReport, cost: SchemeCost) -> str:
+    return "-" if cost is report.dense else f"{_ratio(report, cost):.4g} times"
+
+
 def _pays(report: CommReport, cost: SchemeCost) -> str:
     if cost is report.dense:
         return "-"
     even = report.break_even(cost)
-    return "never" if even == 0 else "always" if math.isinf(even) else f"{_rate(even)}"
+    return "never" if even == 0 else "always" if math.isinf(even) else _rate(even)
 
 
 def _rate(bytes_per_s: float) -> str:
