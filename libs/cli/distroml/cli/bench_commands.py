@@ -103,7 +103,7 @@ def _started(names: list[str], megabytes: float, workers: int, timeout_s: float)
         port = free.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
     environ = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **os.environ, **place}
-    words = [*_words(names, megabytes), "--device", "cpu"]
+    words = [*_words(names, megabytes), "--device", "cpu", "--attached"]
     with tempfile.TemporaryDirectory(prefix="distroml-bench-") as folder:
         answer = Path(folder, "answer")
         complaints = [Path(folder, f"rank{rank}") for rank in range(workers)]
@@ -112,14 +112,13 @@ def _started(names: list[str], megabytes: float, workers: int, timeout_s: float)
             for rank, complaint in enumerate(complaints):
                 own = {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 with answer.open("wb" if rank == 0 else "ab") as out, complaint.open("wb") as err:
-                    processes.append(subprocess.Popen(words, env=own, stdout=out, stderr=err))
+                    processes.append(subprocess.Popen(words, env=own, stdin=subprocess.PIPE, stdout=out, stderr=err))
             _wait(processes, complaints, timeout_s)
             return _decoded(answer.read_bytes())
         finally:
             for process in processes:
                 process.kill()
-            for process in processes:
-                process.wait(10)
+                process.communicate()
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], complaints: list[Path], timeout_s: float) -> None:

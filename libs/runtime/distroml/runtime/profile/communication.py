@@ -9,6 +9,7 @@ import argparse
 import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -173,13 +174,23 @@ def _settle(world: World) -> None:
         torch.cuda.synchronize(world.device)
 
 
+def _end_with_input() -> None:
+    # From the descriptor: a thread that waits inside of `sys.stdin` would keep the interpreter from ending.
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
 def main() -> int:
     """Measure in this process's world, as the environment has it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schemes", nargs="*", default=[])
     parser.add_argument("--megabytes", type=float, required=True)
     parser.add_argument("--device", default=None)
+    parser.add_argument("--attached", action="store_true", help="end with standard input: with whoever started this")
     asked = parser.parse_args()
+    if asked.attached:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     membership = Membership(process_link(), os.environ, device=asked.device)
     world = membership.enter()
     try:
