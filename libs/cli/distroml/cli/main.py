@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from distroml.cli import (
+    bench_commands,
     checkpoint_commands,
     cluster_commands,
     demo_command,
@@ -60,6 +61,7 @@ app.command()(plan_command.plan)
 app.command()(replay_commands.events)
 app.command()(replay_commands.replay)
 app.command()(doctor.doctor)
+app.add_typer(bench_commands.app, name="bench")
 
 
 def main() -> None:

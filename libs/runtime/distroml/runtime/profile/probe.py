@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import torch.distributed as dist
 
 from distroml.planner import Device, Sample, Topology, fit_levels
 from distroml.planner.topology import Collective
+from distroml.runtime.comm.algorithms import host_name
 from distroml.runtime.elastic import Collectives, World, communication
 from distroml.runtime.profile.shards import time_shards
 
@@ -66,7 +66,7 @@ def probe_links(world: World, *, budget_s: float = 2.0, cache: Path | None = Non
         PeerLost: another rank is gone.
     """
     collectives = Collectives(world)
-    hosts = collectives.gather(os.environ.get("DISTROML_HOST") or socket.gethostname())
+    hosts = collectives.gather(host_name())
     per_host = Counter(hosts)
     levels = _levels(world.world_size, per_host)
     if world.world_size == 1:
