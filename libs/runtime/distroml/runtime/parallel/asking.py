@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from distroml.runtime.comm import sent_bytes
-from distroml.runtime.parallel.lane import Job
+from distroml.runtime.comm.lane import Job
 from distroml.runtime.typed import floats
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 
 from distroml.runtime.comm import WireCount, sent_bytes
+from distroml.runtime.comm.lane import Job, Lane
 from distroml.runtime.compress import Round, Scheme, Turn
 from distroml.runtime.compress.schemes import Dense
 from distroml.runtime.elastic import Pending
 from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import BucketSpec
 from distroml.runtime.parallel.buffers import Buffer, Measured
-from distroml.runtime.parallel.lane import Job, Lane
 from distroml.runtime.typed import floats, integers, norm_of
 
 _AXIS = "dp_replicate"

@@ -162,8 +162,8 @@ class Stepper:
         if self._stop_at_non_finite and not (math.isfinite(loss) and math.isfinite(norm)):
             raise NonFiniteError(
                 f"step {flying.step} (samples [{flying.taken.start}, {flying.taken.stop}) of epoch "
-                f"{flying.taken.epoch}): loss {loss}, gradient norm {norm}{flying.blame}; lower the learning rate, clip "
-                "gradients (grad_clip=1.0), look at these samples, or pass non_finite='ignore'"
+                f"{flying.taken.epoch}): loss {loss}, gradient norm {norm}{flying.blame}; lower the learning rate, "
+                "clip gradients (grad_clip=1.0), look at these samples, or pass non_finite='ignore'"
             )
         return loss, count, norm
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from distroml.runtime.comm.algorithms.arrangement import Arrangement
-from distroml.runtime.comm.algorithms.lane import Lane
+from distroml.runtime.comm.lane import Lane
 from distroml.runtime.comm.wire import sent_bytes
 from distroml.runtime.elastic import Pending, communication
 
@@ -76,7 +76,7 @@ class Hierarchical:
         self._across = across
         self._place = dist.get_rank(inside)
         self._others = [place for place in range(self._extent) if place != self._place]
-        self._lane = Lane("all-reduce")
+        self._lane = Lane("distroml-all-reduce", torch.device("cpu"))
 
     def start(self, tensor: torch.Tensor) -> Pending:
         """See `AllReduce`."""

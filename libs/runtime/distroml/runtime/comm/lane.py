@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,7 @@ class Job:
     """One piece of work on a lane; `wait()` is called once, by one thread."""
 
     def __init__(self, action: Callable[[], None], ready: torch.cuda.Event | None) -> None:
-        self._action = action
+        self._action: Callable[[], None] | None = action
         self._ready = ready
         self._done: torch.cuda.Event | None = None
         self._ended = threading.Event()
@@ -32,14 +33,19 @@ class Job:
 
     def do(self, stream: torch.cuda.Stream | None) -> BaseException | None:
         """Do it on the lane's thread; returns why it failed."""
+        action, self._action = self._action, None
+        assert action is not None
         try:
             with communication(), torch.no_grad(), torch.cuda.stream(stream):
                 if stream is not None and self._ready is not None:
                     stream.wait_event(self._ready)
-                self._action()
+                action()
                 if stream is not None:
                     self._done = torch.cuda.Event()
                     self._done.record(stream)
+        except PeerLost as failure:
+            # One without a trace: that would keep the process group alive, whose end is what frees the peers.
+            self.fail(PeerLost(str(failure)))
         except BaseException as failure:
             self.fail(failure)
         else:
@@ -48,6 +54,7 @@ class Job:
 
     def fail(self, failure: BaseException) -> None:
         """It will not be done."""
+        self._action = None
         self._failure = failure
         self._ended.set()
 
@@ -63,7 +70,7 @@ class Job:
         self.waited_s = time.perf_counter() - started
         if isinstance(self._failure, PeerLost):
             # One object would gather the traces of all who wait.
-            raise PeerLost(str(self._failure)) from self._failure
+            raise PeerLost(str(self._failure))
         if self._failure is not None:
             raise self._failure
         if self._done is not None:
@@ -71,8 +78,15 @@ class Job:
         return True
 
 
+class _Broken:
+    """Why no further job is done."""
+
+    def __init__(self) -> None:
+        self.failure: BaseException | None = None
+
+
 class Lane:
-    """Does jobs in the order they are handed in; after one failed, all others fail alike. Close it in the end.
+    """Does jobs in the order they are handed in; after one failed, all others fail alike. Ends with its owner.
 
     Collectives that are only ever made on one lane come in one order, whatever the training thread does meanwhile.
 
@@ -84,10 +98,13 @@ class Lane:
     def __init__(self, name: str, device: torch.device) -> None:
         self._device = device
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._failure: BaseException | None = None
-        self._threads = torch.get_num_threads()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._broken = _Broken()
+        # A daemon: a process that ends must not wait for a peer that is gone.
+        self._thread = threading.Thread(
+            target=_serve, args=(self._jobs, self._broken, device, torch.get_num_threads()), name=name, daemon=True
+        )
         self._thread.start()
+        weakref.finalize(self, self._jobs.put, None)
 
     def job(self, action: Callable[[], None]) -> Job:
         """Make a job of `action`, which runs without gradients, on what the device holds once it has come here."""
@@ -101,29 +118,38 @@ class Lane:
         """Have a job done after all that were begun before it."""
         self._jobs.put(job)
 
-    def do(self, action: Callable[[], None]) -> None:
-        """Have `action` done, and wait for it. Raises what `Job.wait` does."""
+    def start(self, action: Callable[[], None]) -> Job:
+        """Have `action` done after all that was begun before it."""
         job = self.job(action)
         self.begin(job)
-        job.wait()
+        return job
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Have `action` done, and wait for it. Raises what `Job.wait` does."""
+        self.start(action).wait()
 
     def close(self) -> None:
         """Drop what has not begun, and end the thread; waits for it only a moment. Repeatable."""
-        self._failure = self._failure or LaneClosed("this exchange between ranks was closed; make a new one")
+        self._broken.failure = self._broken.failure or LaneClosed(
+            "this exchange between ranks was closed; make a new one"
+        )
         self._jobs.put(None)
         if self._thread is not threading.current_thread():
             self._thread.join(_END_S)
 
-    def _run(self) -> None:
-        # Torch counts threads by the thread that asks: one of two ranks on a machine may not take all of it here.
-        torch.set_num_threads(self._threads)
-        stream = None
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-            stream = torch.cuda.Stream(self._device)
-        while (job := self._jobs.get()) is not None:
-            if self._failure is not None:
-                job.fail(self._failure)
-            else:
-                failure = job.do(stream)
-                self._failure = self._failure or failure
+
+def _serve(jobs: queue.SimpleQueue[Job | None], broken: _Broken, device: torch.device, threads: int) -> None:
+    # Torch counts threads by the thread that asks: one of two ranks on a machine may not take all of it here.
+    torch.set_num_threads(threads)
+    stream = None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        stream = torch.cuda.Stream(device)
+    while (job := jobs.get()) is not None:
+        if broken.failure is not None:
+            job.fail(broken.failure)
+        else:
+            failure = job.do(stream)
+            broken.failure = broken.failure or failure
+        # Until the next job comes, nothing of this one must stay.
+        del job
