@@ -1,4 +1,4 @@
-"""A compressed training that is broken off goes on: bit for bit in the same world where that was asked, and in others."""
+"""A compressed training that is broken off goes on: in the same world bit for bit where that is asked."""
 
 from collections.abc import Callable
 

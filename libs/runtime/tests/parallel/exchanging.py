@@ -112,9 +112,10 @@ def identity(
     }
 
 
-def course(world: World, plan: str, steps: int, **options: Any) -> dict[str, Any]:
+def course(world: World, plan: str, steps: int, dtype: str = "float32", **options: Any) -> dict[str, Any]:
     """A training's losses and bits, as this rank has them."""
-    parallel = spread(world, plan, Quirks(tied=True, late=True, width=8), MICROBATCH, torch.float32, **options)
+    quirks = Quirks(tied=True, late=True, width=8)
+    parallel = spread(world, plan, quirks, MICROBATCH, getattr(torch, dtype), **options)
     made = under_plan(parallel, MICROBATCH, 1.0, steps)
     parallel.close()
     return {"losses": made.losses, "bits": made.bits()}

@@ -103,3 +103,14 @@ def test_coded_sums_of_shards_are_right_in_the_mean(pool: Pool) -> None:
 def test_coded_sums_of_shards_are_refused_beside_tp(pool: Pool) -> None:
     for told in pool.run(f"{RANKS}shards_and_tp", 4, 120):
         assert "use tp=1" in told
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_gradients_of_other_kinds_go_through_float32(pool: Pool, dtype: str) -> None:
+    dense, coded = (
+        pool.run(f"{RANKS}course", 2, 120, plan="dp_replicate=2", steps=6, dtype=dtype, compress=compress)
+        for compress in ("none", "int8")
+    )
+    assert len({answer["bits"] for answer in coded}) == 1
+    assert coded[0]["bits"] != dense[0]["bits"]
+    assert coded[0]["losses"] == pytest.approx(dense[0]["losses"], rel=0.05)

@@ -30,7 +30,7 @@ wanted = {
     # Above 0: a model with a chain of so many blocks, which plans can divide.
     "blocks": 0,
     "without_checkpoint": "restart",
-    # {"rank", "generation", "step", "do": "kill" | "stop" | "raise" | "nan" | "inf", "after": name of a file to wait for}
+    # {"rank", "generation", "step", "do": "kill", "stop", "raise", "nan" or "inf", "after": file to wait for}
     "fault": None,
     # Wait before each save until the one before it is committed, so that none is passed over.
     "paced": True,

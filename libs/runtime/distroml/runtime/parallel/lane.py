@@ -13,6 +13,7 @@ from distroml.runtime.elastic import PeerLost, communication
 
 # A thread that waits for a peer is freed by the end of its connections, which others see to.
 _END_S = 1.0
+_CLOSED = "this exchange between ranks was closed; make a new one"
 
 
 class LaneClosed(RuntimeError):
@@ -85,6 +86,7 @@ class Lane:
         self._device = device
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._failure: BaseException | None = None
+        self._closed = False
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -98,8 +100,11 @@ class Lane:
         return Job(action, ready)
 
     def begin(self, job: Job) -> None:
-        """Have a job done after all that were begun before it."""
-        self._jobs.put(job)
+        """Have a job done after all that were begun before it; once the lane is closed, it fails."""
+        if self._closed:
+            job.fail(LaneClosed(_CLOSED))
+        else:
+            self._jobs.put(job)
 
     def do(self, action: Callable[[], None]) -> None:
         """Have `action` done, and wait for it. Raises what `Job.wait` does."""
@@ -109,7 +114,8 @@ class Lane:
 
     def close(self) -> None:
         """Drop what has not begun, and end the thread; waits for it only a moment. Repeatable."""
-        self._failure = self._failure or LaneClosed("this exchange between ranks was closed; make a new one")
+        self._closed = True
+        self._failure = self._failure or LaneClosed(_CLOSED)
         self._jobs.put(None)
         if self._thread is not threading.current_thread():
             self._thread.join(_END_S)

@@ -1,0 +1,54 @@
+"""Jobs on a lane: in order, with one failure for all, and none that is waited for in vain."""
+
+import threading
+
+import pytest
+import torch
+
+from distroml.runtime.elastic import PeerLost
+from distroml.runtime.parallel.lane import Lane, LaneClosed
+
+CPU = torch.device("cpu")
+
+
+def test_jobs_are_done_in_order_beside_the_caller_without_gradients() -> None:
+    lane, done = Lane("test", CPU), []
+    jobs = [
+        lane.job(lambda n=n: done.append((n, threading.current_thread().name, torch.is_grad_enabled())))
+        for n in range(5)
+    ]
+    for job in jobs:
+        lane.begin(job)
+    for job in reversed(jobs):
+        job.wait()
+    lane.close()
+    assert done == [(n, "test", False) for n in range(5)]
+
+
+def test_after_one_failure_all_others_fail_alike() -> None:
+    lane = Lane("test", CPU)
+
+    def fail() -> None:
+        raise RuntimeError("[gloo/transport] Connection closed by peer")
+
+    first, second = lane.job(fail), lane.job(lambda: None)
+    lane.begin(first)
+    lane.begin(second)
+    for job in (first, second):
+        with pytest.raises(PeerLost, match="Connection closed"):
+            job.wait()
+    lane.close()
+
+
+def test_an_error_of_another_kind_stays_what_it_is() -> None:
+    lane = Lane("test", CPU)
+    with pytest.raises(ZeroDivisionError):
+        lane.do(lambda: print(1 / 0))
+    lane.close()
+
+
+def test_what_comes_after_the_end_is_an_error() -> None:
+    lane = Lane("test", CPU)
+    lane.close()
+    with pytest.raises(LaneClosed, match="make a new one"):
+        lane.do(lambda: None)
