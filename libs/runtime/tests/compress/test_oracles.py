@@ -5,18 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from distroml.runtime.compress import SimulatedRanks, Turn
+from distroml.runtime.compress import Layout, Piece, SimulatedRanks, Turn
 from distroml.runtime.compress.codecs import BF16, INT4, INT8, SIGN, TopK
 from distroml.runtime.compress.schemes import Coded, Float16, PowerSGD, RandomK, naive
-from distroml.runtime.compress.schemes.lowrank import (
-    orthonormal,
-    orthonormal_in_torch,
-    project,
-    project_back,
-    restore,
-    subtract,
-)
-from distroml.runtime.compress.schemes.matrices import Batch, as_matrix, divide, refreshed
+from distroml.runtime.compress.schemes.matrices import as_matrix, divide, refreshed
 from distroml.runtime.compress.schemes.randomk import chosen
 from distroml.runtime.compress.schemes.seeds import seed_of
 from libs.runtime.tests.compress.tiny import Few, Grid, gradients, laid_out
@@ -29,7 +21,7 @@ CPU = torch.device("cpu")
 )
 @pytest.mark.parametrize(("world_size", "numel"), [(2, 9000), (3, 500), (3, 9000), (5, 40_001)])
 def test_codes_in_one_and_two_phases(codec, world_size: int, numel: int) -> None:
-    layout = laid_out([(numel,)], gap=0)
+    layout = Layout(numel, (Piece("whole", 0, (numel,)),))
     ranks = SimulatedRanks(Coded(codec), layout, world_size, seed=5)
     residuals = [torch.zeros(layout.numel) for _ in range(world_size)]
     owned = None
@@ -90,9 +82,9 @@ def test_low_rank_of_each_matrix_by_itself(world_size: int) -> None:
     batches, _ = divide(layout, scheme.pays)
     drawn = scheme._starts(batches, ranks.states[0], turn, CPU)
     starts = {
-        batch.offset + number * batch.step: start[number].mT
-        for batch, start in zip(batches, drawn, strict=True)
-        for number in range(batch.count)
+        offset: start
+        for batch, starts in zip(batches, drawn, strict=True)
+        for offset, start in zip(batch.offsets.tolist(), starts, strict=True)
     }
     residuals = [torch.zeros(layout.numel, dtype=torch.float64) for _ in range(world_size)]
     for step in range(1, 5):
@@ -126,58 +118,14 @@ def test_low_rank_finds_a_matrix_of_that_rank() -> None:
         assert torch.allclose(flats[0], matrix, atol=1e-4)
 
 
-@pytest.mark.parametrize("basis_of", [orthonormal, orthonormal_in_torch])
-@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
-@pytest.mark.parametrize("condition", [1.0, 1e3, 1e8])
-def test_a_basis_is_orthonormal_whatever_the_vectors(basis_of, scale: float, condition: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.linalg.qr(torch.randn(4, 300, 8, generator=generator, dtype=torch.float64))[0].mT
-    vectors = vectors * torch.logspace(0, -torch.tensor(condition).log10().item(), 8)[:, None]
-    mixed = (torch.randn(4, 8, 8, generator=generator, dtype=torch.float64) @ vectors * scale).float()
-    basis = basis_of(mixed)
-    gram = basis @ basis.mT
-    found = gram.diagonal(dim1=1, dim2=2).round()
-    assert torch.allclose(gram, torch.diag_embed(found), atol=2e-6)
-    # Directions below float32's precision are none.
-    assert bool(found.all()) is (condition < 1e6)
-    # Nothing of the vectors lies outside of it.
-    wide = mixed.double()
-    outside = wide - wide @ basis.double().mT @ basis.double()
-    assert outside.norm() <= 1e-5 * wide.norm()
-
-
-@pytest.mark.parametrize("basis_of", [orthonormal, orthonormal_in_torch])
-def test_vectors_that_depend_on_one_another_give_zeros(basis_of) -> None:
-    one, two = torch.eye(2, 50)
-    basis = basis_of(torch.stack([torch.stack([one, one, two]), torch.stack([one, 0 * one, 0 * one])]))
-    assert (basis.norm(dim=-1) > 0.5).sum(-1).tolist() == [2, 1]
-    assert torch.allclose(basis.norm(dim=-1).square().sum(-1), torch.tensor([2.0, 1.0]))
-
-
-def test_products_of_a_batch_against_each_matrix_by_itself() -> None:
-    batch, generator = Batch(7, 100, 3, 12, 8), torch.Generator().manual_seed(0)
-    buffer = torch.randn(400, generator=generator)
-    start, basis = torch.randn(3, 2, 8, generator=generator), torch.randn(3, 2, 12, generator=generator)
-    matrices = [buffer[7 + 100 * n : 103 + 100 * n].view(12, 8) for n in range(3)]
-    for n, matrix in enumerate(matrices):
-        assert torch.allclose(project(buffer, batch, start)[n], (matrix @ start[n].mT).mT, atol=1e-4)
-        assert torch.allclose(project_back(buffer, batch, basis)[n], (matrix.mT @ basis[n].mT).mT, atol=1e-4)
-    less, product = buffer.clone(), buffer.clone()
-    subtract(less, batch, basis, start)
-    restore(product, batch, basis, start)
-    for n, matrix in enumerate(matrices):
-        part = slice(7 + 100 * n, 103 + 100 * n)
-        assert torch.allclose(product[part].view(12, 8), basis[n].mT @ start[n], atol=1e-4)
-        assert torch.allclose(less[part].view(12, 8), matrix - basis[n].mT @ start[n], atol=1e-4)
-        less[part] = product[part] = buffer[part]
-    assert torch.equal(less, buffer)
-    assert torch.equal(product, buffer)
-
-
 def test_directions_that_died_are_drawn_anew() -> None:
-    rows = torch.tensor([[[3.0, 4.0], [0.0, 0.0], [torch.nan, 1.0]]])
-    fresh = torch.tensor([[[9.0, 9.0], [1.0, 2.0], [3.0, 4.0]]])
-    assert torch.allclose(refreshed(rows, lambda: fresh), torch.tensor([[[0.6, 0.8], [1.0, 2.0], [3.0, 4.0]]]))
+    columns = torch.tensor([[[3.0, 0.0, torch.nan], [4.0, 0.0, 1.0]]])
+    alive = refreshed(columns, 1)
+    assert torch.allclose(alive[0, :, 0], torch.tensor([0.6, 0.8]))
+    assert alive.isfinite().all()
+    assert (alive.norm(dim=1) > 0).all()
+    assert torch.equal(alive, refreshed(columns, 1))
+    assert not torch.equal(alive, refreshed(columns, 2))
 
 
 @pytest.mark.parametrize(
@@ -195,14 +143,9 @@ def test_a_tensor_as_a_matrix(shape: tuple[int, ...], sides: tuple[int, int]) ->
     assert as_matrix(shape) == sides
 
 
-def test_matrices_at_equal_distances_are_one_batch() -> None:
-    layout = laid_out([(16, 8), (16, 8), (3,), (16, 8), (3,), (16, 8), (8, 16)], gap=0)
+def test_matrices_of_a_shape_are_one_batch() -> None:
+    layout = laid_out([(16, 8), (3,), (16, 8), (8, 16), (4, 4, 8), (0, 4)], gap=0)
     batches, whole = divide(layout, lambda rows, columns: rows > 1)
-    assert batches == [
-        Batch(0, 128, 2, 16, 8),
-        Batch(272, 144, 2, 16, 8),
-        Batch(544, 128, 1, 8, 16),
-    ]
-    assert [piece.name for piece in whole] == ["piece2", "piece4"]
-    buffer = torch.arange(float(2 * layout.numel))[layout.numel :]
-    assert torch.equal(batches[1].of(buffer)[1], buffer[416:544].view(16, 8))
+    found = [(batch.offsets.tolist(), batch.rows, batch.columns) for batch in batches]
+    assert found == [([0, 144, 400], 16, 8), ([272], 8, 16)]
+    assert [piece.name for piece in whole] == ["piece1"]

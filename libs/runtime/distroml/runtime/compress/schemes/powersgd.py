@@ -16,12 +16,13 @@ import torch
 from distroml.runtime.compress.codec import Codec
 from distroml.runtime.compress.codecs import BF16, FLOAT32
 from distroml.runtime.compress.layout import Layout, Piece
+from distroml.runtime.compress.lowrank import Matrices, orthogonalise, project, project_back, restore, subtract
 from distroml.runtime.compress.scheme import Round, State, Turn
 from distroml.runtime.compress.schemes.exchange import Section, exchange, exchange_bytes, part_of
 from distroml.runtime.compress.schemes.kept import deliver, gather_up
-from distroml.runtime.compress.schemes.lowrank import orthonormal, project, project_back, restore, subtract
-from distroml.runtime.compress.schemes.matrices import Batch, divide, refreshed
-from distroml.runtime.compress.schemes.seeds import seed_of, uniform
+from distroml.runtime.compress.schemes.matrices import divide, refreshed
+from distroml.runtime.compress.schemes.seeds import seed_of
+from distroml.runtime.typed import split_flat
 
 _START = "powersgd.q"
 _BASIS, _FACTOR, _FRESH = range(3)
@@ -65,7 +66,7 @@ class PowerSGD:
         residual = gather_up(flat, state, turn)
 
         starts = self._starts(batches, state, turn, flat.device)
-        basis = _joined([project(residual, *both) for both in zip(batches, starts, strict=True)], flat)
+        basis = _joined([project(residual, None, 1.0, *both) for both in zip(batches, starts, strict=True)], flat)
         rest = _cut(residual, whole)
         lost, part = torch.zeros_like(rest), part_of(rest.numel(), turn.world_size, turn.rank)
         owned = torch.zeros_like(rest[part])
@@ -74,7 +75,9 @@ class PowerSGD:
         _paste(lost, residual, whole)
         _paste(rest.mul_(turn.unit), flat, whole)
 
-        bases = [orthonormal(one) for one in self._views(basis, [(batch.count, batch.rows) for batch in batches])]
+        bases = self._factors(basis, [(batch.offsets.numel(), batch.rows) for batch in batches])
+        for one in bases:
+            orthogonalise(one)
         factor = _joined([project_back(residual, *both) for both in zip(batches, bases, strict=True)], flat)
         told = factor.clone()
         lost, part = torch.zeros_like(factor), part_of(factor.numel(), turn.world_size, turn.rank)
@@ -82,51 +85,43 @@ class PowerSGD:
         yield from exchange([Section(self.factors, factor, lost, owned)], turn, _FACTOR)
         told.sub_(lost)
         told[part].sub_(owned)
-        sides = [(batch.count, batch.columns) for batch in batches]
-        for batch, one, mine in zip(batches, bases, self._views(told, sides), strict=True):
-            subtract(residual, batch, one, mine)
-        for batch, one, all_ in zip(batches, bases, self._views(factor * turn.unit, sides), strict=True):
+        sides = [(batch.offsets.numel(), batch.columns) for batch in batches]
+        for batch, one, mine in zip(batches, bases, self._factors(told, sides), strict=True):
+            subtract(residual, 1.0, batch, one, mine)
+        for batch, one, all_ in zip(batches, bases, self._factors(factor * turn.unit, sides), strict=True):
             restore(flat, batch, one, all_)
         state.extra[_START] = factor
 
     def sent_bytes(self, layout: Layout, world_size: int) -> int:
         """See `Scheme`."""
         batches, whole = divide(layout, self.pays)
-        basis = self.rank * sum(batch.count * batch.rows for batch in batches)
-        factor = self.rank * sum(batch.count * batch.columns for batch in batches)
+        basis = self.rank * sum(batch.offsets.numel() * batch.rows for batch in batches)
+        factor = self.rank * sum(batch.offsets.numel() * batch.columns for batch in batches)
         first = [(self.factors, basis), (self.rest, sum(piece.numel for piece in whole))]
         return exchange_bytes(first, world_size) + exchange_bytes([(self.factors, factor)], world_size)
 
-    def _views(self, factors: torch.Tensor, sides: list[tuple[int, int]]) -> list[torch.Tensor]:
-        """`[count, rank, side]` of each batch, consecutive in `factors`."""
-        views: list[torch.Tensor] = []
-        begin = 0
-        for count, side in sides:
-            end = begin + count * self.rank * side
-            views.append(factors[begin:end].view(count, self.rank, side))
-            begin = end
-        return views
+    def _factors(self, told: torch.Tensor, sides: list[tuple[int, int]]) -> list[torch.Tensor]:
+        """`[count, side, rank]` of each batch, from what `_joined` gives."""
+        parts = split_flat(told, [count * side * self.rank for count, side in sides])
+        return [
+            part.view(count, self.rank, side).mT.contiguous() for part, (count, side) in zip(parts, sides, strict=True)
+        ]
 
-    def _starts(self, batches: list[Batch], state: State, turn: Turn, device: torch.device) -> list[torch.Tensor]:
+    def _starts(self, batches: list[Matrices], state: State, turn: Turn, device: torch.device) -> list[torch.Tensor]:
         """Where the power iteration of each batch begins: at the last second factor, or at random numbers."""
-        sides = [(batch.count, batch.columns) for batch in batches]
+        sides = [(batch.offsets.numel(), batch.columns) for batch in batches]
         numel = self.rank * sum(count * columns for count, columns in sides)
         last = state.extra.get(_START)
         if last is None or last.numel() != numel:
             last = torch.zeros(numel, device=device)
-
-        def fresh(number: int, like: torch.Tensor) -> torch.Tensor:
-            return uniform(like.numel(), seed_of(turn, _FRESH, number), device).view_as(like)
-
         return [
-            refreshed(view, lambda number=number, view=view: fresh(number, view))
-            for number, view in enumerate(self._views(last, sides))
+            refreshed(factor, seed_of(turn, _FRESH, number)) for number, factor in enumerate(self._factors(last, sides))
         ]
 
 
 def _joined(factors: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Factors of all batches as one vector."""
-    return torch.cat([like[:0], *(factor.reshape(-1) for factor in factors)])
+    """Factors of all batches as one vector, by column: a code's block then holds numbers of one column."""
+    return torch.cat([like[:0], *(factor.mT.reshape(-1) for factor in factors)])
 
 
 def _cut(buffer: torch.Tensor, pieces: list[Piece]) -> torch.Tensor:
