@@ -153,7 +153,9 @@ def test_non_finite_values_can_be_ignored() -> None:
         ({"steps": 0}, "total_steps must be above 0"),
         ({"model": nn.Linear(1, 1)}, "model= or model_factory="),
         ({"eval_every": 2}, "no eval_data"),
-        ({"compress": "topk"}, "available: none"),
+        ({"compress": "topk"}, "the share of elements is missing; write topk:0.01"),
+        ({"compress_shard": "powersgd:4"}, "powersgd:4 is possible along dp_replicate, by compress="),
+        ({"residuals": "none"}, "'folded' or 'exact'"),
         ({"non_finite": "maybe"}, "'fail' or 'ignore'"),
     ],
 )

@@ -131,5 +131,5 @@ def test_a_model_without_anything_to_train_is_refused() -> None:
 
 
 def test_an_unknown_compression_is_refused() -> None:
-    with pytest.raises(ValueError, match="available: none"):
+    with pytest.raises(ValueError, match="the rank is missing; write powersgd:4"):
         parallelize(torch.nn.Linear(2, 2), compress="powersgd")

@@ -1,60 +1,63 @@
-"""The thread of sums: in order, and after a failure nothing more."""
+"""Jobs on a lane: in order, with one failure for all, and none that is waited for in vain."""
 
 import threading
 
 import pytest
 import torch
 
-from distroml.runtime.comm.lane import Lane
+from distroml.runtime.comm.lane import Lane, LaneClosed
 from distroml.runtime.elastic import PeerLost
 
-
-def test_tasks_are_done_in_order_on_one_other_thread() -> None:
-    lane, seen = Lane("test", torch.device("cpu")), []
-    for work in [lane.start(lambda n=n: seen.append((n, threading.get_ident()))) for n in range(100)]:
-        assert work.wait()
-    assert [number for number, _ in seen] == list(range(100))
-    assert {thread for _, thread in seen} != {threading.get_ident()}
-    assert len({thread for _, thread in seen}) == 1
+CPU = torch.device("cpu")
 
 
-def test_a_lost_peer_is_told_to_all_who_wait_and_nothing_more_is_tried() -> None:
-    lane, seen = Lane("test", torch.device("cpu")), []
-
-    def fail() -> None:
-        raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
-
-    lost, after = lane.start(fail), lane.start(lambda: seen.append(1))
-    for work in (lost, after, lane.start(lambda: seen.append(2))):
-        with pytest.raises(PeerLost, match="Connection closed by peer"):
-            work.wait()
-    assert seen == []
-
-
-def test_a_mistake_is_raised_as_it_is() -> None:
-    lane = Lane("test", torch.device("cpu"))
-
-    def fail() -> None:
-        raise ValueError("no such thing")
-
-    with pytest.raises(ValueError, match="no such thing"):
-        lane.start(fail).wait()
-    with pytest.raises(ValueError, match="no such thing"):
-        lane.start(lambda: None).wait()
-
-
-def test_its_thread_ends_with_its_owner_and_drops_what_has_not_begun() -> None:
-    lane, first, go = Lane("test-ends", torch.device("cpu")), threading.Event(), threading.Event()
-
-    def hold() -> None:
-        first.set()
-        go.wait(10)
-
-    under_way, waiting = lane.start(hold), lane.job(lambda: None)
-    assert first.wait(10)
-    go.set()
-    assert under_way.wait()
+def test_jobs_are_done_in_order_beside_the_caller_without_gradients() -> None:
+    lane, done = Lane("test", CPU), []
+    jobs = [
+        lane.job(lambda n=n: done.append((n, threading.current_thread().name, torch.is_grad_enabled())))
+        for n in range(5)
+    ]
+    for job in jobs:
+        lane.begin(job)
+    for job in reversed(jobs):
+        job.wait()
     lane.close()
-    lane.begin(waiting)
+    assert done == [(n, "test", False) for n in range(5)]
+
+
+def test_after_one_failure_all_others_fail_alike() -> None:
+    lane = Lane("test", CPU)
+
+    def fail() -> None:
+        raise RuntimeError("[gloo/transport] Connection closed by peer")
+
+    first, second = lane.job(fail), lane.job(lambda: None)
+    lane.begin(first)
+    lane.begin(second)
+    for job in (first, second):
+        with pytest.raises(PeerLost, match="Connection closed"):
+            job.wait()
+    lane.close()
+
+
+def test_an_error_of_another_kind_stays_what_it_is() -> None:
+    lane = Lane("test", CPU)
+    with pytest.raises(ZeroDivisionError):
+        lane.do(lambda: print(1 / 0))
+    lane.close()
+
+
+def test_what_comes_after_the_end_is_an_error() -> None:
+    lane = Lane("test", CPU)
+    lane.close()
+    with pytest.raises(LaneClosed, match="make a new one"):
+        lane.do(lambda: None)
+
+
+def test_its_thread_ends_with_its_owner() -> None:
+    lane = Lane("test-ends", CPU)
+    lane.do(lambda: None)
+    (thread,) = [one for one in threading.enumerate() if one.name == "test-ends"]
     del lane
-    assert not any(thread.name == "test-ends" for thread in threading.enumerate())
+    thread.join(10)
+    assert not thread.is_alive()

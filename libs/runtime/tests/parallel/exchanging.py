@@ -9,11 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from distroml.runtime.compress.codecs import INT8
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import PeerLost, Pending, World
-from distroml.runtime.parallel import CompressionDiffers, NonFinite, ParallelModel
+from distroml.runtime.parallel import CompressionDiffers, NonFinite, ParallelModel, PlanRefused
 from distroml.runtime.parallel.buckets import BucketSpec
 from distroml.runtime.parallel.residuals import folded_residuals
+from distroml.runtime.parallel.shardsums import ShardSums
 from libs.runtime.tests.parallel.models import Quirks, samples
 from libs.runtime.tests.parallel.ranks import GLOBAL_BATCH, pieces, spread, under_plan
 
@@ -110,9 +112,10 @@ def identity(
     }
 
 
-def course(world: World, plan: str, steps: int, **options: Any) -> dict[str, Any]:
+def course(world: World, plan: str, steps: int, dtype: str = "float32", **options: Any) -> dict[str, Any]:
     """A training's losses and bits, as this rank has them."""
-    parallel = spread(world, plan, Quirks(tied=True, late=True, width=8), MICROBATCH, torch.float32, **options)
+    quirks = Quirks(tied=True, late=True, width=8)
+    parallel = spread(world, plan, quirks, MICROBATCH, getattr(torch, dtype), **options)
     made = under_plan(parallel, MICROBATCH, 1.0, steps)
     parallel.close()
     return {"losses": made.losses, "bits": made.bits()}
@@ -168,3 +171,38 @@ def left_alone(world: World) -> str:
     finally:
         parallel.close()
     return "no error"
+
+
+def shard_sums_mean(world: World) -> dict[str, Any]:
+    """How far one coded sum, and the mean of 32, are from the true one; and what a NaN on one rank comes to."""
+    made = torch.Generator().manual_seed(world.rank)
+    given = torch.randn(2 * 3000, generator=made)
+    true = given.clone()
+    dist.all_reduce(true)
+    mine = true.view(2, -1)[world.rank]
+    group = dist.group.WORLD
+    sums = ShardSums(INT8, seed=3)
+    drawn: list[torch.Tensor] = []
+    for number in range(1, 33):
+        sums.open(number)
+        drawn.append(sums.sum(0, given, group))
+    sent = next(iter(sums.wire.take().values())) / 32
+    if world.rank == 1:
+        given[7] = float("nan")
+    broken = sums.sum(0, given, group)
+    return {
+        "one": float((drawn[0] - mine).norm()),
+        "mean": float((torch.stack(drawn).mean(0) - mine).norm()),
+        "broken": "all nan" if bool(broken.isnan().all()) else "not told",
+        "bytes": sent,
+        "dense_bytes": given.nbytes / 2,
+    }
+
+
+def shards_and_tp(world: World) -> str:
+    """What is said of compress_shard beside tp."""
+    try:
+        spread(world, "dp_shard=2,tp=2", Quirks(width=8), MICROBATCH, torch.float32, compress_shard="int8")
+    except PlanRefused as error:
+        return str(error)
+    return "accepted"

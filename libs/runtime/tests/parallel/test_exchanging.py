@@ -79,3 +79,38 @@ def test_a_gradient_that_is_no_number_stays_out_of_residuals(pool: Pool, plan: s
 
 def test_a_peer_that_goes_away_is_an_error(pool: Pool) -> None:
     assert pool.run(f"{RANKS}left_alone", 2) == ["lost", "gone"]
+
+
+@pytest.mark.parametrize("options", [{"compress_shard": "int8"}, {"compress_shard": "int4", "compress": "int4"}])
+@pytest.mark.parametrize("plan", ["dp_shard=2", "dp_replicate=2,dp_shard=2", "pp=2,dp_shard=2"])
+def test_sums_of_shards_may_be_coded(pool: Pool, plan: str, options: dict) -> None:
+    world_size = 2 if plan == "dp_shard=2" else 4
+    dense = pool.run(f"{RANKS}course", world_size, 120, plan=plan, steps=8)
+    coded = pool.run(f"{RANKS}course", world_size, 120, plan=plan, steps=8, **options)
+    assert len({answer["bits"] for answer in coded}) == 1
+    assert coded[0]["bits"] != dense[0]["bits"]
+    assert coded[0]["losses"] == pytest.approx(dense[0]["losses"], rel=0.05)
+
+
+def test_coded_sums_of_shards_are_right_in_the_mean(pool: Pool) -> None:
+    """Over many draws the error of their mean falls as that of independent numbers does; NaN comes out everywhere."""
+    for answer in pool.run(f"{RANKS}shard_sums_mean", 2, 120):
+        assert answer["one"] > 3 * answer["mean"] > 0
+        assert answer["broken"] == "all nan"
+        assert answer["bytes"] < answer["dense_bytes"] / 3
+
+
+def test_coded_sums_of_shards_are_refused_beside_tp(pool: Pool) -> None:
+    for told in pool.run(f"{RANKS}shards_and_tp", 4, 120):
+        assert "use tp=1" in told
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_gradients_of_other_kinds_go_through_float32(pool: Pool, dtype: str) -> None:
+    dense, coded = (
+        pool.run(f"{RANKS}course", 2, 120, plan="dp_replicate=2", steps=6, dtype=dtype, compress=compress)
+        for compress in ("none", "int8")
+    )
+    assert len({answer["bits"] for answer in coded}) == 1
+    assert coded[0]["bits"] != dense[0]["bits"]
+    assert coded[0]["losses"] == pytest.approx(dense[0]["losses"], rel=0.05)

@@ -27,7 +27,8 @@ def kept(folder: Path, sha: str) -> dict[str, torch.Tensor]:
         for entry in entries
         if isinstance(entry, TensorEntry) and entry.path[0] == RESIDUALS
     }
-    load_into(store, JOB, sha, {RESIDUALS: found})
+    if found:
+        load_into(store, JOB, sha, {RESIDUALS: found})
     return found
 
 

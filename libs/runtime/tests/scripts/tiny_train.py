@@ -25,10 +25,12 @@ wanted = {
     "dropout": 0.1,
     "batch_norm": True,
     "plan": None,
+    "compress": "none",
+    "residuals": "folded",
     # Above 0: a model with a chain of so many blocks, which plans can divide.
     "blocks": 0,
     "without_checkpoint": "restart",
-    # {"rank", "generation", "step", "do": "kill" | "stop" | "raise" | "nan", "after": name of a file to wait for}
+    # {"rank", "generation", "step", "do": "kill", "stop", "raise", "nan" or "inf", "after": file to wait for}
     "fault": None,
     # Wait before each save until the one before it is committed, so that none is passed over.
     "paced": True,
@@ -96,6 +98,9 @@ def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[to
         do_fault(fault["do"])
         if fault["do"] == "nan":
             return (model(batch[0]) * float("nan")).sum(), len(batch[0])
+        if fault["do"] == "inf":
+            # The loss is a number, one parameter's gradient none.
+            model.enter.weight.register_hook(lambda gradient: gradient * float("inf"))
     return ((model(batch[0]) - batch[1]) ** 2).sum(), len(batch[0])
 
 
@@ -148,6 +153,8 @@ trainer = Trainer(
     grad_clip=1.0,
     seed=11,
     plan=wanted["plan"],
+    compress=wanted["compress"],
+    residuals=wanted["residuals"],
     without_checkpoint=wanted["without_checkpoint"],
     callbacks=[note],
     device="cpu",

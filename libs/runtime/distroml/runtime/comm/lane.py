@@ -14,6 +14,7 @@ from distroml.runtime.elastic import PeerLost, communication
 
 # A thread that waits for a peer is freed by the end of its connections, which others see to.
 _END_S = 1.0
+_CLOSED = "this exchange between ranks was closed; make a new one"
 
 
 class LaneClosed(RuntimeError):
@@ -99,6 +100,7 @@ class Lane:
         self._device = device
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._broken = _Broken()
+        self._closed = False
         # A daemon: a process that ends must not wait for a peer that is gone.
         self._thread = threading.Thread(
             target=_serve, args=(self._jobs, self._broken, device, torch.get_num_threads()), name=name, daemon=True
@@ -115,8 +117,11 @@ class Lane:
         return Job(action, ready)
 
     def begin(self, job: Job) -> None:
-        """Have a job done after all that were begun before it."""
-        self._jobs.put(job)
+        """Have a job done after all that were begun before it; once the lane is closed, it fails."""
+        if self._closed:
+            job.fail(LaneClosed(_CLOSED))
+        else:
+            self._jobs.put(job)
 
     def start(self, action: Callable[[], None]) -> Job:
         """Have `action` done after all that was begun before it."""
@@ -130,9 +135,8 @@ class Lane:
 
     def close(self) -> None:
         """Drop what has not begun, and end the thread; waits for it only a moment. Repeatable."""
-        self._broken.failure = self._broken.failure or LaneClosed(
-            "this exchange between ranks was closed; make a new one"
-        )
+        self._closed = True
+        self._broken.failure = self._broken.failure or LaneClosed(_CLOSED)
         self._jobs.put(None)
         if self._thread is not threading.current_thread():
             self._thread.join(_END_S)
