@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,17 +133,39 @@ def train(
     parallel.close()
     answer: dict[str, Any] = {"bits": course.bits()}
     if world.is_main and against:
-        right = alone(made, microbatch, grad_clip)
-        assert sorted(course.parameters) == sorted(right.parameters)
-        errors = {
-            name: float((course.parameters[name] - value).norm() / value.norm().clamp_min(1e-30))
-            for name, value in right.parameters.items()
-        }
-        answer["loss"] = max(abs(own / one - 1) for own, one in zip(course.losses, right.losses, strict=True))
-        answer["norm"] = max(abs(own / one - 1) for own, one in zip(course.norms, right.norms, strict=True))
-        answer["name"] = max(errors, key=lambda name: errors[name])
-        answer["parameter"] = errors[answer["name"]]
+        answer |= _errors(course, alone(made, microbatch, grad_clip))
     return answer
+
+
+def _errors(course: Course, right: Course) -> dict[str, Any]:
+    """How far a training is from another: "loss", "norm", "parameter" (normwise, of the worst) and its "name"."""
+    assert sorted(course.parameters) == sorted(right.parameters)
+    errors = {
+        name: float((course.parameters[name] - value).norm() / value.norm().clamp_min(1e-30))
+        for name, value in right.parameters.items()
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    return {
+        "loss": max(abs(own / one - 1) for own, one in zip(course.losses, right.losses, strict=True)),
+        "norm": max(abs(own / one - 1) for own, one in zip(course.norms, right.norms, strict=True)),
+        "name": worst,
+        "parameter": errors[worst],
+    }
+
+
+def on_hosts(world: World, hosts: str, way: str, cache: str) -> dict[str, Any]:
+    """Train whole copies as if rank i were on host `hosts[i]`, all sums by one algorithm; errors as of `train`."""
+    os.environ |= {"DISTROML_HOST": hosts[world.rank], "DISTROML_CACHE": cache}
+    try:
+        parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(tied=True), 1)
+    finally:
+        del os.environ["DISTROML_HOST"], os.environ["DISTROML_CACHE"]
+    assert parallel.sums is not None
+    ways = parallel.sums.ways
+    ways.update(dict.fromkeys(ways, ways[way]))
+    course = under_plan(parallel, 1, 1.0)
+    parallel.close()
+    return {"bits": course.bits(), **(_errors(course, alone(Quirks(tied=True), 1, 1.0)) if world.is_main else {})}
 
 
 def statistics(world: World, plan: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What real models have beside plain layers: every plan still trains them as one process does."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.numerics.pool import Pool
@@ -87,3 +89,9 @@ def test_what_cannot_be_divided_is_refused_on_all_ranks(
     told = {answer["refused"] for answer in pool.run(TRAIN, world_size, plan=plan, quirks=quirks)}
     assert len(told) == 1
     assert said in told.pop()
+
+
+@pytest.mark.parametrize("way", ["flat", "hierarchical"])
+@pytest.mark.parametrize("hosts", ["aabb", "abab"])
+def test_sums_between_hosts_train_as_one_process(pool: Pool, tmp_path: Path, hosts: str, way: str) -> None:
+    check(pool.run("libs.runtime.tests.parallel.ranks:on_hosts", 4, hosts=hosts, way=way, cache=str(tmp_path)))

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from distroml.planner import Plan
 from distroml.runtime.checkpoint import OWN, RESIDUALS
+from distroml.runtime.comm.algorithms import Chosen
 from distroml.runtime.elastic import Collectives, communication
 from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange, shard_sums
 from distroml.runtime.parallel.divide import Loss, Part
@@ -22,7 +23,7 @@ from distroml.runtime.parallel.loss import check_loss
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.precision import Precision, computing_in
 from distroml.runtime.parallel.randomness import seed_pass
-from distroml.runtime.parallel.reducer import GradientReducer, SumExchange
+from distroml.runtime.parallel.reducer import GradientReducer, SumExchange, fastest_sums
 from distroml.runtime.parallel.residuals import blank_residuals, folded_residuals, keep_folded, keep_own, own_state
 from distroml.runtime.typed import backward
 
@@ -39,6 +40,7 @@ class ParallelModel:
         plan: how it is spread.
         mesh: the plan's axes.
         gradients: of the current step.
+        sums: the algorithms by which whole copies sum their gradients; None: they do so in another way.
     """
 
     def __init__(
@@ -69,8 +71,11 @@ class ParallelModel:
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
         self.shard_sums = shard_sums(plan, part.roots, compression, seed)
         self.gradients: Gradients
+        self.sums: Chosen | None = None
         if self._plain:
-            exchange = self.exchange or SumExchange(self.collectives)
+            if self.exchange is None:
+                self.sums = fastest_sums(mesh.world)
+            exchange = self.exchange or SumExchange(self.collectives, self.sums)
             reducer = GradientReducer(trainable, exchange, bucket_mb=plan.bucket_mb)
             layout = dict(enumerate(reducer.layout))
             self.gradients = reducer

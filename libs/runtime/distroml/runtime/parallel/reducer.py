@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch.utils.hooks import RemovableHandle
 
-from distroml.runtime.elastic import Collectives, Pending
+from distroml.runtime.comm.algorithms import AllReduce, Chosen, all_reduce_along
+from distroml.runtime.elastic import Collectives, Pending, World
 from distroml.runtime.parallel.buckets import BucketSpec, Segment, lay_out
+from distroml.runtime.parallel.remembered import cache_folder
 from distroml.runtime.typed import norm_of, on_gradient
 
 
@@ -23,14 +27,25 @@ class Exchange(Protocol):
 
 
 class SumExchange:
-    """The plain sum, without compression."""
+    """The plain sum, without compression: by `sums` where they are given, else as the back end sums."""
 
-    def __init__(self, collectives: Collectives) -> None:
-        self._collectives = collectives
+    def __init__(self, collectives: Collectives, sums: AllReduce | None = None) -> None:
+        self._start = collectives.sum_async if sums is None else sums.start
 
     def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
         """See `Exchange`."""
-        return self._collectives.sum_async(flat)
+        return self._start(flat)
+
+
+def fastest_sums(world: World) -> Chosen | None:
+    """Sums over all ranks of `world`, by what is fastest between its hosts; None where it is one rank. Collective.
+
+    What was measured is kept, so that later generations on the same hosts sum in the same order. Raises `PeerLost`.
+    """
+    group = dist.group.WORLD
+    if world.world_size == 1 or group is None:
+        return None
+    return all_reduce_along(world, group, cache=cache_folder(os.environ))
 
 
 class _Bucket:
