@@ -84,7 +84,7 @@ class Curves:
     def goal(self, ranks: Workers) -> tuple[float, float]:
         """The loss of plain DDP after `--steps`, mean over seeds, and the learning rate that reaches the lowest."""
         best: tuple[float, float] | None = None
-        for rate in LEARNING_RATES:
+        for rate in self._options.learning_rates:
             ends = [
                 self.losses(ranks, Setting("ddp", 25.0, rate), seed, self._options.steps, 0.0)[-1]
                 for seed in range(self._options.seeds)
@@ -100,7 +100,7 @@ class Curves:
         """Fewest steps to `goal`, mean over seeds, and with which learning rate; None: no rate gets there."""
         most = int(_MOST_STEPS * self._options.steps)
         found: list[tuple[float, float]] = []
-        for rate in LEARNING_RATES:
+        for rate in self._options.learning_rates:
             counts = [
                 _reached(
                     self.losses(ranks, Setting(exchange, _CURVE_BUCKET_MB, rate), seed, most, goal),
@@ -188,6 +188,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=256, help="per rank and step")
     parser.add_argument("--steps", type=int, default=400, help="of plain DDP, whose loss is the goal")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=list(LEARNING_RATES))
     parser.add_argument("--every", type=int, default=20, help="steps between evaluations")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--block-steps", type=int, default=4)
