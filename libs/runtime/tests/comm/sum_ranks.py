@@ -15,7 +15,7 @@ import torch.distributed as dist
 from distroml.runtime.comm.algorithms import Chosen, all_reduce_along
 from distroml.runtime.elastic import World
 
-LANE = "all-reduce"
+LANE = "distroml-all-reduce"
 
 
 def _along(world: World, hosts: list[str], axis: int = 0, cache: str = "") -> Chosen:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from distroml.runtime.comm.backends.connections import Connections
 from distroml.runtime.compress.codecs import INT8
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import PeerLost, Pending, World
@@ -153,13 +154,15 @@ def broken(world: World, plan: str, compress: str) -> dict[str, Any]:
 
 def left_alone(world: World) -> str:
     """Rank 1 goes away between two steps, as a process that is killed; what the others' exchanges say."""
+    connections = Connections()
     parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=8), MICROBATCH, compress="int8")
     step(parallel, 1)
+    connections.complete()
     exchange = parallel.exchange
     exchange.open(2)
     if world.rank == 1:
+        connections.sever()
         exchange.close()
-        dist.destroy_process_group()
         return "gone"
     waiting = [exchange.begin(buffer.number, buffer.spec, torch.ones(buffer.spec.numel)) for buffer in exchange.buffers]
     exchange.announce(torch.tensor(1.0))

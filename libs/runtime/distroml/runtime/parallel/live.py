@@ -114,6 +114,7 @@ def survey(work: Workload, world: World, cache: Path) -> Survey:
         microbatches=_sizes(work.global_batch, world.world_size, work.microbatch),
         degrees=[degree for degree in (1, 2, 4, 8) if world.world_size % degree == 0],
         budget_s=_TIMING_S,
+        precision=work.precision,
     )
     training = Training(optimizer=kind_of(work.optimizer), precision="fp32")
     return Survey(described, links.topology(device), training, units, links)

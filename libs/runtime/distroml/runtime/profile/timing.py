@@ -15,6 +15,7 @@ from torch import nn
 from distroml.planner import MeasuredUnit, ModelProfile, Recompute
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.parallel.pipeline import trees
+from distroml.runtime.parallel.precision import Precision, computing_in
 from distroml.runtime.parallel.recompute import recompute
 from distroml.runtime.parallel.tensor import NoTensorPlan, choose_tensor_plans, part_alone
 from distroml.runtime.profile.marks import Marks, Seconds, now
@@ -33,10 +34,11 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def seconds(self, block: nn.Module, device: torch.device) -> Seconds:
+    def seconds(self, block: nn.Module, device: torch.device, precision: Precision) -> Seconds:
         """One pass of `block` with it, forward and backward."""
         started = now(device)
-        result = block(*self.args, **self.kwargs)
+        with computing_in(precision, device.type):
+            result = block(*self.args, **self.kwargs)
         middle = now(device)
         outputs = [one for one in trees.leaves_of(result) if isinstance(one, torch.Tensor) and one.requires_grad]
         ones = [torch.ones_like(one) for one in outputs]
@@ -55,6 +57,7 @@ def time_units(
     microbatches: Sequence[int],
     degrees: Sequence[int],
     budget_s: float,
+    precision: Precision = "fp32",
 ) -> tuple[MeasuredUnit, ...]:
     """Time the model's passes. Collective: ranks of one machine slow one another down here, too. Equal on every rank.
 
@@ -71,6 +74,7 @@ def time_units(
             between and beyond are taken from a line.
         degrees: of tp.
         budget_s: about how long it may take.
+        precision: of passes; `loss` computes in it by itself.
     """
     device = collectives.world.device
     shapes = {unit.shape: unit.name for unit in reversed(profile.blocks)}
@@ -103,7 +107,10 @@ def time_units(
             ratios: dict[str, Seconds] = {}
             for shape, block in variant.blocks.items():
                 call, plain = calls[size][shape], model.get_submodule(shapes[shape])
-                pairs = [(call.seconds(block, device), call.seconds(plain, device)) for _ in range(_REPEATS + 1)]
+                pairs = [
+                    (call.seconds(block, device, precision), call.seconds(plain, device, precision))
+                    for _ in range(_REPEATS + 1)
+                ]
                 ratios[shape] = Seconds.median(own.over(other) for own, other in pairs[1:])
             changed.setdefault((variant.tp, variant.recompute), {})[size] = _slowest(collectives.gather(ratios))
     for parameter in model.parameters():
