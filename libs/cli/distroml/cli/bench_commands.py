@@ -64,7 +64,7 @@ def comm(
 
 
 def _check(names: list[str], megabytes: float, workers: int, timeout_s: float) -> None:
-    from distroml.runtime.compress.spec import UnknownScheme, parse_spec
+    from distroml.planner.compression import UnknownScheme, parse_spec
 
     for name in names:
         try:

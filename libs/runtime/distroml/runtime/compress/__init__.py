@@ -1,12 +1,12 @@
 """Gradient compression: schemes as rounds of payloads with explicit state."""
 
+from distroml.planner.compression import Spec, UnknownScheme, parse_spec
 from distroml.runtime.compress.codec import Codec
 from distroml.runtime.compress.layout import Layout, Piece
 from distroml.runtime.compress.parse import parse_scheme, scheme_of
 from distroml.runtime.compress.scheme import How, Round, Scheme, State, Turn
 from distroml.runtime.compress.schemes import succeeded
 from distroml.runtime.compress.simulate import NotInStep, SimulatedRanks
-from distroml.runtime.compress.spec import Spec, UnknownScheme, parse_spec
 
 __all__ = [
     "Codec",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from distroml.planner.compression import Payload, Spec, parse_spec
 from distroml.runtime.compress.codecs import BF16, FLOAT32, INT4, INT8, SIGN, BlockCodec, CastCodec, TopK
 from distroml.runtime.compress.scheme import Scheme
 from distroml.runtime.compress.schemes import Coded, Dense, Float16, PowerSGD, RandomK
-from distroml.runtime.compress.spec import Payload, Spec, parse_spec
 
 
 def parse_scheme(text: str) -> Scheme:

@@ -153,14 +153,15 @@ class Engine:
         """Test everything under way once; whether something ended."""
         with self._lock:
             ended: list[Operation] = []
-            try:
-                for operation in self._pending:
+            for operation in self._pending:
+                try:
                     if operation.request.Test():
                         ended.append(operation)
-            except Exception as error:
-                if not _of_mpi(error):
-                    raise
-                ended += self._fail(f"{operation.what} failed: {error}")  # pyright: ignore[reportPossiblyUnboundVariable]
+                except Exception as error:
+                    if not _of_mpi(error):
+                        raise
+                    ended += self._fail(f"{operation.what} failed: {error}")
+                    break
             for operation in ended:
                 if operation in self._pending:
                     self._pending.remove(operation)
