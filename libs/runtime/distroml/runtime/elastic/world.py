@@ -179,3 +179,5 @@ class ProcessGroup:
             dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if dist.is_initialized():
             dist.destroy_process_group()
+            if self._backend is not None and not broken:
+                self._backend.settle()

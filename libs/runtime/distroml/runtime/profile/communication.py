@@ -208,4 +208,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is said. Taking every object apart takes longer, and threads of torch may get in its way.
+    os._exit(ended)

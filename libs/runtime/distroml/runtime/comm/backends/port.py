@@ -69,6 +69,10 @@ class BackEnd(ABC):
     def sever(self) -> None:
         """Free every thread of this process that waits in a group of this world; from any thread, repeatable."""
 
+    def settle(self) -> None:
+        """The world's groups were destroyed; return once their threads no longer need this process to be whole."""
+        return
+
     @contextmanager
     def connecting(self) -> Generator[None]:
         """Within it, further groups of this world may be made: `sever` cuts them, too."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 
 from distroml.runtime.comm.backends.errors import BackEndUnavailable
+from distroml.runtime.comm.backends.loops import settle
 from distroml.runtime.comm.backends.port import Seat, SocketBackEnd
 
 
@@ -20,6 +21,10 @@ class Gloo(SocketBackEnd):
                 "the back end gloo was asked for with device='cuda': its collectives would go through the CPU's "
                 "memory; leave `backend` out to use nccl, or train with device='cpu'"
             )
+
+    def settle(self) -> None:
+        """As in `BackEnd`."""
+        settle()
 
 
 class Nccl(SocketBackEnd):
