@@ -201,6 +201,7 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--block-steps", type=int, default=4)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--curves", action="store_true", help="count steps to the loss only; time nothing")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="one seed, 40 steps, one rate; rough figures")
     options = parser.parse_args()
@@ -215,7 +216,7 @@ def main() -> int:
         exchanges = [*HOOKS, *(f"own:{spec}" for spec in options.own)]
         steps = {exchange: curves.steps_to(ranks, exchange, goal, rate) for exchange in exchanges}
     results: dict[str, Any] = {"goal": goal, "steps": steps, "rates": {}}
-    for mbit in options.mbit:
+    for mbit in [] if options.curves else options.mbit:
         key = ("steps", mbit, options.tokens, options.blocks, *options.own)
         step_s = kept.get(*key) or kept.put(_timed(mbit, _settings(options.own), options), *key)
         table: dict[str, float] = {}
