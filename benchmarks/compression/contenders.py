@@ -7,7 +7,8 @@ and the learning rate differ.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "gpt"))
 
 from model import GPT, ModelConfig, loss
 
+from distroml.runtime.compress.control import Change
+from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import World
+from distroml.runtime.link import NullLink
 from distroml.runtime.parallel import parallelize
+from distroml.runtime.training.controlling import adapting_of, start
 
 CLIP = 1.0
 WARMUP_STEPS = 20
@@ -32,7 +37,11 @@ POWERSGD_FROM = 2
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One contender. `exchange`: "ddp", "ddp:fp16", "ddp:bf16", "ddp:powersgd:RANK", or "own:SPEC" for our scheme."""
+    """One contender.
+
+    `exchange`: "ddp", "ddp:fp16", "ddp:bf16", "ddp:powersgd:RANK", "own:SPEC" for a scheme of ours, "own:auto" for
+    those that it chooses on the link that is there.
+    """
 
     exchange: str
     bucket_mb: float
@@ -123,18 +132,69 @@ class Own:
 
     def step(self, windows: torch.Tensor) -> None:
         self._number += 1
+        self._train(windows)
+
+    def _train(self, windows: torch.Tensor) -> float:
         done = self._parallel.forward_backward([windows], self._number)
-        self._parallel.finish(done, CLIP)
+        mean, _ = self._parallel.finish(done, CLIP)
         self._optimizer.step()
         self._warm_up.step()
+        return float(mean)
 
     def close(self) -> None:
         self._parallel.close()
 
 
-def contender(config: ModelConfig, setting: Setting, seed: int, world: World) -> Contender:
-    """What `setting` names, with first weights by `seed`. Collective."""
+class Adapted(Own):
+    """With the controller that `Trainer(compress="auto")` has.
+
+    Attributes:
+        changes: all that it decided so far.
+        choosing_s: what trying codecs and the link before step 1 took.
+    """
+
+    def __init__(self, config: ModelConfig, setting: Setting, seed: int, world: World) -> None:
+        super().__init__(config, setting, seed, world)
+        self.changes: list[Change] = []
+        started = time.perf_counter()
+        adapting = adapting_of(self._parallel, NullLink(), world, self.changes)
+        assert adapting is not None
+        self._adapting = adapting
+        start(adapting, 0, "")
+        self.choosing_s = time.perf_counter() - started
+
+    def step(self, windows: torch.Tensor) -> None:
+        self._number += 1
+        started = time.perf_counter()
+        self._adapting.begin(self._number)
+        loss = self._train(windows)
+        self._adapting.end(self._number)
+        self._adapting.note(time.perf_counter() - started, loss)
+
+
+class Replayed(Own):
+    """With changes of schemes that were recorded of another run."""
+
+    def __init__(
+        self, config: ModelConfig, setting: Setting, seed: int, world: World, changes: Sequence[Change]
+    ) -> None:
+        super().__init__(config, setting, seed, world)
+        exchange = self._parallel.exchange
+        assert exchange is not None
+        numbers = [buffer.number for buffer in exchange.buffers if buffer.spec.numel]
+        for change in changes:
+            exchange.set_scheme(numbers[change.bucket], parse_scheme(change.to_scheme), change.from_step)
+
+
+def contender(
+    config: ModelConfig, setting: Setting, seed: int, world: World, changes: Sequence[Change] | None = None
+) -> Contender:
+    """What `setting` names, with first weights by `seed`; `changes` are what "own:auto" is to repeat. Collective."""
     dist.barrier()
+    if setting.exchange == "own:auto":
+        if changes is None:
+            return Adapted(config, setting, seed, world)
+        return Replayed(config, setting, seed, world, changes)
     if setting.exchange.startswith("own:"):
         return Own(config, setting, seed, world)
     return Ddp(config, setting, seed)

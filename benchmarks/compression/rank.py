@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "gpt"))
 
-from compression.contenders import CLIP, Contender, Setting, adamw, contender
+from compression.contenders import CLIP, Adapted, Contender, Setting, adamw, contender
 from corpus import Windows, read_corpus
 from links.serving import serve
 from model import GPT, ModelConfig, loss
 
+from distroml.runtime.compress.control import Change
 from distroml.runtime.elastic import World
 
 # The model of the demo.
@@ -66,9 +68,19 @@ class Rank:
         dist.all_reduce(sums)
         return float(sums[0] / sums[1])
 
-    def learn(self, setting: dict[str, Any], seed: int, tokens: int, steps: int, every: int, goal: float) -> Any:
+    def learn(
+        self,
+        setting: dict[str, Any],
+        seed: int,
+        tokens: int,
+        steps: int,
+        every: int,
+        goal: float,
+        changes: list[dict[str, Any]] | None = None,
+    ) -> Any:
         """Held-out losses after each `every` steps, up to `steps` or until one is at most `goal`."""
-        made = contender(CONFIG, Setting(**setting), seed, self.world)
+        recorded = [Change(**change) for change in changes] if changes is not None else None
+        made = contender(CONFIG, Setting(**setting), seed, self.world, recorded)
         losses: list[float] = []
         started = time.perf_counter()
         for step in range(1, steps + 1):
@@ -81,9 +93,14 @@ class Rank:
         return {"losses": losses, "seconds": time.perf_counter() - started}
 
     def stand(self, name: str, setting: dict[str, Any]) -> dict[str, Any]:
-        """Make a contender ready under a name."""
-        self.standing[name] = contender(CONFIG, Setting(**setting), 0, self.world)
-        return {"standing": list(self.standing)}
+        """Make a contender ready under a name. Seconds: of choosing schemes, where it does."""
+        made = self.standing[name] = contender(CONFIG, Setting(**setting), 0, self.world)
+        return {"seconds": made.choosing_s if isinstance(made, Adapted) else 0.0}
+
+    def decided(self, name: str) -> list[dict[str, Any]]:
+        """What a standing contender with a controller decided so far."""
+        standing = self.standing[name]
+        return [asdict(change) for change in standing.changes] if isinstance(standing, Adapted) else []
 
     def block(self, name: str, steps: int, tokens: int) -> dict[str, Any]:
         """Seconds of each of the next `steps` steps of a standing contender."""

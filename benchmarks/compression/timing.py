@@ -1,0 +1,143 @@
+"""What contenders' steps take and send over a link of a set rate, all in turn."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compression.contenders import Setting
+from links.checking import check
+from links.namespaces import Host, hosts
+from links.workers import TaskFailed, Workers, workers
+
+SCRIPT = Path(__file__).with_name("rank.py")
+AUTO = "own:auto"
+# In these `auto` has measured the link and come to rest; what they take beyond as many usual steps is its start.
+_STARTING_STEPS = 40
+
+
+@dataclass
+class Timed:
+    """Of each contender at one rate, at its best bucket size.
+
+    Attributes:
+        step_s: median, the slowest rank's.
+        spread: largest over smallest median of a block.
+        sent_bytes: of a step, by rank 0's interface, headers and all.
+        alone_s: a step without any exchange.
+        cable: what the link was checked to do.
+        start_s: what `auto` took to choose, and its first steps beyond as many usual ones.
+        changes: what `auto` decided.
+    """
+
+    step_s: dict[str, float]
+    spread: dict[str, float]
+    sent_bytes: dict[str, float]
+    bucket_mb: dict[str, float]
+    alone_s: float
+    cable: str
+    start_s: float = 0.0
+    changes: list[dict[str, Any]] = field(default_factory=lambda: list[dict[str, Any]]())
+
+
+class _Link:
+    """Standing contenders at both ends of a cable."""
+
+    def __init__(self, ranks: Workers, source: Host, tokens: int) -> None:
+        self._ranks, self._source, self._tokens = ranks, source, tokens
+
+    def stand(self, one: Setting) -> float:
+        """Make one ready; the seconds that its making took."""
+        answers = self._ranks.ask({"do": "stand", "name": _name(one), "setting": asdict(one)}, 600)
+        return max(answer["seconds"] for answer in answers)
+
+    def block(self, one: Setting, steps: int) -> tuple[list[float], float]:
+        """Seconds of each step, the slowest rank's, and bytes per step."""
+        before = self._source.sent_bytes()
+        answers = self._ranks.ask({"do": "block", "name": _name(one), "steps": steps, "tokens": self._tokens}, 3600)
+        sent = (self._source.sent_bytes() - before) / steps
+        return [max(step) for step in zip(*(answer["seconds"] for answer in answers), strict=True)], sent
+
+    def alone(self) -> float:
+        """A step without exchange, both ranks at once."""
+        answers = self._ranks.ask({"do": "compute", "steps": 20, "tokens": self._tokens}, 600)
+        return statistics.median([max(step) for step in zip(*(a["seconds"] for a in answers), strict=True)][2:])
+
+    def decided(self, one: Setting) -> list[dict[str, Any]]:
+        return self._ranks.ask({"do": "decided", "name": _name(one)}, 60)[0]
+
+
+def timed(mbit: float, settings: Sequence[Setting], tokens: int, blocks: int, block_steps: int) -> Timed:
+    """Time all of them at one rate; 0 is unlimited. One that breaks the process group is left out, and said.
+
+    Raises:
+        CableOff: the link does not do what was set.
+    """
+    left = list(settings)
+    while True:
+        with hosts(2) as pair:
+            cable = str(check(pair, mbit)) if mbit else "unlimited"
+            for host in pair:
+                host.limit(None)
+            with workers(SCRIPT, 2, pair) as ranks:
+                link = _Link(ranks, pair[0], tokens)
+                broken = _stand_all(link, [one for one in left if one.exchange != AUTO], mbit)
+                if broken is None:
+                    for host in pair:
+                        host.limit(mbit or None)
+                    return _measure(link, left, cable, blocks, block_steps)
+        left = [one for one in left if one != broken]
+
+
+def _stand_all(link: _Link, settings: Sequence[Setting], mbit: float) -> Setting | None:
+    """Make all ready at full speed, past their dense first steps; the one that failed."""
+    for one in settings:
+        try:
+            link.stand(one)
+            link.block(one, one.dense_steps + 2)
+        except TaskFailed as error:
+            print(f"  {_name(one)} at {mbit:g} Mbit/s: left out: {error}", flush=True)
+            return one
+    return None
+
+
+def _measure(link: _Link, settings: Sequence[Setting], cable: str, blocks: int, block_steps: int) -> Timed:
+    alone_s = link.alone()
+    choosing_s, starting = 0.0, list[float]()
+    for one in settings:
+        if one.exchange == AUTO:
+            choosing_s = link.stand(one)
+            starting, _ = link.block(one, _STARTING_STEPS)
+    # The first step after the rate was set meets queues that full speed has left.
+    rough = {one: min(link.block(one, 2)[0]) for one in settings}
+    best: dict[str, Setting] = {}
+    for one in sorted(settings, key=lambda one: rough[one]):
+        best.setdefault(one.exchange, one)
+    seconds: dict[str, list[list[float]]] = {name: [] for name in best}
+    sent: dict[str, list[float]] = {name: [] for name in best}
+    for _ in range(blocks):
+        for name, one in best.items():
+            steps, bytes_each = link.block(one, block_steps)
+            seconds[name].append(steps)
+            sent[name].append(bytes_each)
+    step_s = {name: statistics.median([s for block in all_ for s in block]) for name, all_ in seconds.items()}
+    middles = {name: [statistics.median(block) for block in all_] for name, all_ in seconds.items()}
+    found = Timed(
+        step_s=step_s,
+        spread={name: max(each) / min(each) for name, each in middles.items()},
+        sent_bytes={name: statistics.median(each) for name, each in sent.items()},
+        bucket_mb={name: one.bucket_mb for name, one in best.items()},
+        alone_s=alone_s,
+        cable=cable,
+    )
+    if AUTO in best:
+        found.start_s = choosing_s + max(0.0, sum(starting) - len(starting) * step_s[AUTO])
+        found.changes = link.decided(best[AUTO])
+    return found
+
+
+def _name(one: Setting) -> str:
+    return f"{one.exchange} {one.bucket_mb:g} MB"
