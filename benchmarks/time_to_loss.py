@@ -98,6 +98,9 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=20, help="steps between evaluations")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--block-steps", type=int, default=4)
+    parser.add_argument(
+        "--goal", type=float, nargs=2, metavar=("LOSS", "RATE"), help="instead of what plain DDP reaches"
+    )
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--curves", action="store_true", help="count steps to the loss only; time nothing")
     parser.add_argument("--links", action="store_true", help="time steps over the links only; count none to a loss")
@@ -117,7 +120,7 @@ def main() -> int:
     curves = Curves(kept, asked)
     results: dict[str, Any] = {"rates": {}}
     with workers(SCRIPT, 2) as ranks:
-        goal, rate = curves.goal(ranks)
+        goal, rate = options.goal or curves.goal(ranks)
         print(f"goal: held-out loss {goal:.4f} (learning rate {rate:g})", flush=True)
         fixed = ["ddp", *options.hooks, *(f"own:{spec}" for spec in options.own if f"own:{spec}" != AUTO)]
         arrivals = {exchange: curves.arrival(ranks, exchange, goal, rate) for exchange in fixed}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ SCRIPT = Path(__file__).with_name("rank.py")
 AUTO = "own:auto"
 # In these `auto` has measured the link and come to rest; what they take beyond as many usual steps is its start.
 _STARTING_STEPS = 40
+# A few steps at full speed; whoever takes longer waits for a collective that the other rank will never make.
+_FEW_STEPS_S = 90.0
 
 
 @dataclass
@@ -54,10 +56,11 @@ class _Link:
         answers = self._ranks.ask({"do": "stand", "name": _name(one), "setting": asdict(one)}, 600)
         return max(answer["seconds"] for answer in answers)
 
-    def block(self, one: Setting, steps: int) -> tuple[list[float], float]:
+    def block(self, one: Setting, steps: int, timeout_s: float = 3600) -> tuple[list[float], float]:
         """Seconds of each step, the slowest rank's, and bytes per step."""
         before = self._source.sent_bytes()
-        answers = self._ranks.ask({"do": "block", "name": _name(one), "steps": steps, "tokens": self._tokens}, 3600)
+        task = {"do": "block", "name": _name(one), "steps": steps, "tokens": self._tokens}
+        answers = self._ranks.ask(task, timeout_s)
         sent = (self._source.sent_bytes() - before) / steps
         return [max(step) for step in zip(*(answer["seconds"] for answer in answers), strict=True)], sent
 
@@ -70,8 +73,15 @@ class _Link:
         return self._ranks.ask({"do": "decided", "name": _name(one)}, 60)[0]
 
 
-def timed(mbit: float, settings: Sequence[Setting], tokens: int, blocks: int, block_steps: int) -> Timed:
-    """Time all of them at one rate; 0 is unlimited. One that breaks the process group is left out, and said.
+def timed(
+    mbit: float,
+    settings: Sequence[Setting],
+    tokens: int,
+    blocks: int,
+    block_steps: int,
+    broken_one: Callable[[Setting], object],
+) -> Timed:
+    """Time all of them at one rate; 0 is unlimited. One that breaks the process group is left out, and told.
 
     Raises:
         CableOff: the link does not do what was set.
@@ -89,6 +99,7 @@ def timed(mbit: float, settings: Sequence[Setting], tokens: int, blocks: int, bl
                     for host in pair:
                         host.limit(mbit or None)
                     return _measure(link, left, cable, blocks, block_steps)
+        broken_one(broken)
         left = [one for one in left if one != broken]
 
 
@@ -97,7 +108,7 @@ def _stand_all(link: _Link, settings: Sequence[Setting], mbit: float) -> Setting
     for one in settings:
         try:
             link.stand(one)
-            link.block(one, one.dense_steps + 2)
+            link.block(one, one.dense_steps + 2, _FEW_STEPS_S)
         except TaskFailed as error:
             print(f"  {_name(one)} at {mbit:g} Mbit/s: left out: {error}", flush=True)
             return one
