@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,6 +124,67 @@ def course(world: World, plan: str, steps: int, dtype: str = "float32", **option
     made = under_plan(parallel, MICROBATCH, 1.0, steps)
     parallel.close()
     return {"losses": made.losses, "bits": made.bits()}
+
+
+def on_hosts(world: World, plan: str, hosts: str, way: str, cache: str, **options: Any) -> dict[str, Any]:
+    """Train as if rank i were on host `hosts[i]`, all sums along dp_replicate by one algorithm.
+
+    Returns:
+        "losses" and "bits"; "sent" bytes by level in the last step; "held": a hash of each parameter on this rank.
+    """
+    os.environ |= {"DISTROML_HOST": hosts[world.rank], "DISTROML_CACHE": cache}
+    try:
+        quirks = Quirks(tied=True, late=True, width=8)
+        parallel = spread(world, plan, quirks, 1, torch.float32, **options)
+    finally:
+        del os.environ["DISTROML_HOST"], os.environ["DISTROML_CACHE"]
+    ways = parallel.sums.ways
+    ways.update(dict.fromkeys(ways, ways[way]))
+    under_plan(parallel, 1, 1.0, 2)
+    parallel.sent()
+    made = under_plan(parallel, 1, 1.0, 3)
+    sent: Counter[str] = Counter()
+    for (_, level, _), size in parallel.sent().items():
+        sent[level] += size
+    held = {name: hashlib.sha256(own.numpy().tobytes()).hexdigest() for name, own in parallel.local_tensors()}
+    parallel.close()
+    return {"losses": made.losses, "bits": made.bits(), "sent": dict(sent), "held": held}
+
+
+def lost_between_hosts(world: World, hosts: str, cache: str, compress: str) -> str:
+    """Rank 1's connections end while all ranks sum by the hierarchy, again and again; what each rank's wait ends in.
+
+    As in training, a rank that lost another ends its own connections: ranks of other hosts may wait for it alone.
+    """
+    connections = Connections()
+    os.environ |= {"DISTROML_HOST": hosts[world.rank], "DISTROML_CACHE": cache}
+    try:
+        parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=8), MICROBATCH, compress=compress)
+    finally:
+        del os.environ["DISTROML_HOST"], os.environ["DISTROML_CACHE"]
+    ways = parallel.sums.ways
+    ways.update(dict.fromkeys(ways, ways["hierarchical"]))
+    step(parallel, 1)
+    connections.complete()
+    if world.rank == 1:
+        threading.Timer(0.2, connections.sever).start()
+    exchange = parallel.exchange
+    try:
+        for number in range(2, 1_000_000):
+            if exchange is None:
+                parallel.sums.start(torch.ones(1 << 18)).wait()
+                continue
+            exchange.open(number)
+            exchange.announce(torch.tensor(1.0))
+            begun = [exchange.begin(one.number, one.spec, torch.ones(one.spec.numel)) for one in exchange.buffers]
+            for pending in begun:
+                pending.wait()
+    except PeerLost:
+        connections.sever()
+        return "lost"
+    finally:
+        parallel.close()
+    return "no error"
 
 
 def differing(world: World) -> str:

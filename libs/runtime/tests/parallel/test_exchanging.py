@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from pathlib import Path
+
 import pytest
 
 from tests.numerics.pool import Pool
@@ -79,6 +82,41 @@ def test_a_gradient_that_is_no_number_stays_out_of_residuals(pool: Pool, plan: s
 
 def test_a_peer_that_goes_away_is_an_error(pool: Pool) -> None:
     assert pool.run(f"{RANKS}left_alone", 2) == ["lost", "gone"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "hosts", "options"),
+    [
+        ("dp_replicate=4", "abab", {"compress": "powersgd:1"}),
+        ("dp_replicate=4,tp=2", "aaaabbbb", {}),
+        ("dp_replicate=4,pp=2", "aabbaabb", {}),
+        ("dp_replicate=4,dp_shard=2", "aaaabbbb", {"compress": "powersgd:1", "compress_shard": "int8"}),
+    ],
+)
+def test_replicas_on_several_hosts_sum_by_the_hierarchy_under_every_plan(
+    pool: Pool, plan: str, hosts: str, options: dict, tmp_path: Path
+) -> None:
+    """The same as by a ring but for rounding, alike on every rank, and with fewer bytes between hosts."""
+    flat, layered = (
+        pool.run(f"{RANKS}on_hosts", len(hosts), 120, plan=plan, hosts=hosts, way=way, cache=str(tmp_path), **options)
+        for way in ("flat", "hierarchical")
+    )
+    assert len({answer["bits"] for answer in layered}) == 1
+    assert layered[0]["losses"] == pytest.approx(flat[0]["losses"], rel=1e-4)
+    held: defaultdict[str, set[str]] = defaultdict(set)
+    for answer in layered:
+        for name, bits in answer["held"].items():
+            held[name].add(bits)
+    tied = held["embed.weight"] if "pp" in plan else held["norm.weight"]
+    assert len(tied) == (2 if "dp_shard" in plan else 1), "what several ranks hold alike has parted"
+    between = [sum(answer["sent"].get("cluster", 0) for answer in answers) for answers in (layered, flat)]
+    assert 0 < between[0] < between[1]
+
+
+@pytest.mark.parametrize("compress", ["none", "powersgd:1"])
+def test_a_peer_lost_in_a_sum_by_the_hierarchy_ends_every_wait(pool: Pool, compress: str, tmp_path: Path) -> None:
+    answers = pool.run(f"{RANKS}lost_between_hosts", 4, 60, hosts="aabb", cache=str(tmp_path), compress=compress)
+    assert answers == ["lost"] * 4
 
 
 @pytest.mark.parametrize("options", [{"compress_shard": "int8"}, {"compress_shard": "int4", "compress": "int4"}])

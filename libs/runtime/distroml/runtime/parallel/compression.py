@@ -12,10 +12,13 @@ from torch import nn
 
 from distroml.planner import Plan, PlanRefused
 from distroml.planner.compression import AUTO
+from distroml.runtime.comm.algorithms import Arrangement, host_name
 from distroml.runtime.compress import Scheme
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import Collectives, World, communication
 from distroml.runtime.parallel.compressed import CompressedExchange
+from distroml.runtime.parallel.mesh import Mesh
+from distroml.runtime.parallel.reducer import fastest_sums
 from distroml.runtime.parallel.shardsums import SHARD_CODECS, ShardSums
 
 Residuals = Literal["folded", "exact"]
@@ -103,15 +106,19 @@ def replica_exchange(plan: Plan, world: World, compression: Compression, seed: i
     """
     if not compression.on:
         return None
-    return CompressedExchange(_own_group(plan, world), compression.first_scheme, seed=seed, device=world.device)
+    group = _own_group(plan, world)
+    sums = fastest_sums(world, group)
+    return CompressedExchange(group, compression.first_scheme, seed=seed, device=world.device, sums=sums)
 
 
-def shard_sums(plan: Plan, roots: Sequence[nn.Module], compression: Compression, seed: int) -> ShardSums | None:
-    """What sums gradients along dp_shard with compression; None where there is none.
+def shard_sums(mesh: Mesh, roots: Sequence[nn.Module], compression: Compression, seed: int) -> ShardSums | None:
+    """What sums gradients along dp_shard with compression; None where there is none. Collective.
 
     Raises:
         PlanRefused: the plan has tp, too.
+        PeerLost: another rank is gone.
     """
+    plan = mesh.plan
     codec = SHARD_CODECS.get(compression.shard)
     if codec is None or plan.dp_shard == 1:
         return None
@@ -121,7 +128,8 @@ def shard_sums(plan: Plan, roots: Sequence[nn.Module], compression: Compression,
             f"compress_shard={compression.shard!r} is not possible with tp={plan.tp}: parameters that all tp ranks "
             "hold would come apart; leave out compress_shard, or use tp=1"
         )
-    sums = ShardSums(codec, seed)
+    ranks = dist.get_process_group_ranks(mesh.group("dp_shard"))
+    sums = ShardSums(codec, seed, Arrangement.of(ranks, Collectives(mesh.world).gather(host_name())))
     sums.take_over(roots)
     return sums
 
