@@ -51,6 +51,13 @@ def test_all_ranks_train_alike_and_nearly_as_without(pool: Pool, plan: str, comp
     assert coded[0]["losses"][-1] < 0.5 * coded[0]["losses"][0]
 
 
+def test_the_size_of_buckets_changes_nothing_but_the_order_of_sums(pool: Pool) -> None:
+    small, large = (
+        pool.run(f"{RANKS}course", 4, 120, plan=f"dp_replicate=4,bucket_mb={size}", steps=6) for size in (0.001, 25)
+    )
+    assert small[0]["losses"] == pytest.approx(large[0]["losses"], rel=1e-5)
+
+
 def test_fewer_bytes_are_sent(pool: Pool) -> None:
     plain, coded = (
         pool.run(f"{RANKS}identity", 2, plan="dp_replicate=2", compress=scheme)[0] for scheme in ("bf16", "int4")

@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from distroml.planner import Plan
+from distroml.planner import Plan, PlanRefused, parse_wish
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.elastic.world import choose_device
 from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals
@@ -81,6 +81,11 @@ def parallelize(
             different ones.
         PeerLost: another rank is gone.
     """
+    if isinstance(plan, str) and parse_wish(plan).tune_bucket:
+        raise PlanRefused(
+            "bucket_mb=auto is measured by Trainer, which knows the optimizer and the batch; give a size in MiB, or "
+            "leave it out"
+        )
     compression = Compression(compress, residuals, compress_shard)
     world = world or _world_of_process_group()
     source: WeightSource | None = None

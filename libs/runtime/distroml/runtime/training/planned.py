@@ -18,7 +18,7 @@ from distroml.runtime.comm.algorithms import Chosen
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
-from distroml.runtime.parallel.live import Workload, plan_live
+from distroml.runtime.parallel.live import Workload, plan_live, tune_bucket
 from distroml.runtime.parallel.remembered import LivePlan, cache_folder, remember
 from distroml.runtime.training.settings import Settings
 from distroml.runtime.training.source import ModelSource
@@ -54,7 +54,9 @@ class Planned:
         self._told = False
         data = settings.data
         request = settings.plan
-        if request == "auto":
+        tunes = isinstance(request, str) and bool(parse_wish(request).tune_bucket)
+        work: Workload | None = None
+        if request == "auto" or tunes:
             model, weights = source.to_survey()
             work = Workload(
                 model=model,
@@ -66,12 +68,11 @@ class Planned:
                 precision=settings.precision,
                 weights=weights,
             )
+        if work is not None and not tunes:
             wish = parse_wish("sequence_parallel=no" if settings.compiled else "auto")
             self._live = plan_live(work, world, wish, self._cache)
-        self.plan: Plan = (
-            self._live.plan
-            if self._live is not None
-            else choose_plan(
+        if self._live is None:
+            given = choose_plan(
                 source.blank(),
                 request or "auto",
                 world,
@@ -80,7 +81,10 @@ class Planned:
                 global_batch=data.global_batch,
                 microbatch=data.microbatch,
             )
-        )
+            self._live = tune_bucket(work, world, given, self._cache) if work is not None and tunes else None
+        else:
+            given = self._live.plan
+        self.plan: Plan = given if self._live is None else self._live.plan
 
     def tell(self, parameters: int, sums: Chosen | None) -> None:
         """Say which plan this generation trains with, how it sums gradients, and what is promised of it."""
