@@ -267,6 +267,38 @@ def shard_sums_mean(world: World) -> dict[str, Any]:
     }
 
 
+def gathered(world: World, plan: str, **options: Any) -> dict[str, Any]:
+    """A training, and what is left of the least of steps: shards are no multiples of a code's."""
+    quirks = Quirks(tied=True, late=True, width=16)
+    parallel = spread(world, plan, quirks, MICROBATCH, torch.float32, **options)
+    first = {name: value.clone() for name, value in parallel.full_tensors()}
+    step(parallel, 1)
+    sent = {"/".join(way): size for way, size in parallel.sent().items() if way[2] == "int8 gather"}
+    torch.optim.SGD(parallel.parameters(), lr=1e-5).step()
+    moved = {name: float((value - first[name]).abs().max()) for name, value in parallel.full_tensors()}
+    made = under_plan(parallel, MICROBATCH, 1.0, 8)
+    parallel.close()
+    digest = hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in first.values()))
+    return {
+        "losses": made.losses,
+        "bits": made.bits(),
+        "first": digest.hexdigest(),
+        "least": min(moved.values()),
+        "most": max(moved.values()),
+        "sent": sent,
+        "elements": sum(value.numel() for value in first.values()),
+    }
+
+
+def refused(world: World, plan: str, **options: Any) -> str:
+    """What is said of a plan that is not possible."""
+    try:
+        spread(world, plan, Quirks(width=8), MICROBATCH, torch.float32, **options)
+    except (PlanRefused, ValueError) as error:
+        return str(error)
+    return "accepted"
+
+
 def shards_and_tp(world: World) -> str:
     """What is said of compress_shard beside tp."""
     try:

@@ -150,6 +150,37 @@ def test_coded_sums_of_shards_are_refused_beside_tp(pool: Pool) -> None:
         assert "use tp=1" in told
 
 
+@pytest.mark.parametrize("plan", ["dp_shard=2", "dp_replicate=2,dp_shard=2", "pp=2,dp_shard=2"])
+def test_parameters_may_be_gathered_as_codes_while_shards_stay_exact(pool: Pool, plan: str) -> None:
+    world_size = 2 if plan == "dp_shard=2" else 4
+    dense = pool.run(f"{RANKS}gathered", world_size, 120, plan=plan)
+    coded = pool.run(f"{RANKS}gathered", world_size, 120, plan=plan, compress_gather="int8")
+    assert len({answer["bits"] for answer in coded}) == 1
+    assert coded[0]["bits"] != dense[0]["bits"]
+    assert coded[0]["losses"] == pytest.approx(dense[0]["losses"], rel=0.05)
+    for answer in coded:
+        assert answer["first"] == dense[0]["first"], "what is kept was rounded"
+        # Far below a code's step, and yet in the shards.
+        assert 0 < answer["least"] <= answer["most"] < 1e-3
+        assert set(answer["sent"]) == {"dp_shard/node/int8 gather"}
+    if plan == "dp_shard=2":
+        # As they are: 4 bytes of half of the elements, for two passes each way.
+        assert coded[0]["sent"]["dp_shard/node/int8 gather"] < 0.4 * 4 * 4 * coded[0]["elements"] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"plan": "dp_shard=2,tp=2", "compress_gather": "int8"}, "use tp=1"),
+        ({"plan": "dp_shard=4", "compress_gather": "int8", "compiled": True}, "compiled=False"),
+        ({"plan": "dp_shard=4", "compress_gather": "int4"}, "compress_gather='int4' is not possible"),
+    ],
+)
+def test_coded_gathers_are_refused_where_they_do_not_work(pool: Pool, options: dict, said: str) -> None:
+    for told in pool.run(f"{RANKS}refused", 4, 120, **options):
+        assert said in told
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_gradients_of_other_kinds_go_through_float32(pool: Pool, dtype: str) -> None:
     dense, coded = (

@@ -15,7 +15,14 @@ from distroml.planner import Plan
 from distroml.runtime.checkpoint import OWN, RESIDUALS
 from distroml.runtime.comm import WireCount
 from distroml.runtime.elastic import Collectives, communication
-from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange, shard_sums
+from distroml.runtime.parallel.compression import (
+    NO_COMPRESSION,
+    Compression,
+    agree_on,
+    replica_exchange,
+    shard_gathers,
+    shard_sums,
+)
 from distroml.runtime.parallel.divide import Loss, Part
 from distroml.runtime.parallel.gathering import whole_of
 from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
@@ -70,6 +77,7 @@ class ParallelModel:
         agree_on(compression, self.collectives)
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
         self.shard_sums = shard_sums(mesh, part.roots, compression, seed)
+        self.shard_gathers = shard_gathers(mesh, part.roots, compression)
         self.gradients: Gradients
         self.sums = (
             fastest_sums(mesh.world, mesh.group("dp_replicate")) if self.exchange is None else self.exchange.sums
@@ -206,17 +214,17 @@ class ParallelModel:
         return votes[0] / votes[1], norm
 
     def sent(self) -> dict[tuple[str, str, str], int]:
-        """Bytes that this rank sent for gradients since the last call, by axis, level and scheme.
+        """Bytes that this rank sent for gradients and coded parameters since the last call, by axis, level and scheme.
 
-        What torch itself sums along dp_shard and tp is not counted; nor how often a step was made without compression:
-        it is asked once for each.
+        What torch itself sums and gathers along dp_shard and tp is not counted. Without compression it is what one step
+        sends, however many were made.
         """
         count = WireCount()
         if self.sums is not None:
             for level, sent in (one for size in self._dense_bytes for one in self.sums.sent_bytes(size).items()):
                 count.add("dp_replicate", level, "none", sent)
         found = count.take()
-        for wire in [one.wire for one in (self.exchange, self.shard_sums) if one is not None]:
+        for wire in [one.wire for one in (self.exchange, self.shard_sums, self.shard_gathers) if one is not None]:
             found |= wire.take()
         return found
 
