@@ -113,7 +113,7 @@ class Planned:
                 alternatives_hash=self._keep_alternatives(live) if live is not None else "",
             )
         )
-        if (told := _links(world.generation, live, sums)) is not None:
+        if (told := links_told(world.generation, live, sums)) is not None:
             self._link.send(told)
 
     def _keep_alternatives(self, live: LivePlan) -> str:
@@ -160,7 +160,7 @@ class Planned:
             log.info("the plan's prediction does not stand: %s; %s", how, then)
 
 
-def _links(generation: int, live: LivePlan | None, sums: Chosen | None) -> LinksProbed | None:
+def links_told(generation: int, live: LivePlan | None, sums: Chosen | None) -> LinksProbed | None:
     """What was measured of links, by the search for a plan or the choice of sums; None where neither did."""
     probed = live.links if live is not None else None
     choice = sums.choice if sums is not None and sums.choice.timed else None
