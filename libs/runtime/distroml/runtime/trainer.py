@@ -92,6 +92,8 @@ class Trainer(Generic[Batch]):
             chooses for each bucket. None: what the job says, else "none".
         compress_shard: the same for the sums of sharded gradients, along dp_shard: "none", "int8" or "int4". Rounding
             is right in the mean, and nothing is kept.
+        compress_gather: the code as which sharded parameters are gathered for a pass: "none" or "int8", rounded to the
+            nearest. Shards, and with them checkpoints, stay exact.
         residuals: what checkpoints have of what compression keeps: "folded", the sum over replicas, which any world
             size takes over; or "exact", each rank's own beside it, so that the same world size goes on bit for bit.
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so; parameters,
@@ -129,6 +131,7 @@ class Trainer(Generic[Batch]):
         plan: str | Plan | None = None,
         compress: str | None = None,
         compress_shard: str = "none",
+        compress_gather: str = "none",
         residuals: Residuals = "folded",
         precision: Precision = "fp32",
         compiled: bool = False,
@@ -155,7 +158,7 @@ class Trainer(Generic[Batch]):
             eval_every=eval_every,
             grad_clip=grad_clip,
             plan=plan,
-            compression=Compression(compress, residuals, compress_shard),
+            compression=Compression(compress, residuals, compress_shard, compress_gather),
             precision=precision,
             compiled=compiled,
             seed=seed,

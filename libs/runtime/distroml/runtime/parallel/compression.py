@@ -12,10 +12,14 @@ from torch import nn
 
 from distroml.planner import Plan, PlanRefused
 from distroml.planner.compression import AUTO
+from distroml.runtime.comm.algorithms import Arrangement, host_name
 from distroml.runtime.compress import Scheme
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import Collectives, World, communication
 from distroml.runtime.parallel.compressed import CompressedExchange
+from distroml.runtime.parallel.mesh import Mesh
+from distroml.runtime.parallel.reducer import fastest_sums
+from distroml.runtime.parallel.shardgathers import GATHER_CODECS, ShardGathers
 from distroml.runtime.parallel.shardsums import SHARD_CODECS, ShardSums
 
 Residuals = Literal["folded", "exact"]
@@ -35,6 +39,7 @@ class Compression:
         residuals: what checkpoints keep of what compression holds back: "folded" is one copy, the ranks' sum; "exact"
             is each rank's own beside it, with which a restart at the same world size and plan goes on bit for bit.
         shard: by which gradients are summed along dp_shard: "none", "int8" or "int4".
+        gather: by which parameters are gathered along dp_shard: "none" or "int8".
 
     Raises:
         ValueError: there is no such scheme or kind of residuals, or not along dp_shard; says what there is.
@@ -43,6 +48,7 @@ class Compression:
     scheme: str = "none"
     residuals: Residuals = "folded"
     shard: str = "none"
+    gather: str = "none"
 
     def __post_init__(self) -> None:
         if not self.adapts:
@@ -55,6 +61,12 @@ class Compression:
                 f"compress_shard={self.shard!r} is not possible: along dp_shard nothing is fed back, since a residual "
                 "would be as large as the whole model on every rank, so that only codes that are right in the mean "
                 f"will do: {', '.join(SHARD_CODECS)}; {self.shard} is possible along dp_replicate, by compress="
+            )
+
+        if self.gather not in ("none", *GATHER_CODECS):
+            raise ValueError(
+                f"compress_gather={self.gather!r} is not possible: parameters are gathered as they are ('none') or as "
+                f"{', '.join(GATHER_CODECS)}"
             )
 
     @property
@@ -89,7 +101,7 @@ def agree_on(compression: Compression, collectives: Collectives) -> None:
     if len(wanted) > 1:
         told = "; ".join(
             f"rank {', '.join(map(str, ranks))}: compress={one.scheme!r}, compress_shard={one.shard!r}, "
-            f"residuals={one.residuals!r}"
+            f"compress_gather={one.gather!r}, residuals={one.residuals!r}"
             for one, ranks in wanted.items()
         )
         raise CompressionDiffers(f"the ranks want different compression ({told}); start all of them alike")
@@ -103,15 +115,19 @@ def replica_exchange(plan: Plan, world: World, compression: Compression, seed: i
     """
     if not compression.on:
         return None
-    return CompressedExchange(_own_group(plan, world), compression.first_scheme, seed=seed, device=world.device)
+    group = _own_group(plan, world)
+    sums = fastest_sums(world, group)
+    return CompressedExchange(group, compression.first_scheme, seed=seed, device=world.device, sums=sums)
 
 
-def shard_sums(plan: Plan, roots: Sequence[nn.Module], compression: Compression, seed: int) -> ShardSums | None:
-    """What sums gradients along dp_shard with compression; None where there is none.
+def shard_sums(mesh: Mesh, roots: Sequence[nn.Module], compression: Compression, seed: int) -> ShardSums | None:
+    """What sums gradients along dp_shard with compression; None where there is none. Collective.
 
     Raises:
         PlanRefused: the plan has tp, too.
+        PeerLost: another rank is gone.
     """
+    plan = mesh.plan
     codec = SHARD_CODECS.get(compression.shard)
     if codec is None or plan.dp_shard == 1:
         return None
@@ -121,9 +137,34 @@ def shard_sums(plan: Plan, roots: Sequence[nn.Module], compression: Compression,
             f"compress_shard={compression.shard!r} is not possible with tp={plan.tp}: parameters that all tp ranks "
             "hold would come apart; leave out compress_shard, or use tp=1"
         )
-    sums = ShardSums(codec, seed)
+    sums = ShardSums(codec, seed, _shards_on_hosts(mesh))
     sums.take_over(roots)
     return sums
+
+
+def shard_gathers(mesh: Mesh, roots: Sequence[nn.Module], compression: Compression) -> ShardGathers | None:
+    """What gathers parameters along dp_shard as codes; None where they are gathered as they are. Collective.
+
+    Raises:
+        PlanRefused: the plan has tp, too, or parameters are gathered together that are of several kinds.
+        PeerLost: another rank is gone.
+    """
+    plan = mesh.plan
+    if compression.gather == "none" or plan.dp_shard == 1:
+        return None
+    if plan.tp > 1:
+        raise PlanRefused(
+            f"compress_gather={compression.gather!r} is not possible with tp={plan.tp}: shards of what tp divides lie "
+            "in a unit's buffer in another way than is known here; leave out compress_gather, or use tp=1"
+        )
+    gathers = ShardGathers(plan.dp_shard, _shards_on_hosts(mesh))
+    gathers.take_over(roots)
+    return gathers
+
+
+def _shards_on_hosts(mesh: Mesh) -> Arrangement:
+    ranks = dist.get_process_group_ranks(mesh.group("dp_shard"))
+    return Arrangement.of(ranks, Collectives(mesh.world).gather(host_name()))
 
 
 def _own_group(plan: Plan, world: World) -> dist.ProcessGroup | None:

@@ -13,9 +13,16 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from distroml.planner import Plan
 from distroml.runtime.checkpoint import OWN, RESIDUALS
-from distroml.runtime.comm.algorithms import Chosen
+from distroml.runtime.comm import WireCount
 from distroml.runtime.elastic import Collectives, communication
-from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange, shard_sums
+from distroml.runtime.parallel.compression import (
+    NO_COMPRESSION,
+    Compression,
+    agree_on,
+    replica_exchange,
+    shard_gathers,
+    shard_sums,
+)
 from distroml.runtime.parallel.divide import Loss, Part
 from distroml.runtime.parallel.gathering import whole_of
 from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
@@ -40,7 +47,7 @@ class ParallelModel:
         plan: how it is spread.
         mesh: the plan's axes.
         gradients: of the current step.
-        sums: the algorithms by which whole copies sum their gradients; None: they do so in another way.
+        sums: the algorithms by which gradients are summed along dp_replicate; None: there is nothing to sum.
     """
 
     def __init__(
@@ -69,12 +76,13 @@ class ParallelModel:
         self._plain = plan.world_size == plan.dp_replicate
         agree_on(compression, self.collectives)
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
-        self.shard_sums = shard_sums(plan, part.roots, compression, seed)
+        self.shard_sums = shard_sums(mesh, part.roots, compression, seed)
+        self.shard_gathers = shard_gathers(mesh, part.roots, compression)
         self.gradients: Gradients
-        self.sums: Chosen | None = None
+        self.sums = (
+            fastest_sums(mesh.world, mesh.group("dp_replicate")) if self.exchange is None else self.exchange.sums
+        )
         if self._plain:
-            if self.exchange is None:
-                self.sums = fastest_sums(mesh.world)
             exchange = self.exchange or SumExchange(self.collectives, self.sums)
             reducer = GradientReducer(trainable, exchange, bucket_mb=plan.bucket_mb)
             layout = dict(enumerate(reducer.layout))
@@ -91,9 +99,11 @@ class ParallelModel:
                 partial=part.split.summed if part.split is not None else (),
                 tied=part.pipeline.tied if part.pipeline is not None else (),
                 exchange=self.exchange,
+                sums=self.sums,
             )
             layout = divided.layout
             self.gradients = divided
+        self._dense_bytes = [] if self.exchange is not None else [s.numel * s.dtype.itemsize for s in layout.values()]
         if self.exchange is not None:
             self.exchange.prepare(layout)
 
@@ -202,6 +212,21 @@ class ParallelModel:
             scale = scale * torch.clamp(grad_clip / (norm + 1e-6), max=1.0)
         self.gradients.scale(scale)
         return votes[0] / votes[1], norm
+
+    def sent(self) -> dict[tuple[str, str, str], int]:
+        """Bytes that this rank sent for gradients and coded parameters since the last call, by axis, level and scheme.
+
+        What torch itself sums and gathers along dp_shard and tp is not counted. Without compression it is what one step
+        sends, however many were made.
+        """
+        count = WireCount()
+        if self.sums is not None:
+            for level, sent in (one for size in self._dense_bytes for one in self.sums.sent_bytes(size).items()):
+                count.add("dp_replicate", level, "none", sent)
+        found = count.take()
+        for wire in [one.wire for one in (self.exchange, self.shard_sums, self.shard_gathers) if one is not None]:
+            found |= wire.take()
+        return found
 
     def blame(self) -> str:
         """Whose gradients were no finite number in this step, as far as compression found out; after the waits."""

@@ -159,7 +159,7 @@ class Run:
             stop_at_non_finite=settings.non_finite == "fail",
             wishes=self._wishes,
         )
-        self._planned.tell(parameter_count(self._source.blank()))
+        self._planned.tell(parameter_count(self._source.blank()), self.parallel.sums)
         if settings.compression.adapts:
             self._adapting = adapting_of(self.parallel, self._link, world, self._recorded)
         if self._adapting is not None:
