@@ -15,6 +15,7 @@ from distroml.runtime.compress.codecs import BF16, INT4, INT8, SIGN, TopK
 from distroml.runtime.compress.gpu.launching import Kernels
 
 TYPES = {torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
+KINDS = ("int8", "int4", "sign", "bf16")
 CODECS = {codec.name: codec for codec in (INT8, INT4, SIGN, BF16, TopK(0.3))}
 # What rounds otherwise than the definition: fused, approximate, or with denormal numbers as zero.
 INEXACT = re.compile(r".*(?:\bfma\b|\bdiv\.full|\.approx|\.ftz).*")
@@ -47,7 +48,7 @@ def compiled(capability: int, kernel: Any, arguments: tuple[object, ...], known:
 
 
 @pytest.mark.parametrize("name", CODECS)
-@pytest.mark.parametrize(("capability", "numel", "feedback"), [(90, 4096, True), (80, 1, False), (100, 4099, True)])
+@pytest.mark.parametrize(("capability", "numel", "feedback"), [(90, 4096, True), (80, 1, False)])
 def test_what_is_launched_compiles_and_rounds_as_the_definition(
     name: str, capability: int, numel: int, feedback: bool
 ) -> None:
@@ -58,15 +59,19 @@ def test_what_is_launched_compiles_and_rounds_as_the_definition(
         assert not INEXACT.findall(compiled(capability, kernel, arguments, known))
         seen.add(kernel.__name__)
 
-    codec, x = CODECS[name], torch.zeros(numel)
-    codes = torch.zeros(2 if feedback else 1, codec.size(numel), dtype=torch.uint8)
-    codec.encode_by(Kernels(launch), x, torch.zeros(numel) if feedback else None, 2.0, 1, codes[0])
-    if isinstance(codec, TopK):
-        assert {"first_nonfinite", "topk_keys", "topk_count", "topk_place"} <= seen
-        assert ("settle_kept" in seen) is feedback
-    else:
-        codec.add_by(Kernels(launch), codes, x)
+    kernels, count = Kernels(launch), 2 if feedback else 1
+    x, residual = torch.zeros(numel), torch.zeros(numel) if feedback else None
+    codes = torch.zeros(count, CODECS[name].size(numel), dtype=torch.uint8)
+    if name in KINDS:
+        kernels.encode(name, x, residual, 2.0, 1, codes[0])
+        kernels.add(name, codes, x)
         assert len(seen) == 3
+    else:
+        k = CODECS[name].kept(numel)
+        indices, values = torch.zeros(k, dtype=torch.int32), torch.zeros(k)
+        kernels.topk_select(x, residual, 2.0, 1, codes[0], indices, values)
+        kernels.topk_settle(x, torch.zeros(numel), 2.0, indices, values, values)
+        assert len(seen) == 6
 
 
 def test_the_rule_finds_what_rounds_otherwise() -> None:

@@ -15,13 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarn
 KERNELS = Kernels()
 
 # Every edge of a block, byte, nibble and tile, with every kind of vector, in turn.
-SIZES = (1, 2, 7, 8, 9, 127, 129, 255, 257, 1023, 1024, 1025, 2049, 4099)
+SIZES = (1, 2, 7, 8, 9, 17, 127, 129, 255, 257, 512, 513, 1023, 1024, 1025, 1500, 2049)
 CARRIES = (1.0, 4096.0, 3.0, 1e-3)
-CASES = [
-    (numel, KINDS[(index + turn) % len(KINDS)], CARRIES[index % 4], (index + turn) % 3 > 0)
-    for turn in (0, 3)
-    for index, numel in enumerate(SIZES)
-]
+CASES = [(numel, KINDS[index % 7], CARRIES[index % 4], index % 3 > 0) for index, numel in enumerate(SIZES)]
 
 
 def agree(name: str, numel: int, kind: str, carry: float, feedback: bool, begin: int = 0) -> None:
@@ -54,23 +50,13 @@ def test_a_code_may_begin_anywhere(name: str) -> None:
     agree(name, 1500, "normal", 2.0, True, begin=1)
 
 
-@pytest.mark.parametrize("numel", [65536, 65537, 140_001])
-@pytest.mark.parametrize("kind", ["normal", "ties", "zeros"])
+@pytest.mark.parametrize(("numel", "kind"), [(65_536, "zeros"), (65_537, "ties"), (131_100, "normal")])
 def test_top_k_over_chunks(numel: int, kind: str) -> None:
     agree("topk:0.01", numel, kind, 1.0, False)
 
 
-def test_top_k_of_ties_takes_the_first_and_of_sorted_vectors_the_last() -> None:
-    for x in (torch.ones(70_000), torch.arange(1.0, 70_001), -torch.arange(1.0, 70_001)):
-        fast, naive = torch.empty(2, TopK(0.01).size(70_000), dtype=torch.uint8)
-        TopK(0.01).encode_by(KERNELS, x, None, 1.0, 1, fast)
-        oracle.encode(TopK(0.01).oracle, x, None, 1.0, 1, naive)
-        assert torch.equal(fast, naive)
-
-
 @pytest.mark.parametrize("name", CODECS)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("at", [0, 4500, 4998])
+@pytest.mark.parametrize(("bad", "at"), [(float("nan"), 0), (float("inf"), 4500), (float("-inf"), 4998)])
 def test_what_is_not_finite_changes_nothing(name: str, bad: float, at: int) -> None:
     codec, x, residual = CODECS[name], vector("normal", 5000, 1), vector("normal", 5000, 2)
     x[at] = x[4999] = bad
