@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distroml.runtime.compress.codecs import DamagedCode, NonFinite, TopK, oracle
+from distroml.runtime.compress.codecs import SIGN, DamagedCode, NonFinite, TopK, oracle
 from distroml.runtime.compress.codecs.fast import usable
 from distroml.runtime.compress.gpu.launching import Kernels
-from libs.runtime.tests.compress.test_codecs import CODECS, KINDS, decoded, same_bits, vector
+from libs.runtime.tests.compress.test_codecs import CODECS, KINDS, decoded, order_matters, same_bits, vector
 
 # The interpreter computes as a GPU does, which says nothing about an infinity.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -53,6 +53,14 @@ def test_a_code_may_begin_anywhere(name: str) -> None:
 @pytest.mark.parametrize(("numel", "kind"), [(65_536, "zeros"), (65_537, "ties"), (131_100, "normal")])
 def test_top_k_over_chunks(numel: int, kind: str) -> None:
     agree("topk:0.01", numel, kind, 1.0, False)
+
+
+def test_a_block_is_summed_in_the_order_of_the_definition() -> None:
+    x = order_matters()
+    fast, naive = torch.empty(2, SIGN.size(x.numel()), dtype=torch.uint8)
+    SIGN.encode_by(KERNELS, x, None, 1.0, 0, fast)
+    oracle.encode(SIGN.oracle, x, None, 1.0, 0, naive)
+    assert torch.equal(fast, naive)
 
 
 @pytest.mark.parametrize("name", CODECS)
