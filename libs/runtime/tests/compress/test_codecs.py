@@ -62,6 +62,19 @@ def vector(kind: str, numel: int, seed: int) -> torch.Tensor:
     return x
 
 
+def order_matters() -> torch.Tensor:
+    """Blocks of `sign` whose mean is another for another order of its sum.
+
+    2^64 + 2^40 lies halfway between two float32. Twice 2^11, which float64 drops where it is added alone, is more.
+    """
+    generator, blocks = torch.Generator().manual_seed(1), torch.zeros(64, 1024)
+    for block in blocks:
+        first, second = torch.randperm(1024, generator=generator)[:2].tolist()
+        block[first] = block[second] = 2.0**11
+    blocks[:, 0], blocks[:, 16] = 2.0**64, 2.0**40
+    return blocks.view(-1)
+
+
 def sizes() -> st.SearchStrategy[int]:
     edges = [1, 2, 7, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 4097, 65537]
     return st.sampled_from(edges) | st.integers(1, 20_000)
@@ -248,6 +261,15 @@ def test_top_k_of_sorted_and_of_periodic_vectors_is_exact(level: str) -> None:
         TopK(0.01).encode(x, None, 1.0, 1, fast)
         oracle.encode(TopK(0.01).oracle, x, None, 1.0, 1, naive)
         assert torch.equal(fast, naive)
+
+
+def test_a_block_is_summed_in_the_order_of_the_definition(level: str) -> None:
+    x = order_matters()
+    fast, naive = torch.empty(2, SIGN.size(x.numel()), dtype=torch.uint8)
+    SIGN.encode(x, None, 1.0, 0, fast)
+    oracle.encode(SIGN.oracle, x, None, 1.0, 0, naive)
+    assert torch.equal(fast, naive)
+    assert len(naive[: 4 * 64].view(torch.float32).unique()) == 2
 
 
 def test_random_numbers_are_uniform_and_of_every_bit_of_the_seed() -> None:

@@ -9,8 +9,8 @@ import torch
 from distroml.runtime.compress.codecs import oracle
 from distroml.runtime.compress.codecs.checks import check_add, check_encode
 from distroml.runtime.compress.codecs.errors import NonFinite
+from distroml.runtime.compress.codecs.fast import CodecKernels, kernels_for
 from distroml.runtime.compress.codecs.noise import fold
-from distroml.runtime.compress.native import kernels_for
 from distroml.runtime.compress.native.library import Kind
 
 
@@ -36,10 +36,23 @@ class BlockCodec:
     ) -> None:
         """See `Codec.encode`."""
         check_encode(vector, residual, carry, out, self.size(vector.numel()))
-        kernels = kernels_for(vector)
+        kernels = kernels_for(self, vector.device)
         if kernels is None:
             oracle.encode(self.oracle, vector, residual, carry, seed, out)
-        elif (bad := kernels.encode(self.kind, vector, residual, carry, fold(seed), out)) >= 0:
+        else:
+            self.encode_by(kernels, vector, residual, carry, seed, out)
+
+    def encode_by(
+        self,
+        kernels: CodecKernels,
+        vector: torch.Tensor,
+        residual: torch.Tensor | None,
+        carry: float,
+        seed: int,
+        out: torch.Tensor,
+    ) -> None:
+        """See `Accelerated.encode_by`."""
+        if (bad := kernels.encode(self.kind, vector, residual, carry, fold(seed), out)) >= 0:
             raise NonFinite(bad)
 
     def add(self, code: torch.Tensor, total: torch.Tensor) -> None:
@@ -49,12 +62,16 @@ class BlockCodec:
 
     def add_all(self, codes: torch.Tensor, total: torch.Tensor) -> None:
         """`add` of each row of `codes`, uint8 `[count, size]`, in one pass over `total`."""
-        kernels = kernels_for(total)
+        kernels = kernels_for(self, total.device)
         if kernels is not None:
-            kernels.add(self.kind, codes, total)
+            self.add_by(kernels, codes, total)
             return
         for code in codes:
             total += self.oracle.decode(code, total.numel())
+
+    def add_by(self, kernels: CodecKernels, codes: torch.Tensor, total: torch.Tensor) -> None:
+        """See `Accelerated.add_by`."""
+        kernels.add(self.kind, codes, total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from distroml.runtime.compress.codecs import oracle
 from distroml.runtime.compress.codecs.blocks import FLOAT32, BlockCodec, CastCodec
 from distroml.runtime.compress.codecs.checks import check_add, check_encode
 from distroml.runtime.compress.codecs.errors import CodecError, DamagedCode, NonFinite
+from distroml.runtime.compress.codecs.fast import CodecKernels, kernels_for
 from distroml.runtime.compress.codecs.noise import fold
-from distroml.runtime.compress.native import Kernels, kernels_for
 
 _MOST = 2**32 - 1
 
@@ -22,8 +22,8 @@ _MOST = 2**32 - 1
 class TopK:
     """The `kept(n)` greatest magnitudes of v, of equal ones the first. Raises `CodecError` and `NonFinite`.
 
-    The kernel estimates a threshold from a sample as Deep Gradient Compression (Lin et al., 2018) does, but only to see
-    most elements once: of those above it, it selects exactly, and where they are too few it looks again.
+    The C++ kernel estimates a threshold from a sample as Deep Gradient Compression (Lin et al., 2018) does, but only to
+    see most elements once: of those above it, it selects exactly, and where they are too few it looks again.
 
     Attributes:
         ratio: kept entries over all, above 0 and at most 1.
@@ -67,23 +67,24 @@ class TopK:
         check_encode(vector, residual, carry, out, self.size(vector.numel()))
         if vector.numel() > _MOST:
             raise CodecError(f"Top-K takes at most {_MOST} elements at once, not {vector.numel()}; use smaller buckets")
-        kernels = kernels_for(vector)
+        kernels = kernels_for(_ANY, vector.device)
         if kernels is None:
             oracle.encode(self.oracle, vector, residual, carry, seed, out)
         else:
-            self._encode(kernels, vector, residual, carry, seed, out)
+            self.encode_by(kernels, vector, residual, carry, seed, out)
 
-    def _encode(
+    def encode_by(
         self,
-        kernels: Kernels,
+        kernels: CodecKernels,
         vector: torch.Tensor,
         residual: torch.Tensor | None,
         carry: float,
         seed: int,
         out: torch.Tensor,
     ) -> None:
-        k = self.kept(vector.numel())
-        indices, values = torch.empty(k, dtype=torch.int32), torch.empty(k)
+        """See `Accelerated.encode_by`."""
+        k, device = self.kept(vector.numel()), vector.device
+        indices, values = torch.empty(k, dtype=torch.int32, device=device), torch.empty(k, device=device)
         bad = kernels.topk_select(vector, residual, carry, fold(seed), out, indices, values)
         if bad >= 0:
             raise NonFinite(bad)
@@ -95,11 +96,19 @@ class TopK:
     def add(self, code: torch.Tensor, total: torch.Tensor) -> None:
         """See `Codec.add`; raises `DamagedCode`."""
         check_add(code, total, self.size(total.numel()))
-        kernels = kernels_for(total)
+        kernels = kernels_for(_ANY, total.device)
         if kernels is None:
             total += self.oracle.decode(code, total.numel())
-            return
+        else:
+            self.add_by(kernels, code[None], total)
+
+    def add_by(self, kernels: CodecKernels, codes: torch.Tensor, total: torch.Tensor) -> None:
+        """See `Accelerated.add_by`."""
         k = self.kept(total.numel())
-        values = self.values.oracle.decode(code[code.numel() - self.values.size(k) :], k)
-        if not kernels.topk_add(code, values, total):
-            raise DamagedCode(f"no Top-K code of {k} entries among {total.numel()} elements has these indices")
+        for code in codes:
+            values = self.values.oracle.decode(code[code.numel() - self.values.size(k) :], k)
+            if not kernels.topk_add(code, values, total):
+                raise DamagedCode(f"no Top-K code of {k} entries among {total.numel()} elements has these indices")
+
+
+_ANY = TopK(0.1)  # kernels that do for one ratio and float32 do for all, of which there may be many in a run
