@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from distroml.runtime.compress.control import Change
+from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
 from distroml.runtime.link import AgentLink, process_link
@@ -94,6 +95,13 @@ class Trainer(Generic[Batch]):
             is right in the mean, and nothing is kept.
         residuals: what checkpoints have of what compression keeps: "folded", the sum over replicas, which any world
             size takes over; or "exact", each rank's own beside it, so that the same world size goes on bit for bit.
+        sync_every: replicas step by themselves and meet after every so many steps: how far each came is averaged, by
+            the scheme of `compress`, and an outer optimizer moves all of them on (local SGD, DiLoCo). Checkpoints and
+            evaluations fall on meetings: one that is due between two of them is made at the next, and a training that
+            is stopped, drained or at its end meets before it saves. `grad_clip` is of each replica's own gradient.
+            Only for plans that replicate. None: what the job says, else gradients are summed at every step.
+        outer_lr: of the outer optimizer, 0.7 as in DiLoCo; 1 with no momentum averages parameters.
+        outer_momentum: of the outer optimizer, Nesterov's.
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so; parameters,
             gradients and optimizer state stay as they are.
         compiled: compile the model's blocks.
@@ -130,6 +138,9 @@ class Trainer(Generic[Batch]):
         compress: str | None = None,
         compress_shard: str = "none",
         residuals: Residuals = "folded",
+        sync_every: int | None = None,
+        outer_lr: float = 0.7,
+        outer_momentum: float = 0.9,
         precision: Precision = "fp32",
         compiled: bool = False,
         seed: int = 0,
@@ -143,6 +154,9 @@ class Trainer(Generic[Batch]):
         _speak()
         if compress is None:
             compress = os.environ.get(environment.COMPRESS) or "none"
+        if sync_every is None and (asked := os.environ.get(environment.SYNC_EVERY)):
+            sync_every = int(asked)
+        outer = OuterNesterov(sync_every, outer_lr, outer_momentum) if sync_every is not None else None
         self._settings = Settings(
             optimizer=optimizer,
             loss=loss,
@@ -155,7 +169,7 @@ class Trainer(Generic[Batch]):
             eval_every=eval_every,
             grad_clip=grad_clip,
             plan=plan,
-            compression=Compression(compress, residuals, compress_shard),
+            compression=Compression(compress, residuals, compress_shard, outer),
             precision=precision,
             compiled=compiled,
             seed=seed,

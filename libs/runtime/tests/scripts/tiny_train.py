@@ -27,6 +27,7 @@ wanted = {
     "plan": None,
     "compress": "none",
     "residuals": "folded",
+    "sync_every": None,
     # Above 0: a model with a chain of so many blocks, which plans can divide.
     "blocks": 0,
     "without_checkpoint": "restart",
@@ -155,6 +156,7 @@ trainer = Trainer(
     plan=wanted["plan"],
     compress=wanted["compress"],
     residuals=wanted["residuals"],
+    sync_every=wanted["sync_every"],
     without_checkpoint=wanted["without_checkpoint"],
     callbacks=[note],
     device="cpu",

@@ -12,7 +12,7 @@ from torch import nn
 from distroml.planner import Plan
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.elastic.world import choose_device
-from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals
+from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals, check_possible
 from distroml.runtime.parallel.divide import Loss, Part, chain_for, divide
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.model import ParallelModel
@@ -144,6 +144,7 @@ def spread(
     compression: Compression = NO_COMPRESSION,
 ) -> ParallelModel:
     """`model` spread by a whole plan; see `parallelize`. With a `source` its own values are of no meaning."""
+    check_possible(plan, compression)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     whole = dict.fromkeys((name for name, _ in model.named_parameters()), True)
     mesh = Mesh(plan, world)

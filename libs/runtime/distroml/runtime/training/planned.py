@@ -65,7 +65,10 @@ class Planned:
                 precision=settings.precision,
                 weights=weights,
             )
-            wish = parse_wish("sequence_parallel=no" if settings.compiled else "auto")
+            wished = ["sequence_parallel=no"] if settings.compiled else []
+            if settings.compression.outer is not None:
+                wished += ["dp_shard=1", "tp=1", "pp=1"]
+            wish = parse_wish(",".join(wished) or "auto")
             self._live = plan_live(work, world, wish, self._cache)
         self.plan: Plan = (
             self._live.plan
