@@ -82,7 +82,7 @@ class Meetings:
             outer.difference(flat, state, out=flat)
             pending.append(exchange.begin(number, spec, flat))
         # A mean of differences is their sum over the number of replicas, so that is the unit of residuals.
-        exchange.counted(torch.tensor(float(exchange.world_size), dtype=torch.float64))
+        exchange.counted(torch.tensor(float(exchange.world_size), dtype=torch.float64, device=work[0][1].device))
         waited = time.perf_counter()
         for one in pending:
             one.wait()

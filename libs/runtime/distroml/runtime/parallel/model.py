@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from distroml.planner import Plan
 from distroml.runtime.checkpoint import OUTER, OWN, RESIDUALS
 from distroml.runtime.comm.algorithms import Chosen
+from distroml.runtime.compress import parse_spec, scheme_of
+from distroml.runtime.compress.optim import CompressedOptimizer
 from distroml.runtime.elastic import Collectives, communication
 from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange, shard_sums
 from distroml.runtime.parallel.divide import Loss, Part
@@ -26,6 +28,7 @@ from distroml.runtime.parallel.precision import Precision, computing_in
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange, fastest_sums
 from distroml.runtime.parallel.residuals import blank_residuals, folded_residuals, keep_folded, keep_own, own_state
+from distroml.runtime.parallel.substitutes import substitute_of
 from distroml.runtime.typed import backward
 
 
@@ -134,6 +137,8 @@ class ParallelModel:
     def counted(self, terms: torch.Tensor) -> None:
         """The step's global count of loss terms is `terms`: exchanges that need it begin. Before the waits."""
         if self._of_gradients is not None:
+            if (substitute := self._of_gradients.substitute) is not None:
+                substitute.ready(self.gradients.norm, terms)
             self._of_gradients.counted(terms)
 
     def last_backward(self) -> None:
@@ -182,9 +187,10 @@ class ParallelModel:
 
     def _last_forward_done(self, count: torch.Tensor) -> None:
         self.gradients.last = True
-        if self._of_gradients is not None and self._plain:
+        exchange = self._of_gradients
+        if exchange is not None and self._plain and not (exchange.substitute and exchange.substitute.needs_all):
             # The sum of counts is on its way while the last backward pass runs.
-            self._of_gradients.announce(count)
+            exchange.announce(count)
 
     def finish(
         self, done: tuple[torch.Tensor, torch.Tensor | int], grad_clip: float | None = None
@@ -210,6 +216,28 @@ class ParallelModel:
             scale = scale * torch.clamp(grad_clip / (norm + 1e-6), max=1.0)
         self.gradients.scale(scale)
         return votes[0] / votes[1], norm
+
+    def exchange_for(self, optimizer: CompressedOptimizer, compression: Compression, step: int) -> None:
+        """From the step after `step` on, exchange what `optimizer` goes by in place of gradients.
+
+        Raises:
+            ValueError: that is not possible with this plan or these settings; says why.
+        """
+        name = type(optimizer).__name__
+        if compression.adapts or compression.outer is not None:
+            other = "compress='auto'" if compression.adapts else "sync_every="
+            raise ValueError(f"{name} has an exchange of its own and does not go with {other}; leave that out")
+        scheme = parse_spec(compression.scheme)
+        optimizer.check(scheme)
+        if not self._plain or self.exchange is None:
+            raise ValueError(
+                f"{name} is not possible with the plan {self.plan}: it knows whole parameters only; use a plan that "
+                "only replicates, or another optimizer"
+            )
+        self.exchange.substitute = substitute_of(optimizer, self._trainable, self.exchange.world_size)
+        for steps, then in optimizer.schemes(scheme):
+            for buffer in self.exchange.buffers:
+                self.exchange.set_scheme(buffer.number, scheme_of(then), step + steps)
 
     def blame(self) -> str:
         """Whose gradients were no finite number in this step, as far as compression found out; after the waits."""

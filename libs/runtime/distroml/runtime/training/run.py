@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from distroml.runtime.checkpoint import NOTHING_ELSE, Whole, capture
 from distroml.runtime.compress.control import Change
+from distroml.runtime.compress.optim import CompressedOptimizer
 from distroml.runtime.data import DataLoader, DataPosition
 from distroml.runtime.data.ranges import after
 from distroml.runtime.elastic import Membership, World
@@ -152,6 +153,13 @@ class Run:
                 self._scheduler.load_state_dict(more["lr_scheduler"])
             log.info("restored the checkpoint of step %d in %.2f s", found.ref.step, found.seconds)
         assert self._optimizer is not None
+        if isinstance(self._optimizer, CompressedOptimizer):
+            if settings.grad_clip is not None:
+                raise ValueError(
+                    f"grad_clip is of summed gradients, and with {type(self._optimizer).__name__} there are none; "
+                    "leave it out (DGC clips each rank's own by its clip=)"
+                )
+            self.parallel.exchange_for(self._optimizer, settings.compression, self.step)
         self._stepper = Stepper(
             parallel=self.parallel,
             optimizer=self._optimizer,
