@@ -1,4 +1,4 @@
-"""Replicas that step by themselves go on after failures: saves fall on meetings; one that cannot wait makes one."""
+"""Replicas that step by themselves go on after failures, also from a checkpoint between two meetings."""
 
 import os
 import signal
@@ -13,23 +13,23 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(100)]
 OPTIONS = {"sync_every": 2, "dropout": 0.0}
 
 
-def test_a_killed_rank_leaves_no_trace_in_the_bits(agent: Callable) -> None:
-    """Moments of the inner optimizers, residuals and outer momentum are each rank's own, or equal, as they were."""
+@pytest.mark.parametrize(("killed_at", "saved_at"), [(11, 9), (8, 6)], ids=["between two meetings", "at a meeting"])
+def test_a_killed_rank_leaves_no_trace_in_the_bits(agent: Callable, killed_at: int, saved_at: int) -> None:
+    """Parameters, moments of the inner optimizers, residuals and outer momentum are as they were on each rank."""
     options = {**OPTIONS, "compress": "int4"}
     straight_run = agent(2, "straight", **options)
     straight = straight_run.run()
-    # Every third step a save is due; meetings are at the even ones.
-    assert [ref.step for ref in straight_run.committed] == [4, 6, 10, 12]
-    fault = {"rank": 1, "generation": 1, "step": 9, "do": "kill", "after": "committed-6"}
+    assert [ref.step for ref in straight_run.committed] == [3, 6, 9, 12]
+    fault = {"rank": 1, "generation": 1, "step": killed_at, "do": "kill", "after": f"committed-{saved_at}"}
     broken = agent(2, "broken", fault=fault, **options)
     result = broken.run()
     assert broken.exits == {"1": [-9]}
-    assert min(line["step"] for line in broken.steps() if line["generation"] == 2) == 7
+    assert min(line["step"] for line in broken.steps() if line["generation"] == 2) == saved_at + 1
     assert result["parameters"] == straight["parameters"]
     assert result["eval"] == straight["eval"]
 
 
-def test_a_drain_between_meetings_makes_one_and_another_world_goes_on(agent: Callable) -> None:
+def test_another_world_goes_on_from_the_mean_where_a_drain_came_between_meetings(agent: Callable) -> None:
     run = agent(3, step_s=0.03, **{**OPTIONS, "steps": 20, "checkpoint_every": 100, "sync_every": 8})
     run.start()
     run.until(lambda: any(line["step"] >= 3 for line in run.steps()), "three steps")

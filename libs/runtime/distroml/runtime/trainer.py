@@ -96,9 +96,10 @@ class Trainer(Generic[Batch]):
         residuals: what checkpoints have of what compression keeps: "folded", the sum over replicas, which any world
             size takes over; or "exact", each rank's own beside it, so that the same world size goes on bit for bit.
         sync_every: replicas step by themselves and meet after every so many steps: how far each came is averaged, by
-            the scheme of `compress`, and an outer optimizer moves all of them on (local SGD, DiLoCo). Checkpoints and
-            evaluations fall on meetings: one that is due between two of them is made at the next, and a training that
-            is stopped, drained or at its end meets before it saves. `grad_clip` is of each replica's own gradient.
+            the scheme of `compress`, and an outer optimizer moves all of them on (local SGD, DiLoCo). They also meet
+            at the end. `grad_clip` is of each replica's own gradient, `StepInfo.grad_norm` the root of their mean
+            square, and an evaluation that falls between two meetings is made at the next. A checkpoint there has the
+            model that a meeting would have made, for another world size; the same one goes on as if nothing had been.
             Only for plans that replicate. None: what the job says, else gradients are summed at every step.
         outer_lr: of the outer optimizer, 0.7 as in DiLoCo; 1 with no momentum averages parameters.
         outer_momentum: of the outer optimizer, Nesterov's.

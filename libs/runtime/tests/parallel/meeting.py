@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.data import DataPosition
 from distroml.runtime.data.ranges import after
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel import Compression, PlanRefused, plan
+from distroml.runtime.parallel import Compression, ParallelModel, PlanRefused, plan
 from distroml.runtime.parallel.parallelize import spread
 from distroml.runtime.training.step import Stepper
 from distroml.runtime.training.votes import Wish
@@ -49,9 +50,17 @@ def flat(model: nn.Module) -> torch.Tensor:
 
 
 def trained(
-    world: World, steps: int, outer: OuterNesterov | None, compress: str = "none", grad_clip: float | None = None
+    world: World,
+    steps: int,
+    outer: OuterNesterov | None,
+    compress: str = "none",
+    grad_clip: float | None = None,
+    look: Callable[[ParallelModel], None] | None = None,
 ) -> tuple[torch.Tensor, list[float], list[float], dict[str, int]]:
-    """Parameters, losses, norms and wire bytes of a training as the trainer makes it, on this rank."""
+    """Parameters, losses, norms and wire bytes of a training as the trainer makes it, on this rank.
+
+    The last step is one with a meeting, or none in particular where there is something to `look` at after it.
+    """
     model, loader = make(), data()
     parallel = spread(
         model, plan(world_size=world.world_size, global_batch=7, microbatch=MICROBATCH), world, loss=squares,
@@ -65,10 +74,12 @@ def trained(
     )  # fmt: skip
     position, losses, norms = DataPosition(), [], []
     for number in range(1, steps + 1):
-        taken, done = stepper.run(number, position, last=number == steps)
+        taken, done = stepper.run(number, position, last=number == steps and look is None)
         position = after(taken)
         losses += [one.info.loss for one in done]
         norms += [one.info.grad_norm for one in done]
+    if look is not None:
+        look(parallel)
     sent = parallel.exchange.wire.take() if parallel.exchange is not None else {}
     parallel.close()
     return flat(model), losses, norms, {"/".join(way): count for way, count in sent.items()}
@@ -76,7 +87,7 @@ def trained(
 
 def alone(
     ranks: int, steps: int, outer: OuterNesterov, grad_clip: float | None
-) -> tuple[torch.Tensor, list[float], list[float]]:
+) -> tuple[torch.Tensor, list[float], list[float], torch.Tensor]:
     """The algorithm as its paper has it: every replica's model in one process, in plain PyTorch."""
     loader, first = data(), make()
     models = [copy.deepcopy(first) for _ in range(ranks)]
@@ -108,7 +119,53 @@ def alone(
             stepping.step()
             for model in models:
                 model.load_state_dict(anchor.state_dict())
-    return flat(anchor), losses, norms
+    velocity = [stepping.state[one].get("momentum_buffer") for one in anchor.parameters()]
+    return (
+        flat(anchor),
+        losses,
+        norms,
+        torch.cat([one.flatten() for one in velocity if one is not None] or [flat(anchor)]),
+    )
+
+
+def fold(world: World, every: int, steps: int) -> dict[str, float]:
+    """Of what is saved between two meetings: how far it is from what a meeting then makes, and what it changed."""
+    outer, found = OuterNesterov(every), {}
+    right = alone(world.world_size, steps, outer, None)
+
+    def joined(named: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([named[name].flatten() for name in ("0.weight", "0.bias", "2.weight", "2.bias")])
+
+    def look(parallel: ParallelModel) -> None:
+        meetings, model = parallel.meetings, parallel.module
+        assert meetings.between
+        before = [flat(model), joined(meetings.anchors()).clone(), joined(meetings.velocities()).clone()]
+        made = {name: one.clone() for name, one in meetings.folded(parallel.collectives).items()}
+        anchors = {name: one.clone() for name, one in meetings.anchors().items()}
+        velocities = {name: one.clone() for name, one in meetings.velocities().items()}
+        own = {name: one.detach().clone() for name, one in model.named_parameters()}
+
+        def load(some: dict[str, torch.Tensor]) -> None:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(some[name])
+
+        found["model"] = float((joined(made) - right[0]).abs().max())
+        # Another world: a meeting was made of it.
+        load(made)
+        meetings.resume(steps, velocities, anchors)
+        found["velocity"] = float((joined(meetings.velocities()) - right[3]).abs().max())
+        found["anchor"] = float((joined(meetings.anchors()) - joined(made)).abs().max())
+        found["met"] = float(not meetings.between)
+        # The same world: as if nothing had been.
+        load(made)
+        meetings.resume(steps, velocities, anchors, own)
+        after_ = [flat(model), joined(meetings.anchors()), joined(meetings.velocities())]
+        found["kept"] = float(all(torch.equal(one, two) for one, two in zip(before, after_, strict=True)))
+        found["between"] = float(meetings.between)
+
+    trained(world, steps, outer, look=look)
+    return found
 
 
 def against_alone(

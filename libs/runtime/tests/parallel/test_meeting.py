@@ -26,6 +26,12 @@ def test_they_are_the_algorithm_in_one_process(
         assert max(answer["parameters"], answer["losses"], answer["norms"]) <= 1e-12
 
 
+def test_what_is_saved_between_meetings_is_one_for_others_and_nothing_for_the_same_world(pool: Pool) -> None:
+    for found in pool.run("libs.runtime.tests.parallel.meeting:fold", 3, every=4, steps=10):
+        assert max(found["model"], found["velocity"], found["anchor"]) <= 1e-12
+        assert found["met"] == found["kept"] == found["between"] == 1.0
+
+
 def test_a_meeting_costs_one_exchange_and_steps_between_none(pool: Pool) -> None:
     often, seldom = (pool.run(AGAINST, 2, steps=8, every=every, lr=0.7, momentum=0.9)[0]["bytes"] for every in (1, 4))
     assert often == 4 * seldom > 0

@@ -21,6 +21,9 @@ OWN = "own"
 OUTER = "outer"
 """Where a state has the outer momentum of replicas that step by themselves, by parameter; equal on every rank."""
 
+ANCHOR = "anchor"
+"""Where a state has their parameters of the last meeting, if that was before the state was saved."""
+
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from distroml.planner import Plan
-from distroml.runtime.checkpoint import OUTER, OWN, RESIDUALS
+from distroml.runtime.checkpoint import ANCHOR, OUTER, OWN, RESIDUALS
 from distroml.runtime.comm.algorithms import Chosen
 from distroml.runtime.compress import parse_spec, scheme_of
 from distroml.runtime.compress.optim import CompressedOptimizer
@@ -22,7 +22,7 @@ from distroml.runtime.parallel.divide import Loss, Part
 from distroml.runtime.parallel.gathering import whole_of
 from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
 from distroml.runtime.parallel.loss import check_loss
-from distroml.runtime.parallel.meetings import Apart, Meetings
+from distroml.runtime.parallel.meetings import PARAMETERS, Apart, Meetings
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.precision import Precision, computing_in
 from distroml.runtime.parallel.randomness import seed_pass
@@ -129,6 +129,8 @@ class ParallelModel:
         """A new step, by its number; without one, the next."""
         self._step = step or self._step + 1
         self.gradients.begin()
+        if self.meetings is not None:
+            self.meetings.step = self._step
         if self._of_gradients is not None:
             self._of_gradients.open(self._step)
         if self.shard_sums is not None:
@@ -311,6 +313,8 @@ class ParallelModel:
             kept[OWN] = {self.own_place[1]: own_state(self.exchange, str(self.plan))}
         if self.meetings is not None:
             kept[OUTER] = self.meetings.velocities()
+            if self.meetings.between:
+                kept[ANCHOR] = self.meetings.anchors()
         return kept
 
     @property
@@ -326,7 +330,8 @@ class ParallelModel:
         """What a load fills of `kept`, as far as the checkpoint has it."""
         blank: dict[str, Any] = {RESIDUALS: blank_residuals(self._trainable)} if self.exchange is not None else {}
         if self.meetings is not None:
-            blank[OUTER] = {name: torch.empty_like(one) for name, one in self.meetings.velocities().items()}
+            for key in (OUTER, ANCHOR):
+                blank[key] = {name: torch.empty_like(one) for name, one in self.meetings.velocities().items()}
         return blank
 
     def keep(self, saved: Mapping[str, Any], step: int = 0) -> bool:
@@ -347,7 +352,8 @@ class ParallelModel:
         if not exact:
             keep_folded(self.exchange, self._trainable, saved.get(RESIDUALS, {}))
         if self.meetings is not None:
-            self.meetings.restart(step, saved.get(OUTER, {}))
+            own_parameters = mine.get(PARAMETERS) if exact else None
+            self.meetings.resume(step, saved.get(OUTER), saved.get(ANCHOR), own_parameters)
         return exact
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 Between meetings a replica is a training of its own: it divides its gradient by its own count of loss terms, clips by
 its own norm, and its optimizer has moments of its own. Those are never averaged: a checkpoint has rank 0's where it has
 any optimizer's, for worlds of another size, and every rank's own beside it, with which the same world goes on exactly.
+The same holds for parameters where it is saved between two meetings.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from distroml.runtime.checkpoint import OWN
+from distroml.runtime.checkpoint import OWN, Whole
 from distroml.runtime.checkpoint.whole import clean
+from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.parallel.gradients import Gradients
+from distroml.runtime.parallel.meetings import PARAMETERS
 
 _INNER = "optimizer"
 
@@ -50,12 +53,24 @@ class OwnStep:
         return votes[:-1], (votes[-1] / ranks).sqrt()
 
 
-def separate(state: MutableMapping[str, Any], own_place: tuple[str, str], *, main: bool) -> None:
-    """Of a captured state, put the optimizer's under this rank's own, and leave only rank 0's where all find it."""
+def separate(state: MutableMapping[str, Any], parallel: ParallelModel, *, main: bool) -> None:
+    """Put what only this rank has of a captured state under its own, and what all read in its place. Collective.
+
+    That is rank 0's optimizer state, and between two meetings the model that one would make. Raises `PeerLost`.
+    """
+    own = state[OWN][parallel.own_place[1]]
     inner = state["optimizer"].get("state", {})
-    state[OWN][own_place[1]][_INNER] = {name: dict(values) for name, values in inner.items()}
+    own[_INNER] = {name: dict(values) for name, values in inner.items()}
     if not main:
         state["optimizer"].pop("state", None)
+    meetings = parallel.meetings
+    if meetings is not None and meetings.between:
+        held = [(clean(name), parameter) for name, parameter in parallel.part.held if parameter.requires_grad]
+        own[PARAMETERS] = {name: parameter.detach() for name, parameter in held}
+        folded = meetings.folded(parallel.collectives)
+        first = Whole.of(parallel.module).first
+        model = state["model"]
+        model.update({name: folded[first.get(name, name)] for name in model if first.get(name, name) in folded})
 
 
 def rejoin(

@@ -194,7 +194,7 @@ class Run:
         if not self._divides:
             self.parallel.synchronise()
         if self.parallel.meetings is not None:
-            self.parallel.meetings.restart(0, {})
+            self.parallel.meetings.resume(0)
 
     def _start_again(self, damaged: int) -> None:
         if self.settings.without_checkpoint == "fail" or not self._source.can_reset:
@@ -245,7 +245,7 @@ class Run:
                 self._adapting.end(number)
             self.step, self.position = number, after(taken)
             save_due = settings.checkpoint_every is not None and self._due(settings.checkpoint_every, number, last)
-            eval_due = settings.eval_data is not None and self._due(settings.eval_every, number, last)
+            eval_due = settings.eval_data is not None and self._eval_due(number, last)
             if save_due or eval_due or last or self.reporter.last is None:
                 done += self._stepper.settle()
             wishes = self._note(done)
@@ -264,13 +264,15 @@ class Run:
         self.trained = True
         self._link.progress(step=self.step, phase="idle")
 
-    def _due(self, every: int | None, number: int, last: bool) -> bool:
-        outer = self.settings.compression.outer
-        if last or every is None:
-            return last
-        if outer is None:
-            return number % every == 0
-        # Between meetings there is no one model: what falls there is done at the next.
+    @staticmethod
+    def _due(every: int | None, number: int, last: bool) -> bool:
+        return last or (every is not None and number % every == 0)
+
+    def _eval_due(self, number: int, last: bool) -> bool:
+        every, outer = self.settings.eval_every, self.settings.compression.outer
+        if last or every is None or outer is None:
+            return self._due(every, number, last)
+        # Between meetings there is no one model: an evaluation that falls there is made at the next.
         return outer.due(number) and number // every > (number - outer.every) // every
 
     def _note(self, done: list[StepDone]) -> Wish:
@@ -330,7 +332,7 @@ class Run:
         more = {**self._more(), **self.parallel.kept()}
         state = capture(self.parallel.part.state, self._optimizer, whole=whole, **more)
         if self.parallel.meetings is not None:
-            separate(state, self.parallel.own_place, main=self.world.is_main)
+            separate(state, self.parallel, main=self.world.is_main)
         self._saves.begin(state, step=self.step)
 
     def _save_and_wait(self, why: str, timeout_s: float) -> bool:
@@ -340,8 +342,6 @@ class Run:
         if self._saves.begun is not None and self._saves.begun != step and self._saves.busy:
             self._saves.wait(self._saves.begun, timeout_s, self._membership.check)
         if self._saves.begun != step:
-            assert self._stepper is not None
-            self._stepper.meet(step)
             self.parallel.average_buffers()
             self._begin_save(why)
         committed = self._saves.wait(step, timeout_s, self._membership.check)

@@ -109,8 +109,9 @@ class Stepper:
         batches = [to_device(batch, device) for batch in work.batches]
         loss_sum, count = self._parallel.forward_backward(batches, step)
         fired = gradients.flush()
-        votes = ballot(loss_sum, count, self._wishes(), fired, device)
         own = OwnStep.of(gradients, count) if self._parallel.meetings is not None else None
+        # Which parameters were reached is nobody else's business where replicas step by themselves.
+        votes = ballot(loss_sum, count, self._wishes(), fired if own is None else (), device)
         if own is not None:
             votes = own.voted(votes)
         pending = self._parallel.collectives.sum_async(votes)
@@ -162,20 +163,7 @@ class Stepper:
     def _meet(self, step: int, *, last: bool) -> float:
         """Meet the other replicas where that is due after `step`. Returns the seconds of waiting for them."""
         meetings = self._parallel.meetings
-        return self.meet(step) if meetings is not None and (last or meetings.outer.due(step)) else 0.0
-
-    def meet(self, step: int) -> float:
-        """Let replicas that step by themselves meet after `step`, where they did not yet. Collective.
-
-        Returns:
-            Seconds of waiting for other ranks.
-
-        Raises:
-            PeerLost: another rank is gone.
-            NonFiniteError: a parameter is no finite number.
-        """
-        meetings = self._parallel.meetings
-        if meetings is None:
+        if meetings is None or not (last or meetings.outer.due(step)):
             return 0.0
         waited_s = meetings.meet(step)
         if self._stop_at_non_finite and (blame := meetings.blame()):

@@ -63,3 +63,9 @@ class OuterNesterov:
         state.velocity.mul_(self.momentum).add_(mean)
         state.anchor.add_(mean.add_(state.velocity, alpha=self.momentum), alpha=-self.lr)
         parameters.copy_(state.anchor)
+
+    def velocity_after(self, parameters: torch.Tensor, state: OuterState) -> torch.Tensor:
+        """The velocity after a meeting that began with `state` and made these `parameters`."""
+        moved = (state.anchor - parameters).div_(self.lr)
+        mean = moved.sub_(state.velocity, alpha=self.momentum**2).div_(1.0 + self.momentum)
+        return mean.add_(state.velocity, alpha=self.momentum)
