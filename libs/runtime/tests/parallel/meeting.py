@@ -15,7 +15,7 @@ from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.data import DataPosition
 from distroml.runtime.data.ranges import after
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel import Compression, ParallelModel, PlanRefused, plan
+from distroml.runtime.parallel import Compression, CompressionDiffers, ParallelModel, PlanRefused, plan
 from distroml.runtime.parallel.parallelize import spread
 from distroml.runtime.training.step import Stepper
 from distroml.runtime.training.votes import Wish
@@ -192,14 +192,14 @@ def course(world: World, steps: int, every: int, compress: str) -> dict[str, Any
     return {"losses": losses, "bytes": sent, "bits": hashlib.sha256(parameters.numpy().tobytes()).hexdigest()}
 
 
-def refused(world: World, wanted: str) -> str:
-    """What is said of replicas that step by themselves under a plan."""
+def refused(world: World, wanted: str, every: int) -> str:
+    """What is said of replicas that step by themselves under a plan, meeting after `every` steps and the rank."""
     chosen = plan(wanted, world_size=world.world_size, global_batch=8, microbatch=MICROBATCH)
     try:
         spread(
             make(), chosen, world, loss=squares, sample=None, seed=SEED, precision="fp32", compiled=False,
-            compression=Compression(outer=OuterNesterov(4)),
+            compression=Compression(outer=OuterNesterov(every + world.rank)),
         )  # fmt: skip
-    except PlanRefused as error:
+    except (PlanRefused, CompressionDiffers) as error:
         return str(error)
     return "accepted"

@@ -1,5 +1,7 @@
 """Replicas that step by themselves do what local SGD and DiLoCo say, whatever carries their meetings."""
 
+import re
+
 import pytest
 
 from tests.numerics.pool import Pool
@@ -7,6 +9,7 @@ from tests.numerics.pool import Pool
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 AGAINST = "libs.runtime.tests.parallel.meeting:against_alone"
+REFUSED = "libs.runtime.tests.parallel.meeting:refused"
 COURSE = "libs.runtime.tests.parallel.meeting:course"
 
 
@@ -50,6 +53,13 @@ def test_meetings_go_by_the_scheme_that_is_asked_for(pool: Pool) -> None:
 
 @pytest.mark.parametrize("plan", ["dp_shard=2", "tp=2"])
 def test_divided_replicas_cannot_step_by_themselves(pool: Pool, plan: str) -> None:
-    told = {*pool.run("libs.runtime.tests.parallel.meeting:refused", 2, wanted=plan)}
+    for said in pool.run(REFUSED, 2, wanted=plan, every=4):
+        assert re.match(r"sync_every=[45] is not possible with the plan", said)
+
+
+def test_ranks_that_want_to_meet_at_different_times_are_refused(pool: Pool) -> None:
+    told = {*pool.run(REFUSED, 2, wanted="dp_replicate=2", every=4)}
     assert len(told) == 1
-    assert "sync_every=4 is not possible with the plan" in told.pop()
+    said = told.pop()
+    assert "rank 0: " in said
+    assert "sync_every=5, outer_lr=0.7, outer_momentum=0.9" in said
