@@ -73,6 +73,16 @@ def test_compression_is_read_into_its_one_spelling(tmp_path: Path) -> None:
     assert asked.spec.compress == "auto"
 
 
+def test_how_often_replicas_meet_reaches_the_spec(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.touch()
+    more = {"name": "", "workers": "1", "env": [], "bundle": None, "priority": 0, "max_failures": None, "keep": None}
+    assert spec.from_command([str(script)], sync_every=50, **more).spec.sync_every == 50
+    assert spec.from_command([str(script)], **more).spec.sync_every == 0
+    asked = spec.from_job_file({"command": ["train.py"], "sync_every": 8}, tmp_path / "job.yaml")
+    assert asked.spec.sync_every == 8
+
+
 def test_compression_that_is_none_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("")
     with pytest.raises(UsageError, match=r"--compress: .*'powersgd': the rank is missing; write powersgd:4"):

@@ -216,8 +216,8 @@ def test_the_worker_s_environment() -> None:
     torchrun = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "CUDA_VISIBLE_DEVICES")
     assert [env[name] for name in torchrun] == ["1", "2", "127.0.0.1", "99", "1", "0,1"]
     assert env["DISTROML_RESTORE"] == "5:abc"
-    assert "DISTROML_COMPRESS" not in env
-    asked = worker_environment(base, replace(identity, compress="auto"), rank, devices="")
-    assert asked["DISTROML_COMPRESS"] == "auto"
+    assert not {"DISTROML_COMPRESS", "DISTROML_SYNC_EVERY"} & set(env)
+    asked = worker_environment(base, replace(identity, compress="auto", sync_every=50), rank, devices="")
+    assert (asked["DISTROML_COMPRESS"], asked["DISTROML_SYNC_EVERY"]) == ("auto", "50")
     assert default_threads(8, 3) == 2
     assert default_threads(1, 4) == 1

@@ -199,6 +199,7 @@ def test_a_complete_specification_is_sound():
         ({"hang_timeout_s": -1}, "spec.hang_timeout_s"),
         ({"log_cap_bytes": 10}, "spec.log_cap_bytes"),
         ({"compress": "zip"}, "spec.compress"),
+        ({"sync_every": -1}, "spec.sync_every"),
         ({"labels": {str(i): "" for i in range(65)}}, "spec.labels"),
     ],
 )

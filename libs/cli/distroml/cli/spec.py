@@ -39,6 +39,7 @@ def from_command(
     max_failures: int | None,
     keep: int | None,
     compress: str = "",
+    sync_every: int = 0,
 ) -> Request:
     """A request from a command line; raises `UsageError` for what cannot be meant."""
     root = resolve_root(command, bundle, Path.cwd())
@@ -51,6 +52,7 @@ def from_command(
         workers=jobs_pb2.WorkerRange(min=low, max=high),
         priority=priority,
         compress=compression(compress, "--compress"),
+        sync_every=sync_every,
     )
     if max_failures is not None:
         spec.retry.max_failures = max_failures
@@ -88,6 +90,7 @@ def from_job_file(values: Mapping[str, Any], path: Path) -> Request:
         retry=jobs_pb2.RetryPolicy(**values.get("retry", {})),
         checkpoint=jobs_pb2.CheckpointPolicy(**values.get("checkpoint", {})),
         compress=compression(values.get("compress", ""), f"{path}: `compress`"),
+        sync_every=values.get("sync_every", 0),
     )
     return Request(spec=_with_environment(spec), root=root)
 

@@ -104,6 +104,7 @@ def environment_of(
         link=str(node.link.path),
         objects=node.objects,
         compress=desired.spec.compress,
+        sync_every=desired.spec.sync_every,
     )
     rank = Rank(
         generation=formed.number,

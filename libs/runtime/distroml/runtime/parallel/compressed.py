@@ -21,6 +21,7 @@ from distroml.runtime.elastic import Pending
 from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import BucketSpec
 from distroml.runtime.parallel.buffers import Buffer, Measured
+from distroml.runtime.parallel.substitutes import Substitute
 from distroml.runtime.typed import floats, integers, norm_of
 
 _AXIS = "dp_replicate"
@@ -103,6 +104,7 @@ class CompressedExchange:
         self._scheme = scheme if self.world_size > 1 else Dense()
         self.wire = WireCount()
         self.non_finite: tuple[NonFinite, ...] = ()
+        self.substitute: Substitute | None = None
         self._buffers: dict[int, Buffer] = {}
         self._jobs: dict[int, Job] = {}
         self._step = _Step(0)
@@ -145,7 +147,7 @@ class CompressedExchange:
 
     def idle(self, number: int) -> bool:
         """Whether a bucket is its own sum: no other rank has a part of it, and nothing is kept of it."""
-        return self.world_size == 1 and self._buffers[number].plain
+        return self.world_size == 1 and self._buffers[number].plain and self.substitute is None
 
     def open(self, step: int) -> None:
         """A new step. The waits of the step before are over."""
@@ -266,11 +268,16 @@ class CompressedExchange:
             self._blame(step, buffer, work)
             for segment in buffer.spec.segments:
                 flat[segment.offset : segment.offset + segment.numel] = math.nan
-        elif plain:
-            self._peers.sum(flat)
-        elif agreed.unit > 0:
+        elif agreed.unit > 0 or plain:
             turn = Turn(self.rank, self.world_size, step.number, buffer.number, self._seed, agreed.unit)
-            drive(buffer.scheme.rounds(work, buffer.layout, buffer.state, turn), self._peers.make)
+            if self.substitute is not None and agreed.unit > 0:
+                self.substitute.before(buffer, work, turn)
+            if plain:
+                self._peers.sum(work)
+            else:
+                drive(buffer.scheme.rounds(work, buffer.layout, buffer.state, turn), self._peers.make)
+            if self.substitute is not None:
+                self.substitute.after(buffer)
             if work is not flat:
                 flat.copy_(work)
         buffer.seconds = time.perf_counter() - started

@@ -14,6 +14,7 @@ from distroml.planner import Plan, PlanRefused
 from distroml.planner.compression import AUTO
 from distroml.runtime.comm.algorithms import Arrangement, host_name
 from distroml.runtime.compress import Scheme
+from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import Collectives, World, communication
 from distroml.runtime.parallel.compressed import CompressedExchange
@@ -40,19 +41,28 @@ class Compression:
             is each rank's own beside it, with which a restart at the same world size and plan goes on bit for bit.
         shard: by which gradients are summed along dp_shard: "none", "int8" or "int4".
         gather: by which parameters are gathered along dp_shard: "none" or "int8".
+        outer: how replicas meet that step by themselves; the scheme is then of what they exchange at meetings. None:
+            they sum gradients at every step.
 
     Raises:
-        ValueError: there is no such scheme or kind of residuals, or not along dp_shard; says what there is.
+        ValueError: there is no such scheme or kind of residuals, or not along dp_shard or at meetings; says what there
+            is.
     """
 
     scheme: str = "none"
     residuals: Residuals = "folded"
     shard: str = "none"
     gather: str = "none"
+    outer: OuterNesterov | None = None
 
     def __post_init__(self) -> None:
         if not self.adapts:
             parse_scheme(self.scheme)
+        elif self.outer is not None:
+            raise ValueError(
+                "compress='auto' goes by what each step's exchange costs, and with sync_every= steps have none; name a "
+                "scheme, such as compress='int8'"
+            )
         if self.residuals not in ("folded", "exact"):
             raise ValueError(f"residuals must be 'folded' or 'exact', got {self.residuals!r}")
         if self.shard not in ("none", *SHARD_CODECS):
@@ -101,19 +111,34 @@ def agree_on(compression: Compression, collectives: Collectives) -> None:
     if len(wanted) > 1:
         told = "; ".join(
             f"rank {', '.join(map(str, ranks))}: compress={one.scheme!r}, compress_shard={one.shard!r}, "
-            f"compress_gather={one.gather!r}, residuals={one.residuals!r}"
+            f"compress_gather={one.gather!r}, residuals={one.residuals!r}{_told_of(one.outer)}"
             for one, ranks in wanted.items()
         )
         raise CompressionDiffers(f"the ranks want different compression ({told}); start all of them alike")
 
 
+def check_possible(plan: Plan, compression: Compression) -> None:
+    """Raise `PlanRefused` where these settings cannot go with the plan, before anything is divided."""
+    if compression.outer is not None and plan.dp_replicate != plan.world_size:
+        raise PlanRefused(
+            f"sync_every={compression.outer.every} is not possible with the plan {plan}: only replicas that are whole "
+            "in one process each can step by themselves; use a plan that only replicates, or leave out sync_every"
+        )
+
+
+def _told_of(outer: OuterNesterov | None) -> str:
+    if outer is None:
+        return ""
+    return f", sync_every={outer.every}, outer_lr={outer.lr:g}, outer_momentum={outer.momentum:g}"
+
+
 def replica_exchange(plan: Plan, world: World, compression: Compression, seed: int) -> CompressedExchange | None:
-    """What sums gradients along dp_replicate with compression; None where there is none. Collective.
+    """What sums along dp_replicate with compression, or at meetings; None where neither is asked for. Collective.
 
     Raises:
         PeerLost: another rank is gone.
     """
-    if not compression.on:
+    if not compression.on and compression.outer is None:
         return None
     group = _own_group(plan, world)
     sums = fastest_sums(world, group)

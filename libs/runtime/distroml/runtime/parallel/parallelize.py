@@ -12,7 +12,7 @@ from torch import nn
 from distroml.planner import Plan, PlanRefused, parse_wish
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.elastic.world import choose_device
-from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals
+from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals, check_possible
 from distroml.runtime.parallel.divide import Loss, Part, chain_for, divide
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.model import ParallelModel
@@ -156,6 +156,7 @@ def spread(
             f"compress_gather={compression.gather!r} is not possible with compiled blocks: leave it out, or do not "
             "compile (compiled=False)"
         )
+    check_possible(plan, compression)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     whole = dict.fromkeys((name for name, _ in model.named_parameters()), True)
     mesh = Mesh(plan, world)

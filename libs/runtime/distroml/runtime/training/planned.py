@@ -69,7 +69,10 @@ class Planned:
                 weights=weights,
             )
         if work is not None and not tunes:
-            wish = parse_wish("sequence_parallel=no" if settings.compiled else "auto")
+            wished = ["sequence_parallel=no"] if settings.compiled else []
+            if settings.compression.outer is not None:
+                wished += ["dp_shard=1", "tp=1", "pp=1"]
+            wish = parse_wish(",".join(wished) or "auto")
             self._live = plan_live(work, world, wish, self._cache)
         if self._live is None:
             given = choose_plan(

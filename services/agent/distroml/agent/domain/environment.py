@@ -30,6 +30,7 @@ class Identity:
     link: str
     objects: str
     compress: str = ""
+    sync_every: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,8 @@ def worker_environment(
     }
     if identity.compress:
         env[names.COMPRESS] = identity.compress
+    if identity.sync_every:
+        env[names.SYNC_EVERY] = str(identity.sync_every)
     if rank.restore:
         env[names.RESTORE] = rank.restore
     if traceparent:

@@ -79,6 +79,7 @@ class JobSpec:
     dataset: str = ""
     log_cap_bytes: int = DEFAULT_LOG_CAP_BYTES
     compress: str = ""
+    sync_every: int = 0
 
 
 @dataclass(frozen=True, slots=True, order=True)

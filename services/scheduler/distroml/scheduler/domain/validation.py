@@ -16,6 +16,7 @@ MAX_LABELS = 64
 MAX_PRIORITY = 1_000_000
 MAX_GRACE_S = 24 * 3600
 MAX_HANG_TIMEOUT_S = 7 * 24 * 3600
+MAX_SYNC_EVERY = 1_000_000
 RESERVED_ENV = ("DISTROML_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -62,6 +63,7 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
             read_wish(spec.compress[:80])
         except UnknownScheme as error:
             yield "spec.compress", str(error)
+    yield from _within("spec.sync_every", spec.sync_every, 0, MAX_SYNC_EVERY)
     if len(spec.labels) > MAX_LABELS:
         yield "spec.labels", f"has {len(spec.labels)} entries, at most {MAX_LABELS} fit"
     size = _chars(spec)
