@@ -38,6 +38,7 @@ SCHEMA: Mapping[str, Field] = {
     "labels": _MAP,
     "dataset": _TEXT,
     "compress": _TEXT,
+    "backend": _TEXT,
     "log_cap_bytes": _INT,
 }
 

@@ -104,6 +104,7 @@ def environment_of(
         link=str(node.link.path),
         objects=node.objects,
         compress=desired.spec.compress,
+        backend=desired.spec.backend,
     )
     rank = Rank(
         generation=formed.number,

@@ -30,6 +30,7 @@ class Identity:
     link: str
     objects: str
     compress: str = ""
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,8 @@ def worker_environment(
     }
     if identity.compress:
         env[names.COMPRESS] = identity.compress
+    if identity.backend:
+        env[names.BACKEND] = identity.backend
     if rank.restore:
         env[names.RESTORE] = rank.restore
     if traceparent:

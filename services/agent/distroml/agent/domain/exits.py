@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 MAX_MESSAGE = 2_000
@@ -143,6 +143,14 @@ def classify(
         return verdict(kind, last, traceback=traceback)
     tail = _last_line(stderr)
     return verdict(Category.EXIT_CODE, f"exit code {record.code}" + (f": {tail}" if tail else ""))
+
+
+def over_mpi(verdict: Verdict) -> Verdict:
+    """`verdict` with what the end of a rank means where MPI carries the collectives."""
+    if verdict.succeeded or verdict.expected:
+        return verdict
+    text = f"{verdict.message}; MPI cannot go on without a rank: all end, and a retry begins with fresh processes"
+    return replace(verdict, message=_clip(text, MAX_MESSAGE))
 
 
 def _said_category(said: Failure) -> Category:

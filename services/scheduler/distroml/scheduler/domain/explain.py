@@ -21,6 +21,9 @@ class Explanation:
     next_steps: tuple[str, ...] = ()
 
 
+MAX_FAILURE = 300
+"""Characters of a failure that the job survived."""
+
 _WAITING_STEPS: dict[str, tuple[str, ...]] = {
     reasons.WAITING_FOR_SLOTS: (
         "`distroml nodes` shows who holds the slots",
@@ -76,7 +79,8 @@ def explain(job: Job, pending: Pending | None) -> Explanation:
             message = f"has {_workers(job)}; the agents prepare them and rendezvous forms a generation"
             return _with_resize(Explanation(reasons.STARTING, message), pending)
         case JobState.RUNNING:
-            message = f"runs with {_workers(job)} in generation {job.generation}, attempt {job.attempt}"
+            place = f"generation {job.generation}, attempt {job.attempt}"
+            message = f"runs with {_workers(job)}{_over(job)} in {place}{_survived(job)}"
             return _with_resize(Explanation("", message), pending)
         case JobState.PAUSING:
             return Explanation("", "is saving and stopping; its slots become free when nothing runs on them")
@@ -115,6 +119,17 @@ def _with_resize(explanation: Explanation, pending: Pending | None) -> Explanati
 
 def _named(job: Job, steps: Sequence[str]) -> tuple[str, ...]:
     return tuple(step.replace("JOB", job.id) for step in steps)
+
+
+def _survived(job: Job) -> str:
+    if not job.failures:
+        return ""
+    count = f"{job.failures} failure{'s' * (job.failures != 1)}"
+    return f", after {count}: {job.failure[:MAX_FAILURE]}" if job.failure else f", after {count}"
+
+
+def _over(job: Job) -> str:
+    return f" over {job.spec.backend}" if job.spec.backend else ""
 
 
 def _workers(job: Job) -> str:
