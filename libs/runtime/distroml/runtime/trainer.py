@@ -277,8 +277,11 @@ class Trainer(Generic[Batch]):
 
     def _recover(self, error: Exception) -> None:
         """Make ready for the next generation where `error` means that there is one; else end, saying why."""
-        if isinstance(error, Drained):
+        if isinstance(error, Drained) and self._membership.reforms:
             self._leave("")
+        elif isinstance(error, Drained):
+            # The next generation is for fresh processes.
+            self._stop()
         elif isinstance(error, StopOrdered):
             self._stop()
         elif not is_communication_error(error):
