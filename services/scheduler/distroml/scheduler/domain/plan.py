@@ -15,6 +15,7 @@ from distroml.scheduler.domain.node import Node, NodeState
 from distroml.scheduler.domain.placement import Placed, Refused, Slots, regang
 from distroml.scheduler.domain.queue import Policy
 from distroml.scheduler.domain.spec import Placement, Slot, WorkerRange, places_of
+from distroml.workerlink.backends import MPI
 
 MAX_FREED = 40
 """Nodes of one gang freed in one step, so that a step fits into a commit; the next cycle frees the rest."""
@@ -204,6 +205,8 @@ def _changed_gang(ledger: Ledger, job: Job, free: Slots) -> Placed | Refused | N
         return None
     leaving = {share.node for share in holding.shares if not share.slots}
     usable = {node: slots for node, slots in free.items() if node not in leaving}
+    if job.spec.backend == MPI:
+        usable = {part.node: usable.get(part.node, ()) for part in holding.gang}
     return regang(job.spec.workers, holding.gang, usable, _kind(ledger, holding))
 
 

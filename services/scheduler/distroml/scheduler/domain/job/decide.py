@@ -119,22 +119,11 @@ def _resize(job: Job, command: c.Resize) -> Events:
         )
     if (low, high) == (job.spec.workers.min, job.spec.workers.max):
         return NOTHING_NEW
-    if job.spec.backend == MPI:
-        _refuse_mpi_resize(job, low, high)
-    return (e.ResizeRequested(at_ms=command.at_ms, min_workers=low, max_workers=high, actor=command.actor),)
-
-
-def _refuse_mpi_resize(job: Job, low: int, high: int) -> None:
-    if low != high:
+    if job.spec.backend == MPI and low != high:
         raise Rejection(
             reasons.BAD_WORKER_RANGE, f"job {job.id} runs over MPI, whose world keeps its size: ask for one number"
         )
-    if job.state not in (JobState.QUEUED, JobState.PAUSED):
-        raise Rejection(
-            reasons.FIXED_GANG,
-            f"job {job.id} is {job.state} over MPI, which cannot change its world while it runs; pause it, resize it, "
-            "resume it: it goes on from its checkpoint",
-        )
+    return (e.ResizeRequested(at_ms=command.at_ms, min_workers=low, max_workers=high, actor=command.actor),)
 
 
 def _set_priority(job: Job, command: c.SetPriority) -> Events:
