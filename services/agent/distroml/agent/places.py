@@ -183,7 +183,7 @@ class Places:
             last_step=running.step,
         )
         if self._runner.desired.spec.backend == MPI:
-            verdict = over_mpi(verdict)
+            verdict = over_mpi(verdict, self._runner.mpi.ended)
         log.info(
             "worker ended",
             worker=running.facts.worker,

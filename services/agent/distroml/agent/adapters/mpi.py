@@ -15,6 +15,7 @@ import msgspec
 from distroml.agent import mpihost
 from distroml.agent.adapters.held import Held, read_exit
 from distroml.agent.adapters.processes import read_identity, tail
+from distroml.agent.domain.exits import ExitRecord
 from distroml.agent.launch import LaunchOrder
 from distroml.agent.launcher import CannotStart, Launcher
 
@@ -47,6 +48,12 @@ class MpiHost:
             if identity is not None and read_exit(folder) is None and identity.holder_lives:
                 self._held = Held(folder, identity)
                 return
+
+    @property
+    def ended(self) -> ExitRecord | None:
+        """How the newest mpirun ended, where nobody here ended it."""
+        held = self._held
+        return held.ended.result() if held is not None and held.ended.done() and not held.ended.cancelled() else None
 
     def heartbeat(self) -> None:
         """Tell the holder that somebody is there."""
@@ -89,7 +96,8 @@ class MpiHost:
                 env=dict(env),
                 log_cap_bytes=1 << 20,
                 orphan_grace_s=self._orphan_grace_s,
-            )
+            ),
+            warm=False,
         )
         return launched.held
 

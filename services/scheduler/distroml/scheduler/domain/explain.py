@@ -10,6 +10,7 @@ from distroml.scheduler.domain import reasons
 from distroml.scheduler.domain.job import Job, JobState
 from distroml.scheduler.domain.plan import Pending
 from distroml.scheduler.domain.spec import FailureCategory, gang_size
+from distroml.workerlink.backends import MPI
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ MAX_FAILURE = 300
 _WAITING_STEPS: dict[str, tuple[str, ...]] = {
     reasons.WAITING_FOR_SLOTS: (
         "`distroml nodes` shows who holds the slots",
-        "ask for fewer workers: `distroml job resize JOB --min N`",
+        "ask for fewer workers: `distroml job resize JOB N`",
         "raise its priority, so that it is next when slots become free",
     ),
     reasons.WAITING_FOR_RESOURCES: (
@@ -39,12 +40,18 @@ _WAITING_STEPS: dict[str, tuple[str, ...]] = {
         "raise its priority to let it go first",
     ),
     reasons.EXCEEDS_CAPACITY: (
-        "ask for fewer workers: `distroml job resize JOB --min N`",
+        "ask for fewer workers: `distroml job resize JOB N`",
         "start agents on more nodes",
         "cancel it, if it was meant for other machines",
     ),
     reasons.NO_NODES: ("`distroml nodes` shows the nodes and their states", "start an agent on a machine with slots"),
 }
+
+_MPI_STEPS = (
+    "ask for as many workers as one node has slots: `distroml job resize JOB N`",
+    "submit it with the back end gloo, which may use several nodes",
+    "`distroml nodes` shows which nodes are partly held",
+)
 
 _FAILED_STEPS: dict[FailureCategory, tuple[str, ...]] = {
     FailureCategory.EXCEPTION: (
@@ -104,10 +111,13 @@ def explain(job: Job, pending: Pending | None) -> Explanation:
 def _queued(job: Job, pending: Pending | None) -> Explanation:
     if pending is None:
         return Explanation(reasons.EVALUATING, "the next scheduling cycle will look at it, within moments")
-    message = pending.message
+    message, steps = pending.message, _WAITING_STEPS.get(pending.reason, ())
+    if job.spec.backend == MPI and pending.reason in (reasons.WAITING_FOR_RESOURCES, reasons.EXCEEDS_CAPACITY):
+        message += "; ranks of MPI are all on one node"
+        steps = _MPI_STEPS
     if job.attempt:
         message += f"; attempt {job.attempt} ended: {job.message or job.reason}"
-    return Explanation(pending.reason, message, _named(job, _WAITING_STEPS.get(pending.reason, ())))
+    return Explanation(pending.reason, message, _named(job, steps))
 
 
 def _with_resize(explanation: Explanation, pending: Pending | None) -> Explanation:
