@@ -257,7 +257,11 @@ def test_a_running_job_says_what_it_survived_and_over_what_it_runs():
     assert "over mpi in generation 1" in explain(job, None).message
     assert "failure" not in explain(job, None).message
     lost = e.FailureCounted(at_ms=4, category=FailureCategory.SIGNAL, generation=1, message="killed by SIGKILL")
-    assert explain(JOB.fold([lost], since=job), None).message.endswith("attempt 1, after 1 failure: killed by SIGKILL")
+    survived = JOB.fold([lost], since=job)
+    assert explain(survived, None).message.endswith("attempt 1, after 1 failure: killed by SIGKILL")
+    assert explain(JOB.fold([e.Succeeded(at_ms=5)], since=survived), None).message == (
+        "every worker ended well, after 1 failure: killed by SIGKILL"
+    )
 
 
 def test_what_to_do_names_the_job():

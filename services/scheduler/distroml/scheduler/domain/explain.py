@@ -98,7 +98,7 @@ def explain(job: Job, pending: Pending | None) -> Explanation:
         case JobState.PREEMPTING:
             return Explanation(job.reason, f"is being stopped and goes back to the queue: {job.message}")
         case JobState.SUCCEEDED:
-            return Explanation("", "every worker ended well")
+            return Explanation("", f"every worker ended well{_survived(job)}")
         case JobState.CANCELLED:
             return Explanation("", "was cancelled" + (f": {job.message}" if job.message else ""))
         case JobState.FAILED:
