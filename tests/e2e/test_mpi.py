@@ -10,15 +10,27 @@ from typing import Any
 
 import pytest
 
+from distroml.api.scheduler.v1 import jobs_pb2
+from distroml.cli import client
 from tests.e2e.conftest import Plane, tails, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 JOBS = Path(__file__).parent / "jobs"
 LOST = "killed by SIGKILL; MPI cannot go on without a rank"
 
 
 def data(plane: Plane, job: str, name: str) -> list[dict[str, Any]]:
     return [e["data"] for e in plane.cli.events(job) if e["type"].endswith("." + name)]
+
+
+def newest_job(plane: Plane) -> str:
+    """Empty while there is none; asked in this process, since a test asks often."""
+
+    async def ask(plane: client.Plane) -> str:
+        answer = await plane.jobs.ListJobs(jobs_pb2.ListJobsRequest(page_size=1))
+        return answer.jobs[0].id if answer.jobs else ""
+
+    return client.call(plane.folder.path, ask)
 
 
 def pid_of_rank(plane: Plane, job: str, generation: int, rank: int) -> int | None:
@@ -42,26 +54,26 @@ def in_folders_of_mpirun(plane: Plane) -> list[str]:
 
 
 def test_a_resize_and_a_killed_rank_are_each_followed_by_a_fresh_world(plane: Plane, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+    gate, earlier = tmp_path / "gate", newest_job(plane)
     run = plane.cli.start("run", "--backend", "mpi", "--workers", "2", "tiny.py", "200", "0.2", str(gate), cwd=JOBS)
     try:
-        job = str(wait_for(lambda: plane.cli.json("jobs"), 30)[0]["id"])
-        wait_for(lambda: data(plane, job, "Committed"), 40, lambda: plane.cli.explain(job))
+        job = str(wait_for(lambda: (newest := newest_job(plane)) != earlier and newest, 60))
+        wait_for(lambda: data(plane, job, "Committed"), 90, lambda: plane.cli.explain(job))
         plane.cli("job", "resize", job, "3")
-        wait_for(lambda: pid_of_rank(plane, job, 2, 1), 40, lambda: plane.cli.explain(job))
+        wait_for(lambda: pid_of_rank(plane, job, 2, 1), 60, lambda: plane.cli.explain(job))
         saved = max(int(e["step"]) for e in data(plane, job, "Committed"))
-        wait_for(lambda: max(int(e["step"]) for e in data(plane, job, "Committed")) > saved, 40)
+        wait_for(lambda: max(int(e["step"]) for e in data(plane, job, "Committed")) > saved, 60)
         victim = pid_of_rank(plane, job, 2, 1)
         assert victim is not None
         os.kill(victim, signal.SIGKILL)
         gate.touch()
-        out, told = run.communicate(timeout=60)
+        out, told = run.communicate(timeout=90)
     finally:
         run.kill()
     assert run.returncode == 0, (out, told, tails(plane.folder))
+    assert "3 workers on 1 node over mpi in generation 3" in told
     assert LOST in told
     assert LOST in plane.cli("job", "explain", job).stdout
-    assert "backend  mpi" in plane.cli("job", "show", job).stdout
     started = data(plane, job, "worker.Started")
     assert [int(e["generation"]) for e in started] == [1, 1, 2, 2, 2, 3, 3, 3], "all processes are new each time"
     firsts = [

@@ -119,7 +119,7 @@ class Mpi(BackEnd):
         if (world.size, world.rank) != (seat.world_size, seat.rank):
             raise BackEndUnavailable(
                 f"MPI says that this is rank {world.rank} of {world.size}, and the environment rank {seat.rank} of "
-                f"{seat.world_size}: start all ranks by one mpirun (`mpirun -n "
+                f"{seat.world_size}: start the job with `--backend mpi`, or all ranks by one mpirun (`mpirun -n "
                 f"{seat.world_size} python script.py`), without RANK and WORLD_SIZE of another launcher"
             )
 
