@@ -57,9 +57,9 @@ async def test_what_is_missing_is_named_with_what_to_install(tmp_path: Path, mpi
 
 async def test_an_interpreter_that_cannot_even_be_asked_is_told_of(tmp_path: Path) -> None:
     broken = tmp_path / "python"
-    broken.write_text("#!/bin/sh\necho 'no such library' >&2\nexit 3\n")
+    broken.write_text("#!/bin/sh\necho 'no such library' >&2\nexit 4\n")
     broken.chmod(0o700)
-    assert "ends with 3 when it looks for mpi4py: no such library" in await why_not(str(broken), dict(os.environ))
+    assert "ends with 4 when it looks for mpi4py: no such library" in await why_not(str(broken), dict(os.environ))
 
 
 async def test_every_rank_gets_its_own_seat_of_one_mpirun(host: MpiHost, mpirun: Make, tmp_path: Path) -> None:

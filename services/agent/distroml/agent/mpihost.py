@@ -5,7 +5,7 @@ that rank, so the worker itself is started and held like every other one, and mp
 
     mpihost.py run COUNT    become mpirun, with COUNT seats; each writes `rank.R` (0600) into the working folder
     mpihost.py seat         what mpirun starts: write, then wait for the end of mpirun
-    mpihost.py check        say on standard output why this interpreter has no Open MPI; nothing where it has
+    mpihost.py check        end with LACKING where this interpreter has no Open MPI; the last line of output says why
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__
 from distroml.agent.launch import die_with_parent  # noqa: E402
 
 RANK = "OMPI_COMM_WORLD_RANK"
+LACKING = 3
 INSTALL = "install Open MPI (Debian: apt-get install openmpi-bin libopenmpi-dev)"
 # How Open MPI tells a process of its own who it is.
 _TOLD = ("OMPI_", "PMIX_", "ORTE_")
@@ -75,7 +76,9 @@ def why_not() -> str:
 def main(role: str, *more: str) -> None:
     """Do what the role says."""
     if role == "check":
-        print(why_not())
+        if why := why_not():
+            print(why)
+            sys.exit(LACKING)
     elif role == "seat":
         seat()
     else:

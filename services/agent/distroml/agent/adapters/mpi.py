@@ -126,10 +126,11 @@ async def why_not(python: str, env: Mapping[str, str]) -> str:
     finally:
         if process.returncode is None:
             process.kill()
+    if process.returncode == mpihost.LACKING:
+        return _last_line(out)
     if process.returncode:
-        last = err.decode(errors="replace").strip().rpartition("\n")[2]
-        return f"{python} ends with {process.returncode} when it looks for mpi4py: {last}"
-    return out.decode(errors="replace").strip().rpartition("\n")[2]
+        return f"{python} ends with {process.returncode} when it looks for mpi4py: {_last_line(err)}"
+    return ""
 
 
 async def _seat(held: Held, rank: int) -> dict[str, str]:
@@ -142,6 +143,10 @@ async def _seat(held: Held, rank: int) -> dict[str, str]:
         if time.monotonic() > until:
             raise CannotStart(f"mpirun gave rank {rank} no place within {_SEATED_S:g} s: {_complaint(held.folder)}")
         await asyncio.sleep(_POLL_S)
+
+
+def _last_line(text: bytes) -> str:
+    return text.decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def _complaint(folder: Path) -> str:
