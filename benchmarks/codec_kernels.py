@@ -11,7 +11,8 @@ at 16 MB, as large as the buckets of the example GPT together.
 
 `--torch` shows the path without kernels beside it. Decoding, of one payload and of four at once, has no goal.
 `--device cuda` does the same on a GPU, against copies on it, by wall time to the end of the work, the encoder's one
-wait for the GPU included. There is no goal yet. """
+wait for the GPU included. There is no goal yet.
+"""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ SCHEMA: Mapping[str, Field] = {
     "dataset": _TEXT,
     "compress": _TEXT,
     "sync_every": _INT,
+    "backend": _TEXT,
     "log_cap_bytes": _INT,
 }
 

@@ -46,6 +46,13 @@ SyncEvery = Annotated[
         show_default=False,
     ),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="Who carries the collectives: auto, gloo, nccl, or mpi, whose ranks mpirun starts on one node [default: "
+        "auto, nccl on GPUs and gloo elsewhere].",
+    ),
+]
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -61,6 +68,7 @@ def run(
     keep: Keep = None,
     compress: Compress = "",
     sync_every: SyncEvery = 0,
+    backend: Backend = "",
     json: Json = False,
 ) -> None:
     """Run a torchrun-style script on N workers and follow it to its end.
@@ -78,6 +86,7 @@ def run(
         keep=keep,
         compress=compress,
         sync_every=sync_every,
+        backend=backend,
     )
     folder = DataFolder(data)
     slots = max(request.spec.workers.max, os.cpu_count() or 1)
@@ -110,6 +119,7 @@ def submit(
     keep: Keep = None,
     compress: Compress = "",
     sync_every: SyncEvery = 0,
+    backend: Backend = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, submit nothing.")] = False,
     request_id: Annotated[str, typer.Option(help="Makes a repeated submit answer as the first one.")] = "",
     json: Json = False,
@@ -133,6 +143,7 @@ def submit(
             keep=keep,
             compress=compress,
             sync_every=sync_every,
+            backend=backend,
         )
     job = call(data, lambda plane: _submit(plane, request, dry_run=dry_run, request_id=request_id))
     if json:

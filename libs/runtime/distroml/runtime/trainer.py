@@ -295,8 +295,10 @@ class Trainer(Generic[Batch]):
 
     def _recover(self, error: Exception) -> None:
         """Make ready for the next generation where `error` means that there is one; else end, saying why."""
-        if isinstance(error, Drained):
+        if isinstance(error, Drained) and self._membership.reforms:
             self._leave("")
+        elif isinstance(error, Drained):
+            self._stop("the next generation is for fresh processes")
         elif isinstance(error, StopOrdered):
             self._stop()
         elif not is_communication_error(error):
@@ -329,11 +331,11 @@ class Trainer(Generic[Batch]):
             run.abandon(failed=bool(error))
         self._membership.leave(error)
 
-    def _stop(self) -> NoReturn:
+    def _stop(self, why: str = "") -> NoReturn:
         run, self._run = self._run, None
         step = run.step if run is not None else 0
         stop = self._membership.stop
-        log.info("stopped after step %d: %s", step, stop.reason if stop is not None else "told to")
+        log.info("stopped after step %d: %s", step, stop.reason if stop is not None else why or "told to")
         if run is not None:
             run.abandon(failed=False)
         self._membership.close()

@@ -105,6 +105,7 @@ def environment_of(
         objects=node.objects,
         compress=desired.spec.compress,
         sync_every=desired.spec.sync_every,
+        backend=desired.spec.backend,
     )
     rank = Rank(
         generation=formed.number,

@@ -243,6 +243,7 @@ class ParallelModel:
         for wire in [one.wire for one in (self.exchange, self.shard_sums, self.shard_gathers) if one is not None]:
             found |= wire.take()
         return found
+
     def exchange_for(self, optimizer: CompressedOptimizer, compression: Compression, step: int) -> None:
         """From the step after `step` on, exchange what `optimizer` goes by in place of gradients.
 

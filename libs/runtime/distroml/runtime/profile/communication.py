@@ -68,7 +68,7 @@ def measure(world: World, schemes: Sequence[str], megabytes: float, told: Callab
     return CommReport(
         world_size=world.world_size,
         hosts=tuple(collectives.gather(host_name())),
-        backend=dist.get_backend(),
+        backend=world.backend,
         buffer_bytes=layout.numel * 4,
         links=rates,
         sums=tuple(sums),

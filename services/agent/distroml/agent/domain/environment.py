@@ -31,6 +31,7 @@ class Identity:
     objects: str
     compress: str = ""
     sync_every: int = 0
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,8 @@ def worker_environment(
         env[names.COMPRESS] = identity.compress
     if identity.sync_every:
         env[names.SYNC_EVERY] = str(identity.sync_every)
+    if identity.backend:
+        env[names.BACKEND] = identity.backend
     if rank.restore:
         env[names.RESTORE] = rank.restore
     if traceparent:
