@@ -1,7 +1,7 @@
 """What each code is, bit for bit, in plain torch: the definition that fast kernels are tested against.
 
-It also is the path where there are no kernels. A format turns `v` into bytes and back; what is common to all of them, the
-residual, is in `encode`. All arithmetic is float32, each operation rounded by itself.
+It also is the path where there are no kernels. A format turns `v` into bytes and back; what is common to all of them,
+the residual, is in `encode`. All arithmetic is float32, each operation rounded by itself.
 """
 
 from __future__ import annotations
