@@ -29,11 +29,11 @@ $(STAMP): pyproject.toml tools/setup.sh $(KERNELS)
 demo: setup ## train a small GPT, lose a worker to kill -9, recover, replay; under 4 minutes
 	@$(BIN)/distroml demo
 
-test: setup ## the whole suite, the end-to-end tests last and one after the other
+test: setup ## the whole suite, the end-to-end tests last, one after the other
 	@tools/browser > /dev/null
 	@tools/openmpi > /dev/null
 	$(PYTEST) -n 2 --dist worksteal -m "not e2e"
-	$(PYTEST) -m e2e
+	$(PYTEST) -m e2e --reruns 1
 
 tiny: setup ## what is pure or quick, in under a minute; run it before each commit
 	$(PYTEST) -q -n 2 -m "not e2e" $(TINY)

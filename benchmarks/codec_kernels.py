@@ -10,8 +10,8 @@ at 16 MB, as large as the buckets of the example GPT together.
     OMP_NUM_THREADS=1 python benchmarks/codec_kernels.py [--repetitions 60] [--torch] [--json FILE]
 
 `--torch` shows the path without kernels beside it. Decoding, of one payload and of four at once, has no goal.
-`--device cuda` does the same on a GPU, against copies on it, by wall time to the end of the work, which has an encoder
-wait for the GPU once. There is no goal yet.
+`--device cuda` does the same on a GPU, against copies on it, by wall time to the end of the work, the encoder's one
+wait for the GPU included. There is no goal yet.
 """
 
 from __future__ import annotations

@@ -1,26 +1,21 @@
-"""Ways to train whole copies of the example GPT over a slow link: torch's DDP with its hooks, and ours.
+"""Ways to train whole copies of a model over a slow link: torch's DDP with its hooks, and ours.
 
-All of them see the same windows in the same order, clip, warm up and use AdamW alike; only the exchange of gradients
+All of them see the same batches in the same order, clip, warm up and use AdamW alike; only the exchange of gradients
 and the learning rate differ.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from compression.learning import Lesson
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "gpt"))
-
-from model import GPT, ModelConfig, loss
 
 from distroml.runtime.compress.control import Change
 from distroml.runtime.compress.parse import parse_scheme
@@ -58,8 +53,8 @@ class Contender(Protocol):
 
     model: nn.Module
 
-    def step(self, windows: torch.Tensor) -> None:
-        """One optimizer step on this rank's windows, uint8 `[batch, context + 1]`."""
+    def step(self, batch: Any) -> None:
+        """One optimizer step on this rank's batch."""
         ...
 
     def close(self) -> None:
@@ -78,9 +73,10 @@ def _warm_up(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRSch
 class Ddp:
     """DistributedDataParallel, as its documentation shows it, with one of torch's own communication hooks."""
 
-    def __init__(self, config: ModelConfig, setting: Setting, seed: int) -> None:
+    def __init__(self, lesson: Lesson, setting: Setting, seed: int) -> None:
         torch.manual_seed(seed)
-        self.model = GPT(config)
+        self.model = lesson.make()
+        self._loss = lesson.loss
         self._parallel = nn.parallel.DistributedDataParallel(
             self.model, gradient_as_bucket_view=True, bucket_cap_mb=setting.bucket_mb
         )
@@ -101,9 +97,9 @@ class Ddp:
             )
             self._parallel.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
-    def step(self, windows: torch.Tensor) -> None:
+    def step(self, batch: Any) -> None:
         self._optimizer.zero_grad()
-        total, count = loss(self._parallel, windows)
+        total, count = self._loss(self._parallel, batch)
         (total / count).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self._optimizer.step()
@@ -116,26 +112,26 @@ class Ddp:
 class Own:
     """`parallelize` with a compression of ours."""
 
-    def __init__(self, config: ModelConfig, setting: Setting, seed: int, world: World) -> None:
+    def __init__(self, lesson: Lesson, setting: Setting, seed: int, world: World) -> None:
         torch.manual_seed(seed)
-        self.model = GPT(config)
+        self.model = lesson.make()
         self._parallel = parallelize(
             self.model,
             f"dp_replicate={world.world_size},bucket_mb={setting.bucket_mb:g}",
             world=world,
-            loss=loss,
+            loss=lesson.loss,
             compress=setting.exchange.partition(":")[2],
         )
         self._optimizer = adamw(self._parallel.parameters(), setting.learning_rate)
         self._warm_up = _warm_up(self._optimizer)
         self._number = 0
 
-    def step(self, windows: torch.Tensor) -> None:
+    def step(self, batch: Any) -> None:
         self._number += 1
-        self._train(windows)
+        self._train(batch)
 
-    def _train(self, windows: torch.Tensor) -> float:
-        done = self._parallel.forward_backward([windows], self._number)
+    def _train(self, batch: Any) -> float:
+        done = self._parallel.forward_backward([batch], self._number)
         mean, _ = self._parallel.finish(done, CLIP)
         self._optimizer.step()
         self._warm_up.step()
@@ -153,8 +149,8 @@ class Adapted(Own):
         choosing_s: what trying codecs and the link before step 1 took.
     """
 
-    def __init__(self, config: ModelConfig, setting: Setting, seed: int, world: World) -> None:
-        super().__init__(config, setting, seed, world)
+    def __init__(self, lesson: Lesson, setting: Setting, seed: int, world: World) -> None:
+        super().__init__(lesson, setting, seed, world)
         self.changes: list[Change] = []
         started = time.perf_counter()
         adapting = adapting_of(self._parallel, NullLink(), world, self.changes)
@@ -163,11 +159,11 @@ class Adapted(Own):
         start(adapting, 0, "")
         self.choosing_s = time.perf_counter() - started
 
-    def step(self, windows: torch.Tensor) -> None:
+    def step(self, batch: Any) -> None:
         self._number += 1
         started = time.perf_counter()
         self._adapting.begin(self._number)
-        loss = self._train(windows)
+        loss = self._train(batch)
         self._adapting.end(self._number)
         self._adapting.note(time.perf_counter() - started, loss)
 
@@ -175,10 +171,8 @@ class Adapted(Own):
 class Replayed(Own):
     """With changes of schemes that were recorded of another run."""
 
-    def __init__(
-        self, config: ModelConfig, setting: Setting, seed: int, world: World, changes: Sequence[Change]
-    ) -> None:
-        super().__init__(config, setting, seed, world)
+    def __init__(self, lesson: Lesson, setting: Setting, seed: int, world: World, changes: Sequence[Change]) -> None:
+        super().__init__(lesson, setting, seed, world)
         exchange = self._parallel.exchange
         assert exchange is not None
         numbers = [buffer.number for buffer in exchange.buffers if buffer.spec.numel]
@@ -187,14 +181,14 @@ class Replayed(Own):
 
 
 def contender(
-    config: ModelConfig, setting: Setting, seed: int, world: World, changes: Sequence[Change] | None = None
+    lesson: Lesson, setting: Setting, seed: int, world: World, changes: Sequence[Change] | None = None
 ) -> Contender:
     """What `setting` names, with first weights by `seed`; `changes` are what "own:auto" is to repeat. Collective."""
     dist.barrier()
     if setting.exchange == "own:auto":
         if changes is None:
-            return Adapted(config, setting, seed, world)
-        return Replayed(config, setting, seed, world, changes)
+            return Adapted(lesson, setting, seed, world)
+        return Replayed(lesson, setting, seed, world, changes)
     if setting.exchange.startswith("own:"):
-        return Own(config, setting, seed, world)
-    return Ddp(config, setting, seed)
+        return Own(lesson, setting, seed, world)
+    return Ddp(lesson, setting, seed)

@@ -108,7 +108,7 @@ class Curves:
         key = ("curve", *which, *([_digest(changes)] if changes is not None else []))
         found = self._kept.get(*key)
         if found is None:
-            task = {"do": "learn", "setting": asdict(setting), "seed": seed, "tokens": asked.tokens, "goal": goal}
+            task = {"do": "learn", "setting": asdict(setting), "seed": seed, "size": asked.tokens, "goal": goal}
             answers = ranks.ask({**task, "steps": steps, "every": asked.every, "changes": changes}, 3600)
             found = self._kept.put(answers[0]["losses"], *key)
         return found

@@ -59,14 +59,14 @@ class _Link:
     def block(self, one: Setting, steps: int, timeout_s: float = 3600) -> tuple[list[float], float]:
         """Seconds of each step, the slowest rank's, and bytes per step."""
         before = self._source.sent_bytes()
-        task = {"do": "block", "name": _name(one), "steps": steps, "tokens": self._tokens}
+        task = {"do": "block", "name": _name(one), "steps": steps, "size": self._tokens}
         answers = self._ranks.ask(task, timeout_s)
         sent = (self._source.sent_bytes() - before) / steps
         return [max(step) for step in zip(*(answer["seconds"] for answer in answers), strict=True)], sent
 
     def alone(self) -> float:
         """A step without exchange, both ranks at once."""
-        answers = self._ranks.ask({"do": "compute", "steps": 20, "tokens": self._tokens}, 600)
+        answers = self._ranks.ask({"do": "compute", "steps": 20, "size": self._tokens}, 600)
         return statistics.median([max(step) for step in zip(*(a["seconds"] for a in answers), strict=True)][2:])
 
     def decided(self, one: Setting) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ MAY_READ_ENVIRONMENT = {
     "libs/runtime/": "a training script has no settings but what torchrun's and ours say",
     "libs/statestore/distroml/statestore/failpoint.py": "armed by a test from outside",
     "services/agent/distroml/agent/launcher.py": "a worker inherits the agent's search path",
+    "services/agent/distroml/agent/mpihost.py": "mpirun tells a process by it who it is",
     "services/agent/distroml/agent/template.py": "a forked worker gets its own environment",
 }
 

@@ -54,6 +54,11 @@ def test_prediction_beside_measurement():
     assert on_cpu.count("predicted 477 MiB, not measured\n") == 1
 
 
+def test_how_gradients_are_summed_is_said_where_there_was_a_choice():
+    told = list(job_plan.lines(plan(sums="hierarchical for all sizes")))
+    assert told[3] == "  sums of gradients: hierarchical for all sizes"
+
+
 def test_a_plan_without_a_prediction_says_nothing_of_costs():
     assert list(job_plan.lines(t.JobPlan(generation=1))) == ["plan of generation 1: one that this release cannot read"]
 
@@ -84,6 +89,14 @@ def event(name: str, **body: object) -> common_pb2.Event:
             ),
             "generation=3 steps=20 step=300 ms (+20 %) memory=2 MiB (+100 %) verdict=Slower message=why",
         ),
+        (
+            lambda: event(
+                "LinksProbed", generation="3", topology='{"levels": [["node", 2]]}', seconds=0.5,
+                sums='{"choice": "flat to 64 KiB, hierarchical from 512 KiB", "sizes": []}',
+            ),
+            'generation=3 levels=[["node",2]] took=500 ms sums=flat to 64 KiB, hierarchical from 512 KiB',
+        ),
+        (lambda: event("LinksProbed", generation="3", topology="[", reused=True), "generation=3 reused=yes"),
     ],
 )  # fmt: skip
 def test_plan_events_are_one_line_in_words(event: Callable[[], common_pb2.Event], shown: str):

@@ -73,9 +73,42 @@ def test_compression_is_read_into_its_one_spelling(tmp_path: Path) -> None:
     assert asked.spec.compress == "auto"
 
 
+def test_how_often_replicas_meet_reaches_the_spec(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.touch()
+    more = {"name": "", "workers": "1", "env": [], "bundle": None, "priority": 0, "max_failures": None, "keep": None}
+    assert spec.from_command([str(script)], sync_every=50, **more).spec.sync_every == 50
+    assert spec.from_command([str(script)], **more).spec.sync_every == 0
+    asked = spec.from_job_file({"command": ["train.py"], "sync_every": 8}, tmp_path / "job.yaml")
+    assert asked.spec.sync_every == 8
+
+
 def test_compression_that_is_none_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("")
     with pytest.raises(UsageError, match=r"--compress: .*'powersgd': the rank is missing; write powersgd:4"):
         spec.compression("powersgd", "--compress")
     with pytest.raises(UsageError, match=r"job\.yaml: `compress`: .*'init8': there is no such scheme; write int8"):
         spec.from_job_file({"command": ["train.py"], "compress": "init8"}, tmp_path / "job.yaml")
+
+
+MORE = {"name": "", "env": [], "bundle": None, "priority": 0, "max_failures": None, "keep": None}
+
+
+@pytest.mark.parametrize(("text", "name"), [("", ""), ("auto", ""), (" MPI ", "mpi"), ("nccl", "nccl")])
+def test_a_back_end_is_read_into_its_one_spelling(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "train.py").write_text("")
+    command = spec.from_command([str(tmp_path / "train.py")], workers="2", backend=text, **MORE)
+    assert command.spec.backend == name
+    file = spec.from_job_file({"command": ["train.py"], "workers": 2, "backend": text}, tmp_path / "job.yaml")
+    assert file.spec.backend == name
+
+
+def test_a_back_end_that_is_none_or_cannot_carry_the_workers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    with pytest.raises(UsageError, match=r"--backend: there is no back end 'gluu'; did you mean gloo\?"):
+        spec.from_command([str(tmp_path / "train.py")], workers="2", backend="gluu", **MORE)
+    with pytest.raises(UsageError, match=r"--backend: .* use auto, gloo, nccl or mpi"):
+        spec.from_command([str(tmp_path / "train.py")], workers="2", backend="x", **MORE)
+    wanted = {"command": ["train.py"], "workers": {"min": 2, "max": 4}, "backend": "mpi"}
+    with pytest.raises(UsageError, match=r"job\.yaml: `backend`: an MPI world keeps its size, .* 2\.\.4 workers"):
+        spec.from_job_file(wanted, tmp_path / "job.yaml")

@@ -68,6 +68,13 @@ plans = st.builds(
 )
 
 
+def test_the_size_of_buckets_may_be_asked_to_be_measured():
+    wish = parse_wish("dp_replicate=2,bucket_mb=auto")
+    assert wish == Wish(dp_replicate=2, tune_bucket=True)
+    assert wish.whole().bucket_mb is None
+    assert parse_wish("dp_replicate=2").whole().bucket_mb == 8.0
+
+
 @given(plans)
 def test_what_a_plan_writes_only_that_plan_fulfils(plan):
     wish = parse_wish(str(plan)).whole()
@@ -95,6 +102,7 @@ def test_what_a_plan_writes_only_that_plan_fulfils(plan):
         ("order=tp/tp", "axes from outermost"),
         ("reshard=maybe", "yes or no"),
         ("bucket_mb=inf", "a positive number"),
+        ("bucket_mb=often", "bucket_mb must be auto or a positive number, not 'often'"),
     ],
 )
 def test_what_cannot_be_read_is_named(text, why):

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from distroml.planner import (
     AXES,
+    Level,
     Plan,
     PlanRefused,
     Prediction,
     Pricer,
     Refused,
+    Topology,
     Training,
     Transformer,
     Wish,
@@ -30,7 +32,7 @@ from distroml.planner import (
     transformer_profile,
 )
 from distroml.planner.timeline import timeline
-from libs.planner.tests.models import TRAINING, chain, gpt, machines
+from libs.planner.tests.models import TRAINING, chain, device, gpt, machines
 
 MODEL = gpt()
 
@@ -165,6 +167,30 @@ def test_a_wish_is_kept(text):
     if wish.chunks:
         assert plan.chunks == wish.chunks
     assert replace(wish, chunks=None).allows(plan)
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "bytes_per_s", "smallest", "largest"),
+    [
+        # Messages cost nothing: the smallest bucket leaves least to exchange after the backward pass.
+        (0.0, 10e9, 1.0, 1.0),
+        # A message costs more than all bytes: one for all of them.
+        (0.5, 1e12, 100.0, 100.0),
+        # Both count.
+        (1e-3, 1e10, 4.0, 25.0),
+    ],
+)
+def test_buckets_are_small_where_bytes_cost_and_large_where_messages_do(latency_s, bytes_per_s, smallest, largest):
+    links = Level(name="node", extent=2, latency_s=latency_s, bytes_per_s=bytes_per_s)
+    two = Topology(device=device(), levels=(links,))
+    given = parse_wish("dp_replicate=2,microbatch=8,bucket_mb=auto").whole()
+    found = search(MODEL, two, TRAINING, 16, wish=given)
+    assert smallest <= found.plan.bucket_mb <= largest
+    others = [found.prediction.step_seconds]
+    for size in (1, 4, 8, 25, 100):
+        fixed = replace(given, bucket_mb=float(size))
+        others.append(search(MODEL, two, TRAINING, 16, wish=fixed).prediction.step_seconds)
+    assert min(others) == others[0], "another size would have been faster"
 
 
 def test_one_given_plan_is_completed():

@@ -68,6 +68,7 @@ class Spec:
     dataset: str = ""
     log_cap_bytes: int = 0
     compress: str = ""
+    sync_every: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

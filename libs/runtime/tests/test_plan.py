@@ -26,6 +26,11 @@ def test_axes_and_bucket_size_can_be_named() -> None:
     assert plan(made, world_size=2).bucket_mb == 25.0
 
 
+def test_buckets_can_be_measured_in_training_only() -> None:
+    with pytest.raises(PlanRefused, match="bucket_mb=auto is measured by Trainer"):
+        parallelize(torch.nn.Linear(2, 2), "bucket_mb=auto")
+
+
 @pytest.mark.parametrize("axis", ["tp", "dp_shard"])
 def test_what_is_left_open_is_replicated(axis: str) -> None:
     made = plan(f"{axis}=2", world_size=6, global_batch=12)

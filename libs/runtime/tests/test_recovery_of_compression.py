@@ -22,6 +22,34 @@ def test_whichever_rank_is_killed_the_end_is_bit_equal(agent: Callable, victim: 
     assert result["eval"] == straight["eval"]
 
 
+@pytest.mark.parametrize(("optimizer", "compress"), [("onebit", "sign"), ("dgc", "topk:0.05")])
+def test_optimizers_with_an_exchange_of_their_own_end_bit_equal(agent: Callable, optimizer: str, compress: str) -> None:
+    """Their warm-up's end and their velocities come over the restart, too."""
+    options = {**OPTIONS, "residuals": "exact", "optimizer": optimizer, "compress": compress}
+    straight = agent(2, "straight", **options).run()
+    broken = agent(
+        2, "broken", fault={"rank": 1, "generation": 1, "step": 5, "do": "kill", "after": "committed-3"}, **options
+    )
+    result = broken.run()
+    assert broken.exits == {"1": [-9]}
+    assert min(line["step"] for line in broken.steps() if line["generation"] == 2) == 4
+    assert result["parameters"] == straight["parameters"]
+
+
+@pytest.mark.parametrize(("optimizer", "compress"), [("onebit", "sign"), ("dgc", "topk:0.05")])
+def test_they_go_on_in_a_smaller_world(agent: Callable, optimizer: str, compress: str) -> None:
+    fault = {"rank": 1, "generation": 1, "step": 8, "do": "kill", "after": "committed-6"}
+    broken = agent(2, "broken", fault=fault, **{**OPTIONS, "optimizer": optimizer, "compress": compress})
+    broken.start()
+    broken.until(broken.ended, "the kill", 60)
+    broken.next_generation(set(broken.ended()), "it died", world_size=1)
+    del broken.workers[next(iter(broken.ended()))]
+    result = broken.finish()
+    assert (result["world"], result["step"]) == (1, 12)
+    losses = {line["step"]: line["loss"] for line in broken.steps()}
+    assert sum(losses[n] for n in range(10, 13)) < 1.5 * sum(losses[n] for n in range(4, 7))
+
+
 def test_a_gradient_that_is_no_number_ends_the_job_with_its_rank_and_parameter(agent: Callable) -> None:
     fault = {"rank": 1, "generation": 1, "step": 5, "do": "inf"}
     broken = agent(2, "broken", fault=fault, **OPTIONS)

@@ -31,10 +31,10 @@ STORE = Path(__file__).with_name("small_store.py")
 class ColdLauncher(ProcessLauncher):
     """Real holders and processes; the store host without torch, which takes seconds to import."""
 
-    async def start(self, order: LaunchOrder) -> Launched:
+    async def start(self, order: LaunchOrder, *, warm: bool = True) -> Launched:
         if order["argv"][0] == storehost.__file__:
             order = LaunchOrder(**{**order, "argv": [str(STORE), *order["argv"][1:]]})
-        return await super().start(order)
+        return await super().start(order, warm=warm)
 
 
 class World:

@@ -47,7 +47,8 @@ MANAGED = """
             link.sendall(encode(SaveBegun(generation=generation, step=step, world_size=int(env["WORLD_SIZE"]))))
         if os.path.exists("plan" + env["RANK"]) and not step:
             step = 20
-            for said in (LinksProbed(generation=generation, topology='{"levels": []}', seconds=0.5),
+            for said in (LinksProbed(generation=generation, topology='{"levels": []}', seconds=0.5,
+                                     sums='{"sizes": []}'),
                          PlanChosen(generation=generation, plan='{"tp": 2}', prediction="{}", best="[]",
                                     alternatives_hash="ab" * 32),
                          PlanMeasured(generation=generation, steps=10, step_seconds=0.3),
@@ -195,6 +196,7 @@ async def test_a_plan_its_measurements_links_and_schemes_reach_rendezvous(world:
     await until(lambda: sum(report.WhichOneof("what") in kinds for report in reports) == 6)
     links, plan, first, second, scheme, advice = (report for report in reports if report.WhichOneof("what") in kinds)
     assert (links.links.topology, links.links.seconds) == ('{"levels": []}', 0.5)
+    assert links.links.sums == '{"sizes": []}'
     assert (plan.plan.plan, plan.plan.best, plan.plan.alternatives_hash) == ('{"tp": 2}', "[]", "ab" * 32)
     assert (first.measured.steps, first.measured.verdict) == (10, "NotPredicted")
     assert (second.measured.steps, second.measured.step_seconds, second.measured.verdict) == (20, 0.25, "Slower")

@@ -14,7 +14,7 @@ from distroml.agent.domain.environment import (
     default_threads,
     worker_environment,
 )
-from distroml.agent.domain.exits import Category, ExitRecord, Failure, Intent, classify, intent_of
+from distroml.agent.domain.exits import Category, ExitRecord, Failure, Intent, Verdict, classify, intent_of, over_mpi
 from distroml.agent.domain.lines import MAX_LINE_BYTES, LineCutter
 from distroml.agent.domain.silence import DEAF_S, STOPPED_S, Seen, forgive, judge, standstill
 from distroml.agent.domain.warmth import key_of, why_cold
@@ -78,6 +78,17 @@ def test_why_a_worker_ended(record: ExitRecord, facts: dict[str, object], catego
     if message is not None:
         assert verdict.message == message
     assert verdict.expected == (known["intent"] in (Intent.BROKEN, Intent.STOP, Intent.DRAIN))
+
+
+def test_over_mpi_a_failure_says_that_all_ranks_end_with_it() -> None:
+    lost = over_mpi(Verdict(code=0, signal=9, category=Category.SIGNAL, message="killed by SIGKILL"), None)
+    assert lost.message == (
+        "killed by SIGKILL; MPI cannot go on without a rank: all end, and a retry begins with fresh processes"
+    )
+    for fine in (Verdict(code=0, signal=0), Verdict(code=0, signal=9, expected=True, message="generation 1 broke")):
+        assert over_mpi(fine, None) == fine
+    alone = over_mpi(Verdict(code=195, signal=0, message="exit code 195"), ExitRecord(signal=9))
+    assert alone.message.startswith("mpirun ended (killed by SIGKILL), and its ranks with it: exit code 195; MPI")
 
 
 def test_code_0_is_the_end_of_the_work_unless_the_worker_obeyed_a_stop() -> None:
@@ -216,8 +227,11 @@ def test_the_worker_s_environment() -> None:
     torchrun = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "CUDA_VISIBLE_DEVICES")
     assert [env[name] for name in torchrun] == ["1", "2", "127.0.0.1", "99", "1", "0,1"]
     assert env["DISTROML_RESTORE"] == "5:abc"
-    assert "DISTROML_COMPRESS" not in env
-    asked = worker_environment(base, replace(identity, compress="auto"), rank, devices="")
-    assert asked["DISTROML_COMPRESS"] == "auto"
+    assert not {"DISTROML_COMPRESS", "DISTROML_SYNC_EVERY"} & set(env)
+    asked = worker_environment(base, replace(identity, compress="auto", sync_every=50), rank, devices="")
+    assert (asked["DISTROML_COMPRESS"], asked["DISTROML_SYNC_EVERY"]) == ("auto", "50")
+    assert "DISTROML_BACKEND" not in asked
+    over = worker_environment(base, replace(identity, backend="mpi"), rank, devices="")
+    assert over["DISTROML_BACKEND"] == "mpi"
     assert default_threads(8, 3) == 2
     assert default_threads(1, 4) == 1

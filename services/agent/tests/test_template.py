@@ -27,7 +27,7 @@ SCRIPT = """
 import atexit, os, sys, threading
 import helper
 class Payload: pass
-atexit.register(lambda: print("at exit", __name__, Payload.__module__))
+atexit.register(lambda: print("at exit", __name__, Payload.__module__, getattr(sys, "last_type", None)))
 print(sys.argv, __name__, __file__, __spec__ and __spec__.name, helper.VALUE, sys.path[0])
 print(os.environ.get("MINE"), "ONLY_AGENT" in os.environ, os.getcwd(), sys.stdin.read() == "")
 threading.Thread(target=lambda: print("from a thread")).start()

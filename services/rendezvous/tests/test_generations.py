@@ -368,6 +368,7 @@ def test_steps_plans_and_the_like_are_recorded_once():
         replace(plan, plan="x" * 40_000, best="x" * 25_000),
         replace(measured, parts="x" * 70_000),
         replace(links, topology="x" * 70_000),
+        replace(links, sums="x" * 70_000),
     ):
         after(*formed_pair()).when(large).then_rejected("TooLarge")
 

@@ -111,7 +111,7 @@ def test_public_events_survive_the_way_into_the_log_and_back():
             verdict="Slower",
             message="",
         ),
-        ev.LinksProbed: ev.LinksProbed(at_ms=1, generation=1, topology="{}", seconds=0.5, reused=True),
+        ev.LinksProbed: ev.LinksProbed(at_ms=1, generation=1, topology="{}", seconds=0.5, reused=True, sums="{}"),
         ev.SchemeChanged: ev.SchemeChanged(
             at_ms=1,
             generation=1,

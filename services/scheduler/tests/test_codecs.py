@@ -37,6 +37,8 @@ SPEC = JobSpec(
     dataset="d",
     log_cap_bytes=1 << 30,
     compress="powersgd:4",
+    sync_every=50,
+    backend="gloo",
 )
 GANG = (Placement("a", ("0", "1")), Placement("b", ("0",)))
 

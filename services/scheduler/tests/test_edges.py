@@ -199,6 +199,12 @@ def test_a_complete_specification_is_sound():
         ({"hang_timeout_s": -1}, "spec.hang_timeout_s"),
         ({"log_cap_bytes": 10}, "spec.log_cap_bytes"),
         ({"compress": "zip"}, "spec.compress"),
+        ({"sync_every": -1}, "spec.sync_every"),
+        ({"backend": "ucx"}, "spec.backend"),
+        ({"backend": "MPI"}, "spec.backend"),
+        ({"backend": "auto"}, "spec.backend"),
+        ({"backend": "mpi", "workers": WorkerRange(1, 2)}, "spec.workers"),
+        ({"backend": "mpi", "workers": WorkerRange(4, 4, 2)}, "spec.workers.per_node"),
         ({"labels": {str(i): "" for i in range(65)}}, "spec.labels"),
     ],
 )

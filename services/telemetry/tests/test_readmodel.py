@@ -11,7 +11,7 @@ from world import lines, now_ms, steps
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.telemetry.adapters.jobs import read_live
 from distroml.telemetry.adapters.logs import read_lines
-from distroml.telemetry.adapters.plans import read_plan
+from distroml.telemetry.adapters.plans import read_plan, read_sums
 from distroml.telemetry.adapters.series import STEPS, read_history
 from distroml.telemetry.adapters.summaries import read_detail, read_use
 from distroml.telemetry.intake import checked
@@ -257,3 +257,9 @@ def test_a_slow_reader_loses_the_oldest_items() -> None:
     for i in range(5):
         feed.put(i)
     assert feed.dropped == 2
+
+
+def test_a_choice_of_sums_is_read_with_patience() -> None:
+    assert read_sums('{"choice": "flat for all sizes", "more": 1}') == "flat for all sizes"
+    for odd in ("", "[", "[]", '{"choice": 3}', '{"sizes": []}'):
+        assert read_sums(odd) == ""

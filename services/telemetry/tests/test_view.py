@@ -157,6 +157,13 @@ def test_a_plan_keeps_its_newest_measurement_whichever_came_first() -> None:
         assert (plan.steps, plan.measured_s, plan.measured_bytes, plan.verdict) == (20, 0.4, 90, "Slower")
 
 
+def test_how_gradients_are_summed_stands_with_the_generations_plan() -> None:
+    sums = f.SumsChosen(at_ms=9, generation=1, sums="hierarchical from 512 KiB")
+    for facts in ((seen(1), sums, seen(2)), (sums, seen(1), seen(2))):
+        first, second = view_of(SUBMITTED, *facts).plans
+        assert (first.plan, first.sums, second.sums) == ("tp=2", "hierarchical from 512 KiB", "")
+
+
 def test_plans_are_kept_by_generation_and_bounded() -> None:
     view = view_of(SUBMITTED, *(seen(number) for number in range(MAX_PLANS + 5, 0, -1)))
     assert [plan.generation for plan in view.plans] == list(range(6, MAX_PLANS + 6))

@@ -16,6 +16,7 @@ import typer
 from distroml.cli import output
 from distroml.cli.errors import CliError, UsageError
 from distroml.cli.options import Json
+from distroml.workerlink import environment
 
 if TYPE_CHECKING:
     from distroml.runtime.comm.report import CommReport
@@ -42,7 +43,10 @@ def comm(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure links, all-reduce algorithms and compression schemes on live processes, and say which pays when."""
+    """Measure links, all-reduce algorithms and compression schemes on live processes, and say which pays when.
+
+    Inside a job it measures the job's own ranks: distroml run --workers 2 -- -m distroml.cli bench comm
+    """
     names = [name.strip() for name in schemes.split(",") if name.strip()]
     _check(names, megabytes, workers, timeout_s)
     from distroml.cli import bench_output
@@ -85,8 +89,10 @@ def _words(names: list[str], megabytes: float) -> list[str]:
 
 def _here(names: list[str], megabytes: float, timeout_s: float) -> CommReport | None:
     """This process is a rank of a job: its place is in the environment. The report, on rank 0."""
+    # The agent knows this process, and would refuse its child.
+    own = {name: value for name, value in os.environ.items() if name != environment.LINK_SOCKET}
     try:
-        done = subprocess.run(_words(names, megabytes), stdout=subprocess.PIPE, timeout=timeout_s, check=False)
+        done = subprocess.run(_words(names, megabytes), env=own, stdout=subprocess.PIPE, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         raise CliError(
             f"not done within {timeout_s:g} s", hint="the other ranks must run it too; or give --timeout"
@@ -102,7 +108,9 @@ def _started(names: list[str], megabytes: float, workers: int, timeout_s: float)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workers)}
-    environ = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **os.environ, **place}
+    # A job of one worker is no world: its agent, its store and its back end are not these processes'.
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("DISTROML_", "TORCHELASTIC_"))}
+    environ = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **others, **place}
     words = [*_words(names, megabytes), "--device", "cpu", "--attached"]
     with tempfile.TemporaryDirectory(prefix="distroml-bench-") as folder:
         answer = Path(folder, "answer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import os
 import platform
@@ -68,9 +69,31 @@ def training_stack(_: Path) -> Iterator[Finding]:
 
     devices = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "CPU only"
     yield Finding("torch", "ok", f"{torch.__version__}, {devices}")
-    backends = [name for name in ("gloo", "nccl", "mpi") if torch.distributed.is_backend_available(name)]
+    backends = [name for name in ("gloo", "nccl") if torch.distributed.is_backend_available(name)]
     verdict: Verdict = "ok" if "gloo" in backends else "problem"
     yield Finding("backends", verdict, ", ".join(backends), "" if verdict == "ok" else "install a torch with gloo")
+
+
+def mpi(_: Path) -> Iterator[Finding]:
+    """Whether jobs can run with `--backend mpi`; nothing is wrong where they cannot."""
+    advice = "for --backend mpi only: "
+    launcher = shutil.which("mpirun")
+    if launcher is None:
+        advice += "install Open MPI (Debian: apt-get install openmpi-bin libopenmpi-dev)"
+        yield Finding("mpi", "ok", "no mpirun on PATH", advice)
+        return
+    try:
+        # Loads the library, and starts nothing.
+        importlib.import_module("mpi4py").rc.initialize = False
+        library = str(importlib.import_module("mpi4py.MPI").Get_library_version())
+    except (ImportError, RuntimeError) as error:
+        yield Finding(
+            "mpi", "ok", f"{launcher}, but {str(error).splitlines()[0]}", advice + "pip install 'distroml[mpi]'"
+        )
+        return
+    name = library.partition(",")[0].strip()
+    fit = name.startswith("Open MPI")
+    yield Finding("mpi", "ok", f"{name}, {launcher}", "" if fit else advice + "ranks are started by Open MPI's mpirun")
 
 
 def machine(data: Path) -> Iterator[Finding]:
@@ -140,4 +163,4 @@ async def _ask(endpoints: Endpoints, token: str) -> dict[str, bool]:
     return dict(zip(names, await asyncio.gather(*(one(endpoints.services[name]) for name in names)), strict=True))
 
 
-CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (interpreter, training_stack, machine, control_plane)
+CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (interpreter, training_stack, mpi, machine, control_plane)

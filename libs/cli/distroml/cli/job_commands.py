@@ -96,6 +96,8 @@ def show(job: JobName, data: Data, json: Json = False) -> None:
         ("reason", f"{answer.reason} {answer.message}".strip()),
         ("command", " ".join(answer.spec.command)),
         ("workers", workers_text(answer)),
+        ("backend", answer.spec.backend),
+        ("compress", answer.spec.compress),
         ("placement", ", ".join(f"{p.node} ({', '.join(p.slots)})" for p in answer.placement)),
         ("step", progress_text(answer)),
         ("generation", str(answer.generation or "")),

@@ -42,6 +42,8 @@ def lines(plan: t.JobPlan, *, others: bool = True) -> Iterator[str]:
         yield f"  - {reason}"
     if plan.binding:
         yield f"  what binds: {plan.binding}"
+    if plan.sums:
+        yield f"  sums of gradients: {plan.sums}"
     yield from _cost(
         "step",
         output.short_time(plan.predicted_step_seconds) if plan.predicted_step_seconds else "",
@@ -125,6 +127,15 @@ def event_words(type_: str, body: dict[str, Any]) -> dict[str, Any]:
                 "memory": _measured(body, "peak_bytes_per_rank", output.binary_size),
                 "verdict": body.get("verdict", ""),
                 "message": body.get("message", ""),
+            }
+        case "rendezvous.plan.LinksProbed":
+            levels = _object(body.get("topology")).get("levels")
+            return {
+                "generation": body.get("generation", 0),
+                "levels": levels if isinstance(levels, list) else [],
+                "took": output.short_time(float(body.get("seconds") or 0)) if body.get("seconds") else "",
+                "reused": "yes" if body.get("reused") else "",
+                "sums": str(_object(body.get("sums")).get("choice", "")),
             }
         case _:
             return job_compression.event_words(type_, body)

@@ -38,6 +38,8 @@ SCHEMA: Mapping[str, Field] = {
     "labels": _MAP,
     "dataset": _TEXT,
     "compress": _TEXT,
+    "sync_every": _INT,
+    "backend": _TEXT,
     "log_cap_bytes": _INT,
 }
 

@@ -37,6 +37,22 @@ Compress = Annotated[
         "[default: none]."
     ),
 ]
+SyncEvery = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Where the script does not say, replicas step by themselves and meet after so many steps (local SGD, "
+        "DiLoCo) [default: gradients are summed at every step].",
+        show_default=False,
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="Who carries the collectives: auto, gloo, nccl, or mpi, whose ranks mpirun starts on one node [default: "
+        "auto, nccl on GPUs and gloo elsewhere].",
+    ),
+]
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -51,6 +67,8 @@ def run(
     max_failures: MaxFailures = None,
     keep: Keep = None,
     compress: Compress = "",
+    sync_every: SyncEvery = 0,
+    backend: Backend = "",
     json: Json = False,
 ) -> None:
     """Run a torchrun-style script on N workers and follow it to its end.
@@ -67,6 +85,8 @@ def run(
         max_failures=max_failures,
         keep=keep,
         compress=compress,
+        sync_every=sync_every,
+        backend=backend,
     )
     folder = DataFolder(data)
     slots = max(request.spec.workers.max, os.cpu_count() or 1)
@@ -98,6 +118,8 @@ def submit(
     max_failures: MaxFailures = None,
     keep: Keep = None,
     compress: Compress = "",
+    sync_every: SyncEvery = 0,
+    backend: Backend = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, submit nothing.")] = False,
     request_id: Annotated[str, typer.Option(help="Makes a repeated submit answer as the first one.")] = "",
     json: Json = False,
@@ -120,6 +142,8 @@ def submit(
             max_failures=max_failures,
             keep=keep,
             compress=compress,
+            sync_every=sync_every,
+            backend=backend,
         )
     job = call(data, lambda plane: _submit(plane, request, dry_run=dry_run, request_id=request_id))
     if json:

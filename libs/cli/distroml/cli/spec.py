@@ -16,6 +16,7 @@ from distroml.bundle import Bundle, BundleError, pack
 from distroml.cli.client import Plane
 from distroml.cli.errors import UsageError
 from distroml.planner.compression import UnknownScheme, read_wish
+from distroml.workerlink.backends import MPI, UnknownBackend, read_backend
 
 _BLOCK = 1 << 20
 
@@ -39,6 +40,8 @@ def from_command(
     max_failures: int | None,
     keep: int | None,
     compress: str = "",
+    sync_every: int = 0,
+    backend: str = "",
 ) -> Request:
     """A request from a command line; raises `UsageError` for what cannot be meant."""
     root = resolve_root(command, bundle, Path.cwd())
@@ -51,6 +54,8 @@ def from_command(
         workers=jobs_pb2.WorkerRange(min=low, max=high),
         priority=priority,
         compress=compression(compress, "--compress"),
+        sync_every=sync_every,
+        backend=carrier(backend, "--backend", (low, high)),
     )
     if max_failures is not None:
         spec.retry.max_failures = max_failures
@@ -88,6 +93,8 @@ def from_job_file(values: Mapping[str, Any], path: Path) -> Request:
         retry=jobs_pb2.RetryPolicy(**values.get("retry", {})),
         checkpoint=jobs_pb2.CheckpointPolicy(**values.get("checkpoint", {})),
         compress=compression(values.get("compress", ""), f"{path}: `compress`"),
+        sync_every=values.get("sync_every", 0),
+        backend=carrier(values.get("backend", ""), f"{path}: `backend`", (low, int(workers.get("max", low)))),
     )
     return Request(spec=_with_environment(spec), root=root)
 
@@ -122,6 +129,24 @@ def compression(text: str, where: str) -> str:
         return read_wish(text) if text else ""
     except UnknownScheme as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def carrier(text: str, where: str, workers: tuple[int, int]) -> str:
+    """The job's back end in its one spelling; empty for what suits the device.
+
+    Raises:
+        UsageError: `text`, given at `where`, is no back end, or cannot carry that range of workers.
+    """
+    try:
+        name = read_backend(text) if text else ""
+    except UnknownBackend as error:
+        raise UsageError(f"{where}: {error}") from error
+    if name == MPI and workers[0] != workers[1]:
+        raise UsageError(
+            f"{where}: an MPI world keeps its size, and the job asks for {workers[0]}..{workers[1]} workers",
+            hint="give one number of workers, or the back end gloo",
+        )
+    return name
 
 
 def resolve_root(command: Sequence[str], bundle: Path | None, here: Path) -> Path:

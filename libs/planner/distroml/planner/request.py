@@ -26,7 +26,10 @@ from distroml.planner.plan import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """Constraints on a plan; None leaves a choice free."""
+    """Constraints on a plan; None leaves a choice free.
+
+    `tune_bucket`: the size of buckets is to be measured, even where all else is given ("bucket_mb=auto").
+    """
 
     dp_replicate: int | None = None
     dp_shard: int | None = None
@@ -42,6 +45,7 @@ class Wish:
     reshard_after_forward: bool | None = None
     sequence_parallel: bool | None = None
     bucket_mb: float | None = None
+    tune_bucket: bool | None = None
 
     @property
     def mesh(self) -> dict[Axis, int | None]:
@@ -51,7 +55,7 @@ class Wish:
     def whole(self) -> Wish:
         """The wish for one given plan: what it does not name is as `Plan` has it by itself.
 
-        Left free are only the microbatch, recomputation, and the cut into stages.
+        Left free are only the microbatch, recomputation, the cut into stages, and buckets whose size is to be measured.
         """
         axes: dict[str, Any] = {axis: size or 1 for axis, size in self.mesh.items()}
         several = (self.chunks or 1) > 1 or (self.stages is not None and len(self.stages) > axes["pp"])
@@ -62,7 +66,7 @@ class Wish:
             schedule=self.schedule or ("interleaved" if several else "1f1b"),
             reshard_after_forward=self.reshard_after_forward is not False,
             sequence_parallel=bool(self.sequence_parallel),
-            bucket_mb=self.bucket_mb or DEFAULT_BUCKET_MB,
+            bucket_mb=None if self.tune_bucket else self.bucket_mb or DEFAULT_BUCKET_MB,
         )
 
     def allows(self, plan: Plan) -> bool:
@@ -110,6 +114,8 @@ def parse_wish(text: str) -> Wish:
             values[name] = _READERS[name](value)
         except ValueError as error:
             raise PlanRefused(f"plan {text!r} has {part.strip()!r}: {name} must be {error}") from None
+    if values.get("bucket_mb") == "auto":
+        values |= {"bucket_mb": None, "tune_bucket": True}
     wish = Wish(**values)
     _check(wish, text)
     return wish
@@ -143,6 +149,15 @@ def _amount(text: str) -> float:
     if not 0 < value < float("inf"):
         raise ValueError(f"a positive number, not {text!r}")
     return value
+
+
+def _bucket(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        return _amount(text)
+    except ValueError as error:
+        raise ValueError(f"auto or {error}") from None
 
 
 def _flag(text: str) -> bool:
@@ -193,6 +208,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "recompute": _one_of(RECOMPUTE),
     "reshard_after_forward": _flag,
     "sequence_parallel": _flag,
-    "bucket_mb": _amount,
+    "bucket_mb": _bucket,
 }
 _SHORT = {"accum": "grad_accum_steps", "reshard": "reshard_after_forward"}

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from distroml.runtime.compress.optim import DGC, OneBitAdam
     from distroml.runtime.data import DataLoader
     from distroml.runtime.elastic import PeerLost, World
     from distroml.runtime.parallel import ParallelModel, Plan, PlanRefused, parallelize, plan
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from distroml.runtime.training import FitResult, NonFiniteError, StepInfo, from_mean
 
 _WHERE = {
+    "DGC": "distroml.runtime.compress.optim",
     "DataLoader": "distroml.runtime.data",
     "FitResult": "distroml.runtime.training",
     "NonFiniteError": "distroml.runtime.training",
+    "OneBitAdam": "distroml.runtime.compress.optim",
     "ParallelModel": "distroml.runtime.parallel",
     "PeerLost": "distroml.runtime.elastic",
     "Plan": "distroml.runtime.parallel",
@@ -32,9 +35,11 @@ _WHERE = {
 }
 
 __all__ = [
+    "DGC",
     "DataLoader",
     "FitResult",
     "NonFiniteError",
+    "OneBitAdam",
     "ParallelModel",
     "PeerLost",
     "Plan",

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from distroml.runtime.compress.control import Change
+from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
 from distroml.runtime.link import AgentLink, process_link
@@ -92,8 +93,18 @@ class Trainer(Generic[Batch]):
             chooses for each bucket. None: what the job says, else "none".
         compress_shard: the same for the sums of sharded gradients, along dp_shard: "none", "int8" or "int4". Rounding
             is right in the mean, and nothing is kept.
+        compress_gather: the code as which sharded parameters are gathered for a pass: "none" or "int8", rounded to the
+            nearest. Shards, and with them checkpoints, stay exact.
         residuals: what checkpoints have of what compression keeps: "folded", the sum over replicas, which any world
             size takes over; or "exact", each rank's own beside it, so that the same world size goes on bit for bit.
+        sync_every: replicas step by themselves and meet after every so many steps: how far each came is averaged, by
+            the scheme of `compress`, and an outer optimizer moves all of them on (local SGD, DiLoCo). They also meet
+            at the end. `grad_clip` is of each replica's own gradient, `StepInfo.grad_norm` the root of their mean
+            square, and an evaluation that falls between two meetings is made at the next. A checkpoint there has the
+            model that a meeting would have made, for another world size; the same one goes on as if nothing had been.
+            Only for plans that replicate. None: what the job says, else gradients are summed at every step.
+        outer_lr: of the outer optimizer, 0.7 as in DiLoCo; 1 with no momentum averages parameters.
+        outer_momentum: of the outer optimizer, Nesterov's.
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so; parameters,
             gradients and optimizer state stay as they are.
         compiled: compile the model's blocks.
@@ -129,7 +140,11 @@ class Trainer(Generic[Batch]):
         plan: str | Plan | None = None,
         compress: str | None = None,
         compress_shard: str = "none",
+        compress_gather: str = "none",
         residuals: Residuals = "folded",
+        sync_every: int | None = None,
+        outer_lr: float = 0.7,
+        outer_momentum: float = 0.9,
         precision: Precision = "fp32",
         compiled: bool = False,
         seed: int = 0,
@@ -143,6 +158,9 @@ class Trainer(Generic[Batch]):
         _speak()
         if compress is None:
             compress = os.environ.get(environment.COMPRESS) or "none"
+        if sync_every is None and (asked := os.environ.get(environment.SYNC_EVERY)):
+            sync_every = int(asked)
+        outer = OuterNesterov(sync_every, outer_lr, outer_momentum) if sync_every is not None else None
         self._settings = Settings(
             optimizer=optimizer,
             loss=loss,
@@ -155,7 +173,7 @@ class Trainer(Generic[Batch]):
             eval_every=eval_every,
             grad_clip=grad_clip,
             plan=plan,
-            compression=Compression(compress, residuals, compress_shard),
+            compression=Compression(compress, residuals, compress_shard, compress_gather, outer),
             precision=precision,
             compiled=compiled,
             seed=seed,
@@ -277,8 +295,10 @@ class Trainer(Generic[Batch]):
 
     def _recover(self, error: Exception) -> None:
         """Make ready for the next generation where `error` means that there is one; else end, saying why."""
-        if isinstance(error, Drained):
+        if isinstance(error, Drained) and self._membership.reforms:
             self._leave("")
+        elif isinstance(error, Drained):
+            self._stop("the next generation is for fresh processes")
         elif isinstance(error, StopOrdered):
             self._stop()
         elif not is_communication_error(error):
@@ -311,11 +331,11 @@ class Trainer(Generic[Batch]):
             run.abandon(failed=bool(error))
         self._membership.leave(error)
 
-    def _stop(self) -> NoReturn:
+    def _stop(self, why: str = "") -> NoReturn:
         run, self._run = self._run, None
         step = run.step if run is not None else 0
         stop = self._membership.stop
-        log.info("stopped after step %d: %s", step, stop.reason if stop is not None else "told to")
+        log.info("stopped after step %d: %s", step, stop.reason if stop is not None else why or "told to")
         if run is not None:
             run.abandon(failed=False)
         self._membership.close()

@@ -57,4 +57,11 @@ def killed(group: ProcessGroup) -> dict[str, str]:
     return _error_of(lambda: dist.all_reduce(torch.ones(3)))
 
 
-FAULTS = {function.__name__: function for function in (absent, absent_future, cut, killed)}
+def left(group: ProcessGroup) -> dict[str, str]:
+    """A rank ends its program in the middle, as if all were well."""
+    if dist.get_rank() == 1:
+        raise SystemExit(0)
+    return _error_of(lambda: dist.all_reduce(torch.ones(3)))
+
+
+FAULTS = {function.__name__: function for function in (absent, absent_future, cut, killed, left)}

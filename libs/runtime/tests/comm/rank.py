@@ -21,7 +21,7 @@ def main(backend: str, out: Path, fault: str = "") -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     world = world_of_environment(os.environ, "cuda" if backend == "nccl" else "cpu", backend)
-    limit_s = faults.LIMIT_S if fault else 60.0
+    limit_s = faults.LIMIT_S if fault and fault != "left" else 60.0
     group = ProcessGroup(world, agent_store=False, setup_timeout_s=60.0, collective_timeout_s=limit_s)
     group.open()
     told: dict[str, str] = {}

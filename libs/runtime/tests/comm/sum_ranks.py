@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from distroml.runtime.comm.algorithms import Chosen, all_reduce_along
+from distroml.runtime.comm.rounds import Peers
+from distroml.runtime.compress import Round
 from distroml.runtime.elastic import World
 
 LANE = "distroml-all-reduce"
@@ -64,6 +66,24 @@ def sums(world: World, hosts: list[str], sizes: list[int], dtypes: list[str], ax
         "ring": list(chosen.arrangement.ring),
         "sent": {name: dict(way.sent_bytes(1 << 20)) for name, way in chosen.ways.items()},
     }
+
+
+def rounds(world: World, hosts: list[str]) -> dict[str, Any]:
+    """Each kind of round over all ranks: whether what came back is right, and bytes by level."""
+    chosen = _along(world, hosts)
+    peers = Peers(dist.group.WORLD, chosen, chosen.arrangement)
+    ranks, own = world.world_size, _own(world.rank, 400, torch.bfloat16)
+    others = torch.stack([_own(rank, 400, torch.bfloat16) for rank in range(ranks)])
+    right: dict[str, bool] = {}
+    sent: dict[str, dict[str, int]] = {}
+    for how, wanted in (("gather", others), ("scatter", others.view(ranks, ranks, -1)[:, world.rank])):
+        right[how] = torch.equal(peers.make(Round(how, own.clone())), wanted)
+        sent[how] = dict(peers.take())
+    total = peers.make(Round("sum", own.float()))
+    right["sum"] = torch.allclose(total, others.float().sum(0), rtol=1e-5, atol=1e-3)
+    sent["sum"] = dict(peers.take())
+    right["empty"] = peers.make(Round("gather", own[:0])).shape == (ranks, 0) and not peers.take()
+    return {"right": right, "sent": sent, "flat": dict(chosen.ways["flat"].sent_bytes(1600))}
 
 
 def choose_twice(world: World, hosts: list[str], cache: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from distroml.runtime.comm import Kind
 from distroml.runtime.comm.algorithms import Arrangement, Choice, Timed
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -44,6 +45,31 @@ def test_an_axis_may_hold_some_ranks_of_the_world_only() -> None:
     found = Arrangement.of((1, 3, 5, 7), list("aaaabbbb"))
     assert found.nodes == ((1, 3), (5, 7))
     assert [found.level(rank) for rank in found.ranks] == ["cluster", "node", "cluster", "node"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "kind", "sent"),
+    [
+        # A ring in the axis's own order sends all of a rank's bytes over one link.
+        ("aabb", "sum", [{"cluster": 1200}, {"node": 1200}, {"cluster": 1200}, {"node": 1200}]),
+        ("abab", "gather", [{"cluster": 2400}] * 4),
+        # To each other directly: one of three is on the own node.
+        ("aabb", "scatter", [{"node": 200, "cluster": 400}] * 4),
+        ("aaaa", "scatter", [{"node": 600}] * 4),
+        ("abcd", "scatter", [{"cluster": 600}] * 4),
+        ("aab", "scatter", [{"node": 266, "cluster": 267}, {"node": 266, "cluster": 267}, {"cluster": 533}]),
+    ],
+)
+def test_bytes_are_counted_on_the_links_they_take(hosts: str, kind: Kind, sent: list[dict[str, int]]) -> None:
+    found = arranged(hosts)
+    assert [found.sent(kind, 800, rank) for rank in found.ranks] == sent
+
+
+def test_axes_of_one_pattern_are_summed_in_one_order() -> None:
+    world = list("aabbccdd")
+    first, second, other = (Arrangement.of(ranks, world) for ranks in ((0, 2, 4, 6), (1, 3, 5, 7), (0, 1, 4, 6)))
+    assert first.pattern == second.pattern == (0, 1, 2, 3)
+    assert other.pattern == (0, 0, 1, 2)
 
 
 def timed(*rows: tuple[int, float, float]) -> Choice:

@@ -9,6 +9,7 @@ import torch
 from distroml.runtime.comm.backends import NAMES, BackEndUnavailable, choose_backend, make_backend, with_mpirun
 from distroml.runtime.comm.backends.mpi import library
 from distroml.runtime.elastic.world import World, world_of_environment
+from distroml.workerlink.backends import BACKENDS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 MPIRUN = {
@@ -40,6 +41,10 @@ def test_what_was_asked_for_or_what_launcher_and_device_suggest(
 def test_a_script_and_its_job_must_agree() -> None:
     with pytest.raises(ValueError, match="set DISTROML_BACKEND=gloo"):
         choose_backend("gloo", {"DISTROML_BACKEND": "mpi"}, CPU)
+
+
+def test_jobs_may_name_every_back_end_that_the_runtime_has() -> None:
+    assert set(BACKENDS) == set(NAMES)
 
 
 def test_an_unknown_back_end_is_refused_with_those_there_are() -> None:

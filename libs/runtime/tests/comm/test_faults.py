@@ -28,6 +28,13 @@ def test_a_wait_over_mpi_ends_with_an_error_that_the_runtime_knows(fault: str, t
     assert "all_reduce of float32[3] over 2 ranks" in said["text"] or fault == "cut"
 
 
+def test_a_wait_for_a_rank_whose_program_ended_is_given_up_at_once(tmp_path: Path) -> None:
+    said, text, codes = told_of("mpi", "left", tmp_path)
+    assert said.get("communication") == "True", (said, text[-4000:])
+    assert "waits for rank 1, whose program has ended" in said["text"]
+    assert codes != [0]
+
+
 def test_a_wait_over_gloo_ends_with_an_error_that_the_runtime_knows(tmp_path: Path) -> None:
     said, text, _ = told_of("gloo", "cut", tmp_path)
     assert said.get("communication") == "True", (said, text[-4000:])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,6 +126,67 @@ def course(world: World, plan: str, steps: int, dtype: str = "float32", **option
     return {"losses": made.losses, "bits": made.bits()}
 
 
+def on_hosts(world: World, plan: str, hosts: str, way: str, cache: str, **options: Any) -> dict[str, Any]:
+    """Train as if rank i were on host `hosts[i]`, all sums along dp_replicate by one algorithm.
+
+    Returns:
+        "losses" and "bits"; "sent" bytes by level in the last step; "held": a hash of each parameter on this rank.
+    """
+    os.environ |= {"DISTROML_HOST": hosts[world.rank], "DISTROML_CACHE": cache}
+    try:
+        quirks = Quirks(tied=True, late=True, width=8)
+        parallel = spread(world, plan, quirks, 1, torch.float32, **options)
+    finally:
+        del os.environ["DISTROML_HOST"], os.environ["DISTROML_CACHE"]
+    ways = parallel.sums.ways
+    ways.update(dict.fromkeys(ways, ways[way]))
+    under_plan(parallel, 1, 1.0, 2)
+    parallel.sent()
+    made = under_plan(parallel, 1, 1.0, 3)
+    sent: Counter[str] = Counter()
+    for (_, level, _), size in parallel.sent().items():
+        sent[level] += size
+    held = {name: hashlib.sha256(own.numpy().tobytes()).hexdigest() for name, own in parallel.local_tensors()}
+    parallel.close()
+    return {"losses": made.losses, "bits": made.bits(), "sent": dict(sent), "held": held}
+
+
+def lost_between_hosts(world: World, hosts: str, cache: str, compress: str) -> str:
+    """Rank 1's connections end while all ranks sum by the hierarchy, again and again; what each rank's wait ends in.
+
+    As in training, a rank that lost another ends its own connections: ranks of other hosts may wait for it alone.
+    """
+    connections = Connections()
+    os.environ |= {"DISTROML_HOST": hosts[world.rank], "DISTROML_CACHE": cache}
+    try:
+        parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=8), MICROBATCH, compress=compress)
+    finally:
+        del os.environ["DISTROML_HOST"], os.environ["DISTROML_CACHE"]
+    ways = parallel.sums.ways
+    ways.update(dict.fromkeys(ways, ways["hierarchical"]))
+    step(parallel, 1)
+    connections.complete()
+    if world.rank == 1:
+        threading.Timer(0.2, connections.sever).start()
+    exchange = parallel.exchange
+    try:
+        for number in range(2, 1_000_000):
+            if exchange is None:
+                parallel.sums.start(torch.ones(1 << 18)).wait()
+                continue
+            exchange.open(number)
+            exchange.announce(torch.tensor(1.0))
+            begun = [exchange.begin(one.number, one.spec, torch.ones(one.spec.numel)) for one in exchange.buffers]
+            for pending in begun:
+                pending.wait()
+    except PeerLost:
+        connections.sever()
+        return "lost"
+    finally:
+        parallel.close()
+    return "no error"
+
+
 def differing(world: World) -> str:
     """Ranks that want different compression."""
     try:
@@ -200,6 +265,38 @@ def shard_sums_mean(world: World) -> dict[str, Any]:
         "bytes": sent,
         "dense_bytes": given.nbytes / 2,
     }
+
+
+def gathered(world: World, plan: str, **options: Any) -> dict[str, Any]:
+    """A training, and what is left of the least of steps: shards are no multiples of a code's."""
+    quirks = Quirks(tied=True, late=True, width=16)
+    parallel = spread(world, plan, quirks, MICROBATCH, torch.float32, **options)
+    first = {name: value.clone() for name, value in parallel.full_tensors()}
+    step(parallel, 1)
+    sent = {"/".join(way): size for way, size in parallel.sent().items() if way[2] == "int8 gather"}
+    torch.optim.SGD(parallel.parameters(), lr=1e-5).step()
+    moved = {name: float((value - first[name]).abs().max()) for name, value in parallel.full_tensors()}
+    made = under_plan(parallel, MICROBATCH, 1.0, 8)
+    parallel.close()
+    digest = hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in first.values()))
+    return {
+        "losses": made.losses,
+        "bits": made.bits(),
+        "first": digest.hexdigest(),
+        "least": min(moved.values()),
+        "most": max(moved.values()),
+        "sent": sent,
+        "elements": sum(value.numel() for value in first.values()),
+    }
+
+
+def refused(world: World, plan: str, **options: Any) -> str:
+    """What is said of a plan that is not possible."""
+    try:
+        spread(world, plan, Quirks(width=8), MICROBATCH, torch.float32, **options)
+    except (PlanRefused, ValueError) as error:
+        return str(error)
+    return "accepted"
 
 
 def shards_and_tp(world: World) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from pathlib import Path
+
 import pytest
 
 from tests.numerics.pool import Pool
@@ -48,6 +51,13 @@ def test_all_ranks_train_alike_and_nearly_as_without(pool: Pool, plan: str, comp
     assert coded[0]["losses"][-1] < 0.5 * coded[0]["losses"][0]
 
 
+def test_the_size_of_buckets_changes_nothing_but_the_order_of_sums(pool: Pool) -> None:
+    small, large = (
+        pool.run(f"{RANKS}course", 4, 120, plan=f"dp_replicate=4,bucket_mb={size}", steps=6) for size in (0.001, 25)
+    )
+    assert small[0]["losses"] == pytest.approx(large[0]["losses"], rel=1e-5)
+
+
 def test_fewer_bytes_are_sent(pool: Pool) -> None:
     plain, coded = (
         pool.run(f"{RANKS}identity", 2, plan="dp_replicate=2", compress=scheme)[0] for scheme in ("bf16", "int4")
@@ -81,6 +91,41 @@ def test_a_peer_that_goes_away_is_an_error(pool: Pool) -> None:
     assert pool.run(f"{RANKS}left_alone", 2) == ["lost", "gone"]
 
 
+@pytest.mark.parametrize(
+    ("plan", "hosts", "options"),
+    [
+        ("dp_replicate=4", "abab", {"compress": "powersgd:1"}),
+        ("dp_replicate=4,tp=2", "aaaabbbb", {}),
+        ("dp_replicate=4,pp=2", "aabbaabb", {}),
+        ("dp_replicate=4,dp_shard=2", "aaaabbbb", {"compress": "powersgd:1", "compress_shard": "int8"}),
+    ],
+)
+def test_replicas_on_several_hosts_sum_by_the_hierarchy_under_every_plan(
+    pool: Pool, plan: str, hosts: str, options: dict, tmp_path: Path
+) -> None:
+    """The same as by a ring but for rounding, alike on every rank, and with fewer bytes between hosts."""
+    flat, layered = (
+        pool.run(f"{RANKS}on_hosts", len(hosts), 120, plan=plan, hosts=hosts, way=way, cache=str(tmp_path), **options)
+        for way in ("flat", "hierarchical")
+    )
+    assert len({answer["bits"] for answer in layered}) == 1
+    assert layered[0]["losses"] == pytest.approx(flat[0]["losses"], rel=1e-4)
+    held: defaultdict[str, set[str]] = defaultdict(set)
+    for answer in layered:
+        for name, bits in answer["held"].items():
+            held[name].add(bits)
+    tied = held["embed.weight"] if "pp" in plan else held["norm.weight"]
+    assert len(tied) == (2 if "dp_shard" in plan else 1), "what several ranks hold alike has parted"
+    between = [sum(answer["sent"].get("cluster", 0) for answer in answers) for answers in (layered, flat)]
+    assert 0 < between[0] < between[1]
+
+
+@pytest.mark.parametrize("compress", ["none", "powersgd:1"])
+def test_a_peer_lost_in_a_sum_by_the_hierarchy_ends_every_wait(pool: Pool, compress: str, tmp_path: Path) -> None:
+    answers = pool.run(f"{RANKS}lost_between_hosts", 4, 60, hosts="aabb", cache=str(tmp_path), compress=compress)
+    assert answers == ["lost"] * 4
+
+
 @pytest.mark.parametrize("options", [{"compress_shard": "int8"}, {"compress_shard": "int4", "compress": "int4"}])
 @pytest.mark.parametrize("plan", ["dp_shard=2", "dp_replicate=2,dp_shard=2", "pp=2,dp_shard=2"])
 def test_sums_of_shards_may_be_coded(pool: Pool, plan: str, options: dict) -> None:
@@ -103,6 +148,37 @@ def test_coded_sums_of_shards_are_right_in_the_mean(pool: Pool) -> None:
 def test_coded_sums_of_shards_are_refused_beside_tp(pool: Pool) -> None:
     for told in pool.run(f"{RANKS}shards_and_tp", 4, 120):
         assert "use tp=1" in told
+
+
+@pytest.mark.parametrize("plan", ["dp_shard=2", "dp_replicate=2,dp_shard=2", "pp=2,dp_shard=2"])
+def test_parameters_may_be_gathered_as_codes_while_shards_stay_exact(pool: Pool, plan: str) -> None:
+    world_size = 2 if plan == "dp_shard=2" else 4
+    dense = pool.run(f"{RANKS}gathered", world_size, 120, plan=plan)
+    coded = pool.run(f"{RANKS}gathered", world_size, 120, plan=plan, compress_gather="int8")
+    assert len({answer["bits"] for answer in coded}) == 1
+    assert coded[0]["bits"] != dense[0]["bits"]
+    assert coded[0]["losses"] == pytest.approx(dense[0]["losses"], rel=0.05)
+    for answer in coded:
+        assert answer["first"] == dense[0]["first"], "what is kept was rounded"
+        # Far below a code's step, and yet in the shards.
+        assert 0 < answer["least"] <= answer["most"] < 1e-3
+        assert set(answer["sent"]) == {"dp_shard/node/int8 gather"}
+    if plan == "dp_shard=2":
+        # As they are: 4 bytes of half of the elements, for two passes each way.
+        assert coded[0]["sent"]["dp_shard/node/int8 gather"] < 0.4 * 4 * 4 * coded[0]["elements"] / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"plan": "dp_shard=2,tp=2", "compress_gather": "int8"}, "use tp=1"),
+        ({"plan": "dp_shard=4", "compress_gather": "int8", "compiled": True}, "compiled=False"),
+        ({"plan": "dp_shard=4", "compress_gather": "int4"}, "compress_gather='int4' is not possible"),
+    ],
+)
+def test_coded_gathers_are_refused_where_they_do_not_work(pool: Pool, options: dict, said: str) -> None:
+    for told in pool.run(f"{RANKS}refused", 4, 120, **options):
+        assert said in told
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])

@@ -60,6 +60,16 @@ def test_their_sum_is_kept_over_worlds_and_plans(pool: Pool, tmp_path: Path, com
         assert lost <= 1e-6 * total
 
 
+def test_their_sum_is_kept_where_buckets_have_another_size(pool: Pool, tmp_path: Path) -> None:
+    given = {"folder": str(tmp_path), "compress": "int4", "first": 1}
+    sha = pool.run(LEG, 2, 120, plan="dp_replicate=2,bucket_mb=0.001", sha="", last=3, **given)[0]["sha"]
+    again = pool.run(LEG, 2, 120, plan="dp_replicate=2", sha=sha, last=0, **given)[0]["sha"]
+    before, after = kept(tmp_path, sha), kept(tmp_path, again)
+    assert sorted(before) == sorted(after)
+    for name, one in before.items():
+        assert torch.allclose(one, after[name], rtol=1e-6, atol=1e-8), name
+
+
 @pytest.mark.parametrize("plan", ["dp_replicate=2", "dp_replicate=2,tp=2"])
 def test_the_same_world_goes_on_bit_for_bit_where_that_is_asked(pool: Pool, tmp_path: Path, plan: str) -> None:
     world_size = 2 if plan == "dp_replicate=2" else 4

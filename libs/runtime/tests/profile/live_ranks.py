@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import nn
 
 from distroml.planner import Measurement, Wish, parse_wish
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel import Precision
-from distroml.runtime.parallel.live import Workload, plan_live, survey
+from distroml.runtime.parallel import Precision, plan
+from distroml.runtime.parallel.live import Workload, plan_live, survey, tune_bucket
 from distroml.runtime.parallel.remembered import remember
 from libs.runtime.tests.profile.memory_ranks import Tower, batch, loss
 
@@ -74,6 +75,22 @@ def choose_twice(world: World, cache: str, wish: str, slower: float) -> dict[str
         "corrected": json.loads(third.inputs)["corrected"],
         "predicted": [one.prediction.step_seconds for one in (first, again, third)],
         "alternatives": len(json.loads(first.alternatives)),
+    }
+
+
+def buckets(world: World, cache: str) -> dict[str, Any]:
+    """A given plan whose buckets are tuned, and the same asked for again."""
+    given = plan("dp_replicate=2", world_size=world.world_size, global_batch=GLOBAL_BATCH, microbatch=2)
+    first, again = (tune_bucket(_work(Tower()), world, given, Path(cache)) for _ in range(2))
+    return {
+        "same": [
+            replace(one.plan, bucket_mb=given.bucket_mb, reasons=()) == replace(given, reasons=())
+            for one in (first, again)
+        ],
+        "sizes": [one.plan.bucket_mb for one in (first, again)],
+        "reason": first.plan.reasons[-1],
+        "probed": [one.links is not None for one in (first, again)],
+        "predicted": first.prediction is not None,
     }
 
 

@@ -79,3 +79,13 @@ def test_another_precision_is_another_question(pool: Pool, tmp_path: Path) -> No
     assert second
     assert first != second
     assert third == "", "the first question is answered from what is kept"
+
+
+def test_buckets_of_a_given_plan_are_tuned_once_and_alike(pool: Pool, tmp_path: Path) -> None:
+    answers = pool.run(f"{RANKS}:buckets", 2, timeout_s=120, cache=str(tmp_path))
+    found = answers[0]
+    assert found["same"] == [True, True], "nothing but the buckets may change"
+    assert {size for answer in answers for size in answer["sizes"]} == {found["sizes"][0]}
+    assert found["reason"].startswith(f"bucket_mb={found['sizes'][0]:g}: hides most of the exchange")
+    assert found["probed"] == [True, False], "what was measured serves again"
+    assert not found["predicted"], "a prediction that fails would have the plan made anew"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distroml.runtime import DataLoader, StepInfo, Trainer
+from distroml.runtime import DGC, DataLoader, OneBitAdam, StepInfo, Trainer
 
 wanted = {
     "out": ".",
@@ -27,6 +27,9 @@ wanted = {
     "plan": None,
     "compress": "none",
     "residuals": "folded",
+    "sync_every": None,
+    # "adamw", "onebit" or "dgc"
+    "optimizer": "adamw",
     # Above 0: a model with a chain of so many blocks, which plans can divide.
     "blocks": 0,
     "without_checkpoint": "restart",
@@ -140,9 +143,14 @@ def note(info: StepInfo) -> None:
         wait_until(lambda: not trainer._run._saves.busy, "the end of the save before")
 
 
+MAKE = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+    "onebit": lambda parameters: OneBitAdam(parameters, lr=1e-2, warm_up_steps=4),
+    "dgc": lambda parameters: DGC(parameters, lr=1e-2, clip=1.0, warm_up_steps=8),
+}
 trainer = Trainer(
     model_factory=make_model,
-    optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+    optimizer=MAKE[wanted["optimizer"]],
     lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + 0.1 * step)),
     loss=loss,
     data=DataLoader(Numbers(wanted["size"]), wanted["global_batch"], microbatch=wanted["microbatch"], seed=3),
@@ -150,11 +158,12 @@ trainer = Trainer(
     steps=wanted["steps"],
     checkpoint_every=wanted["checkpoint_every"],
     checkpoint_dir=out / "checkpoints",
-    grad_clip=1.0,
+    grad_clip=1.0 if wanted["optimizer"] == "adamw" else None,
     seed=11,
     plan=wanted["plan"],
     compress=wanted["compress"],
     residuals=wanted["residuals"],
+    sync_every=wanted["sync_every"],
     without_checkpoint=wanted["without_checkpoint"],
     callbacks=[note],
     device="cpu",

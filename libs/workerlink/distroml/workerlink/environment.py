@@ -34,6 +34,9 @@ BACKEND = "DISTROML_BACKEND"
 OBJECTS = "DISTROML_OBJECTS"
 # The job's compression of gradients, such as `auto` or `powersgd:4`; absent for none. A script's own choice wins.
 COMPRESS = "DISTROML_COMPRESS"
+# After how many steps of their own the job's replicas meet; absent where they sum gradients at every step. A script's
+# own choice wins.
+SYNC_EVERY = "DISTROML_SYNC_EVERY"
 # `STEP:MANIFEST_HASH` of the checkpoint to start from, absent for none; plain scripts may read it too.
 RESTORE = "DISTROML_RESTORE"
 TRACEPARENT = "TRACEPARENT"

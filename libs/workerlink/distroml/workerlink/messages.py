@@ -135,13 +135,15 @@ class PlanMeasured(Message, frozen=True):
 class LinksProbed(Message, frozen=True):
     """What the links between this generation's workers do, `topology` as JSON.
 
-    `reused` where an older probe of the same machines served; `seconds` is what probing took.
+    `reused` where an older probe of the same machines served; `seconds` is what probing took. `sums` is JSON: by which
+    algorithm gradients of which size are summed, empty where there is one way only.
     """
 
     generation: int
     topology: str
     seconds: float = 0.0
     reused: bool = False
+    sums: str = ""
 
 
 class SchemeChanged(Message, frozen=True):

@@ -42,8 +42,11 @@ class Launched:
 class Launcher(Protocol):
     """Starts processes."""
 
-    async def start(self, order: LaunchOrder) -> Launched:
-        """Start one; it runs when this returns. Raises `CannotStart`."""
+    async def start(self, order: LaunchOrder, *, warm: bool = True) -> Launched:
+        """Start one; it runs when this returns. Not `warm`: it needs nothing that takes long to import.
+
+        Raises `CannotStart`.
+        """
         ...
 
     async def close(self) -> None:
@@ -59,11 +62,11 @@ class ProcessLauncher:
         self._children: set[int] = set()
         self._starting: set[asyncio.Future[Identity]] = set()
 
-    async def start(self, order: LaunchOrder) -> Launched:
+    async def start(self, order: LaunchOrder, *, warm: bool = True) -> Launched:
         """See `Launcher.start`."""
         began = time.monotonic()
         self._reap()
-        identity, reason = await self._warm(order)
+        identity, reason = await self._warm(order) if warm else (None, "it needs no warm process")
         if identity is None:
             starting = asyncio.ensure_future(asyncio.to_thread(self._cold, order))
             self._starting.add(starting)

@@ -104,6 +104,8 @@ def environment_of(
         link=str(node.link.path),
         objects=node.objects,
         compress=desired.spec.compress,
+        sync_every=desired.spec.sync_every,
+        backend=desired.spec.backend,
     )
     rank = Rank(
         generation=formed.number,

@@ -12,7 +12,7 @@ from distroml.agent.adapters.held import Held
 from distroml.agent.adapters.processes import Identity, tail
 from distroml.agent.attemptfile import worker_folder
 from distroml.agent.domain import effects, inputs
-from distroml.agent.domain.exits import Category, ExitRecord, Intent, Verdict, classify, intent_of
+from distroml.agent.domain.exits import Category, ExitRecord, Intent, Verdict, classify, intent_of, over_mpi
 from distroml.agent.domain.gang import Formed, Process
 from distroml.agent.launch import EXIT_CANNOT_START, LaunchOrder
 from distroml.agent.launcher import CannotStart
@@ -21,6 +21,7 @@ from distroml.agent.worker import Facts, Running, mark_reported
 from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
 from distroml.observability import logger
 from distroml.workerlink import AwaitGeneration, CheckpointRef, Generation, Hello, ToAgent, ToWorker
+from distroml.workerlink.backends import MPI
 
 if TYPE_CHECKING:
     from distroml.agent.runner import AttemptRunner
@@ -102,18 +103,21 @@ class Places:
         self, running: Running, formed: Formed, restore: CheckpointRef | None, base: dict[str, str]
     ) -> None:
         node, desired = self._runner.node, self._runner.desired
-        order = LaunchOrder(
-            worker=running.facts.worker,
-            incarnation=running.facts.incarnation,
-            folder=str(running.folder),
-            python=desired.spec.python or sys.executable,
-            argv=list(desired.spec.command),
-            cwd=str(self._runner.code),
-            env=environment_of(node, desired, base, running.facts, formed, restore),
-            log_cap_bytes=desired.spec.log_cap_bytes or DEFAULT_LOG_CAP_BYTES,
-            orphan_grace_s=node.settings.orphan_grace_s,
-        )
+        env = environment_of(node, desired, base, running.facts, formed, restore)
         try:
+            if desired.spec.backend == MPI:
+                env |= await self._runner.mpi.seat(formed.number, formed.world_size, running.facts.rank, base)
+            order = LaunchOrder(
+                worker=running.facts.worker,
+                incarnation=running.facts.incarnation,
+                folder=str(running.folder),
+                python=desired.spec.python or sys.executable,
+                argv=list(desired.spec.command),
+                cwd=str(self._runner.code),
+                env=env,
+                log_cap_bytes=desired.spec.log_cap_bytes or DEFAULT_LOG_CAP_BYTES,
+                orphan_grace_s=node.settings.orphan_grace_s,
+            )
             launched = await node.launcher.start(order)
         except (CannotStart, OSError) as error:
             verdict = Verdict(code=EXIT_CANNOT_START, signal=0, category=Category.SETUP, message=str(error))
@@ -178,6 +182,8 @@ class Places:
             stderr=tail(running.folder / "stderr") if record.code or record.signal else "",
             last_step=running.step,
         )
+        if self._runner.desired.spec.backend == MPI:
+            verdict = over_mpi(verdict, self._runner.mpi.ended)
         log.info(
             "worker ended",
             worker=running.facts.worker,

@@ -8,12 +8,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distroml.agent.adapters import wire
 from distroml.agent.adapters.bundles import CodeUnavailable
 from distroml.agent.adapters.checkpoints import Checkpoints, JobFacts
+from distroml.agent.adapters.mpi import MpiHost, MpiUnavailable, why_not
 from distroml.agent.adapters.rendezvous import RendezvousStream
 from distroml.agent.adapters.stores import StoreHost
 from distroml.agent.attemptfile import AttemptFile
@@ -30,6 +32,7 @@ from distroml.api.scheduler.v1 import nodes_pb2 as pb
 from distroml.events import fresh_id
 from distroml.observability import logger
 from distroml.rpc import RemoteError
+from distroml.workerlink.backends import MPI
 
 log = logger(__name__)
 
@@ -77,9 +80,17 @@ class AttemptRunner:
             orphan_grace_s=node.settings.orphan_grace_s,
             on_lost=self._join,
         )
+        self.mpi = MpiHost(
+            self.folder,
+            node.launcher,
+            name=f"{self.name}.mpi",
+            python=desired.spec.python or sys.executable,
+            orphan_grace_s=node.settings.orphan_grace_s,
+        )
         grace_s = float(desired.spec.grace_s or DEFAULT_GRACE_S)
         self.state: Attempt
         self.state, self._found = self._file.load(self._workers(), grace_s)
+        self.state = replace(self.state, reforms=desired.spec.backend != MPI)
 
     # ---- life
 
@@ -87,6 +98,7 @@ class AttemptRunner:
         """Take over what an earlier agent left, then make the attempt so."""
         self.places.adopt(self._found)
         self.stores.adopt()
+        self.mpi.adopt()
         self.checkpoints.resume()
         if self.desired.HasField("stop"):
             self._order()
@@ -143,6 +155,7 @@ class AttemptRunner:
         await self.rendezvous.close()
         await self.checkpoints.close()
         await self.stores.close(end=False)
+        await self.mpi.close(end=False)
         await self.places.let_go()
 
     # ---- the policy
@@ -214,11 +227,13 @@ class AttemptRunner:
                 raise CodeUnavailable(
                     f"there is no interpreter {python} on this node; install it, or leave `python` out"
                 )
+            if spec.backend == MPI and (lacking := await why_not(python, self._base)):
+                raise MpiUnavailable(f"the back end mpi was asked for, and {lacking}; or choose the back end gloo")
             if spec.bundle:
                 await self.node.bundles.unpack(spec.bundle, self.code)
             else:
                 self.code.mkdir(parents=True, exist_ok=True)
-        except (MissingSecret, CodeUnavailable, OSError) as error:
+        except (MissingSecret, CodeUnavailable, MpiUnavailable, OSError) as error:
             self.feed(inputs.PrepareFailed(str(error)))
             return
         self.feed(inputs.Prepared())
@@ -287,6 +302,7 @@ class AttemptRunner:
         self.places.heartbeat()
         if self.stores.held is not None:
             self.stores.held.heartbeat()
+        self.mpi.heartbeat()
 
     async def _wind_up(self) -> None:
         """After the last process: the store, the streams, the reports that nobody waits for."""
@@ -295,6 +311,7 @@ class AttemptRunner:
         await self.rendezvous.settle(2.0)
         await self.rendezvous.close()
         await self.stores.close(end=True)
+        await self.mpi.close(end=True)
         self.rendezvous.forget()
         self._wound_up.set()
 

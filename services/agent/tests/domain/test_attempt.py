@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,6 +89,15 @@ def test_plain_survivors_are_killed_and_start_again_with_a_fresh_store() -> None
     assert scene.when(inputs.Accepted()) == [SayReady(1, (A, B))]
     scene.when(inputs.GenerationIs(formed(2)))
     assert [e.incarnation for e in scene.when(inputs.RestoreIs(2, None)) if isinstance(e, StartWorker)] == [2, 2]
+
+
+def test_managed_survivors_that_cannot_form_another_world_are_killed() -> None:
+    scene = Scene(*MANAGED)
+    scene.state = replace(scene.state, reforms=False)
+    scene.when(exit_of(A, **BAD))
+    (end,) = scene.when(inputs.Broke(1, "worker exited"))
+    assert (end.worker, end.grace_s) == (B, 0)
+    assert kinds(scene.when(exit_of(B, signal=9, expected=True))) == ["ReportExit", "Join"]
 
 
 def test_managed_survivors_are_told_and_handed_the_next_generation() -> None:

@@ -250,7 +250,7 @@ def _bytes(command: Command) -> int:
         case ReportMeasured():
             return 1_000 + len(command.parts)
         case ReportLinks():
-            return 1_000 + len(command.topology)
+            return 1_000 + len(command.topology) + len(command.sums)
         case _:
             return 1_000
 

@@ -267,6 +267,13 @@ def test_a_range_without_a_multiple_of_per_node_is_refused():
     given(JOB, *submitted(spec)).when(c.Resize(at_ms=5, min_workers=5, max_workers=7)).then_rejected("BadWorkerRange")
 
 
+def test_an_mpi_world_is_resized_to_one_number():
+    spec = replace(SPEC, backend="mpi", workers=WorkerRange(2, 2))
+    given(JOB, *submitted(spec)).when(c.Resize(at_ms=5, min_workers=2, max_workers=3)).then_rejected("BadWorkerRange")
+    sentence = given(JOB, *submitted(spec)).when(c.Resize(at_ms=5, min_workers=3, max_workers=3, actor="ann"))
+    sentence.then(e.ResizeRequested(at_ms=5, min_workers=3, max_workers=3, actor="ann"))
+
+
 def test_the_same_range_is_no_news():
     given(JOB, *RUNNING).when(c.Resize(at_ms=5, min_workers=1, max_workers=4)).then()
 

@@ -107,6 +107,30 @@ def test_shrinking_is_not_held_back():
     assert started(found) == ["elastic"]
 
 
+def over_mpi(id: str, workers: int) -> Job:
+    job = waiting(id, workers)
+    return replace(job, spec=replace(job.spec, backend="mpi"))
+
+
+def test_the_ranks_of_mpi_are_all_on_one_node():
+    found = plan(pool_of(a=2, b=3), over_mpi("j", 3))
+    (step,) = found.steps
+    assert step.job_commands == (c.Admit(at_ms=9, placement=(Placement("b", ("0", "1", "2")),)),)
+    spread = explain(over_mpi("j", 4), plan(pool_of(a=2, b=3), over_mpi("j", 4)).pending["j"])
+    assert spread.reason == "ExceedsCapacity"
+    assert spread.message.endswith("ranks of MPI are all on one node")
+    assert "gloo" in spread.next_steps[1]
+
+
+def test_a_running_gang_over_mpi_grows_on_its_own_node_or_waits():
+    job, ledger = running(pool_of(a=3, b=3), over_mpi("j", 2), (Placement("a", ("0", "1")),))
+    larger = JOB.fold([e.ResizeRequested(at_ms=5, min_workers=3, max_workers=3)], since=job)
+    assert started(plan(ledger, larger)) == ["j"]
+    too_large = JOB.fold([e.ResizeRequested(at_ms=5, min_workers=4, max_workers=4)], since=job)
+    found = plan(ledger, too_large)
+    assert (started(found), found.pending["j"].reason) == ([], "WaitingForSlots")
+
+
 # ---- settling
 
 
@@ -228,8 +252,20 @@ def test_every_state_can_be_explained():
         assert explanation.message
 
 
+def test_a_running_job_says_what_it_survived_and_over_what_it_runs():
+    job, _ = running(pool_of(a=1), over_mpi("j", 1), (Placement("a", ("0",)),))
+    assert "over mpi in generation 1" in explain(job, None).message
+    assert "failure" not in explain(job, None).message
+    lost = e.FailureCounted(at_ms=4, category=FailureCategory.SIGNAL, generation=1, message="killed by SIGKILL")
+    survived = JOB.fold([lost], since=job)
+    assert explain(survived, None).message.endswith("attempt 1, after 1 failure: killed by SIGKILL")
+    assert explain(JOB.fold([e.Succeeded(at_ms=5)], since=survived), None).message == (
+        "every worker ended well, after 1 failure: killed by SIGKILL"
+    )
+
+
 def test_what_to_do_names_the_job():
     found = plan(pool_of(a=1), waiting("j", 2))
     explanation = explain(waiting("j", 2), found.pending["j"])
     assert explanation.reason == "ExceedsCapacity"
-    assert "`distroml job resize j --min N`" in explanation.next_steps[0]
+    assert "`distroml job resize j N`" in explanation.next_steps[0]

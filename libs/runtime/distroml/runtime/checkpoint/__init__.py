@@ -7,11 +7,13 @@ from distroml.runtime.checkpoint.planner import PlainLoadPlanner, PlainSavePlann
 from distroml.runtime.checkpoint.reader import ManifestReader
 from distroml.runtime.checkpoint.saver import Saver, ShardResult
 from distroml.runtime.checkpoint.state import Restored, capture, load_into, restore
-from distroml.runtime.checkpoint.whole import NOTHING_ELSE, OWN, RESIDUALS, Whole
+from distroml.runtime.checkpoint.whole import ANCHOR, NOTHING_ELSE, OUTER, OWN, RESIDUALS, Whole
 from distroml.runtime.checkpoint.writer import ManifestWriter, SaveTarget
 
 __all__ = [
+    "ANCHOR",
     "NOTHING_ELSE",
+    "OUTER",
     "OWN",
     "RESIDUALS",
     "Agreed",

@@ -18,6 +18,12 @@ RESIDUALS = "residuals"
 OWN = "own"
 """Where a state has what belongs to one rank of one world only, by that rank as text."""
 
+OUTER = "outer"
+"""Where a state has the outer momentum of replicas that step by themselves, by parameter; equal on every rank."""
+
+ANCHOR = "anchor"
+"""Where a state has their parameters of the last meeting, if that was before the state was saved."""
+
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
 
 

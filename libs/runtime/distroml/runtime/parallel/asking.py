@@ -36,8 +36,8 @@ class Asked:
         return means, probed_s
 
 
-def answer(group: dist.ProcessGroup, asked: Asked, probe_bytes: int) -> tuple[int, int]:
-    """Answer on the exchange's thread. Returns the bytes that this rank sent for the probe, and for the means."""
+def answer(group: dist.ProcessGroup, asked: Asked, probe_bytes: int) -> None:
+    """Answer on the exchange's thread, by sums of the back end's own: a probe is of links, not of algorithms."""
     ranks, device = group.size(), asked.values.device
     if probe_bytes:
         message = torch.zeros(probe_bytes // 4, device=device)
@@ -51,7 +51,6 @@ def answer(group: dist.ProcessGroup, asked: Asked, probe_bytes: int) -> tuple[in
         asked.probed_bytes = sent_bytes("sum", message.nbytes, ranks)
     dist.all_reduce(asked.values, group=group)
     asked.values /= ranks
-    return asked.probed_bytes, sent_bytes("sum", asked.values.nbytes, ranks)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -52,6 +52,7 @@ class Buffer:
         seconds: that the last exchange took.
         waited_s: for which the training thread waited for it.
         measured: of the last exchange.
+        velocity: this rank's own momentum, where that is exchanged in place of gradients.
     """
 
     number: int
@@ -64,6 +65,7 @@ class Buffer:
     seconds: float = 0.0
     waited_s: float = 0.0
     measured: Measured | None = None
+    velocity: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         spec = self.spec
@@ -112,5 +114,5 @@ class Buffer:
     @property
     def state_bytes(self) -> int:
         """Memory of the state."""
-        tensors = (self.state.residual, self.state.owned, *self.state.extra.values())
+        tensors = (self.state.residual, self.state.owned, self.velocity, *self.state.extra.values())
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)

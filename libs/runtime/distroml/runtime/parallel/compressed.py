@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
-from distroml.runtime.comm import WireCount, sent_bytes
+from distroml.runtime.comm import WireCount
+from distroml.runtime.comm.algorithms import Chosen
 from distroml.runtime.comm.lane import Job, Lane
-from distroml.runtime.compress import Round, Scheme, Turn
+from distroml.runtime.comm.rounds import Peers, drive
+from distroml.runtime.compress import Scheme, Turn
 from distroml.runtime.compress.schemes import Dense
 from distroml.runtime.elastic import Pending
 from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import BucketSpec
 from distroml.runtime.parallel.buffers import Buffer, Measured
+from distroml.runtime.parallel.substitutes import Substitute
 from distroml.runtime.typed import floats, integers, norm_of
 
 _AXIS = "dp_replicate"
@@ -79,7 +82,7 @@ class CompressedExchange:
         scheme: of every bucket, until `set_scheme`.
         seed: of the job.
         device: of the gradients.
-        level: of the link over which this rank sends.
+        sums: along the axis, of this exchange alone; None: the back end's own over `group`.
     """
 
     def __init__(
@@ -89,17 +92,19 @@ class CompressedExchange:
         *,
         seed: int,
         device: torch.device,
-        level: str = "node",
+        sums: Chosen | None = None,
     ) -> None:
         self._group = group
+        self._peers = Peers(group, sums, sums.arrangement if sums is not None else None)
         self._seed = seed
         self._device = device
-        self.rank = group.rank() if group is not None else 0
-        self.world_size = group.size() if group is not None else 1
+        self.rank = self._peers.rank
+        self.world_size = self._peers.world_size
+        self.sums = sums
         self._scheme = scheme if self.world_size > 1 else Dense()
-        self._level = level
         self.wire = WireCount()
         self.non_finite: tuple[NonFinite, ...] = ()
+        self.substitute: Substitute | None = None
         self._buffers: dict[int, Buffer] = {}
         self._jobs: dict[int, Job] = {}
         self._step = _Step(0)
@@ -142,7 +147,7 @@ class CompressedExchange:
 
     def idle(self, number: int) -> bool:
         """Whether a bucket is its own sum: no other rank has a part of it, and nothing is kept of it."""
-        return self.world_size == 1 and self._buffers[number].plain
+        return self.world_size == 1 and self._buffers[number].plain and self.substitute is None
 
     def open(self, step: int) -> None:
         """A new step. The waits of the step before are over."""
@@ -215,9 +220,10 @@ class CompressedExchange:
 
     def _answer(self, asked: Asked, probe_bytes: int) -> None:
         if self._group is not None:
-            probed, agreed = answer(self._group, asked, probe_bytes)
-            self.wire.add(_AXIS, self._level, _PROBE, probed)
-            self.wire.add(_AXIS, self._level, _AGREEMENT, agreed)
+            answer(self._group, asked, probe_bytes)
+            for name, size in ((_PROBE, probe_bytes), (_AGREEMENT, asked.values.nbytes)):
+                for level, sent in self._peers.bytes_of("sum", size).items():
+                    self.wire.add(_AXIS, level, name, sent)
 
     # ---- what is kept
 
@@ -232,8 +238,9 @@ class CompressedExchange:
             for number, buffer in self._buffers.items():
                 if not buffer.plain:
                     folded[number] = buffer.kept()
-                    if self._group is not None and buffer.spec.numel:
-                        dist.all_reduce(folded[number], group=self._group)
+                    self._peers.sum(folded[number])
+            # Of a checkpoint, not of a step.
+            self._peers.take()
 
         self._lane.do(sum_up)
         return folded
@@ -256,16 +263,21 @@ class CompressedExchange:
         plain = buffer.plain
         work = flat if flat.dtype == torch.float32 or plain else flat.float()
         agreed = self._agree(step, buffer, work)
-        sent, started = 0, time.perf_counter()
+        started = time.perf_counter()
         if agreed.broken:
             self._blame(step, buffer, work)
             for segment in buffer.spec.segments:
                 flat[segment.offset : segment.offset + segment.numel] = math.nan
-        elif plain:
-            _, sent = self._make(buffer.scheme.name, Round("sum", flat))
-        elif agreed.unit > 0:
+        elif agreed.unit > 0 or plain:
             turn = Turn(self.rank, self.world_size, step.number, buffer.number, self._seed, agreed.unit)
-            sent = self._rounds(buffer, work, turn)
+            if self.substitute is not None and agreed.unit > 0:
+                self.substitute.before(buffer, work, turn)
+            if plain:
+                self._peers.sum(work)
+            else:
+                drive(buffer.scheme.rounds(work, buffer.layout, buffer.state, turn), self._peers.make)
+            if self.substitute is not None:
+                self.substitute.after(buffer)
             if work is not flat:
                 flat.copy_(work)
         buffer.seconds = time.perf_counter() - started
@@ -273,7 +285,7 @@ class CompressedExchange:
             bucket=buffer.number,
             step=step.number,
             scheme=buffer.scheme.name,
-            sent_bytes=sent,
+            sent_bytes=self._count(buffer.scheme.name),
             gradient_norm=agreed.gradient_norm,
             residual_norm=agreed.residual_norm,
             exchange_s=agreed.exchange_s,
@@ -300,9 +312,8 @@ class CompressedExchange:
                 torch.full_like(norm, buffer.waited_s),
             ]
         )
-        if self._group is not None:
-            dist.all_reduce(told, group=self._group)
-            self.wire.add(_AXIS, self._level, _AGREEMENT, sent_bytes("sum", told.nbytes, self.world_size))
+        self._peers.sum(told)
+        self._count(_AGREEMENT)
         terms, broken, gradient, residual, seconds, waited_s = floats(told)
         unit = float(step.terms) if step.summed else terms
         return _Agreed(
@@ -332,37 +343,9 @@ class CompressedExchange:
             return dist.get_rank() if dist.is_initialized() else 0
         return dist.get_global_rank(self._group, rank)
 
-    def _rounds(self, buffer: Buffer, work: torch.Tensor, turn: Turn) -> int:
-        """Make all rounds of an exchange. Returns the bytes that this rank sent."""
-        rounds = buffer.scheme.rounds(work, buffer.layout, buffer.state, turn)
-        total = 0
-        try:
-            wanted = next(rounds)
-            while True:
-                answer, sent = self._make(buffer.scheme.name, wanted)
-                total += sent
-                wanted = rounds.send(answer)
-        except StopIteration:
-            return total
-
-    def _make(self, scheme: str, wanted: Round) -> tuple[torch.Tensor, int]:
-        """Make one round. Returns what comes back, and the bytes that this rank sent."""
-        payload, ranks = wanted.payload, self.world_size
-        sent = sent_bytes(wanted.how, payload.nbytes, ranks)
-        self.wire.add(_AXIS, self._level, scheme, sent)
-        alone = self._group is None or not payload.numel()
-        if wanted.how == "sum":
-            if not alone:
-                dist.all_reduce(payload, group=self._group)
-            return payload, sent
-        answer = payload.new_empty(ranks, payload.numel() // (ranks if wanted.how == "scatter" else 1))
-        if alone:
-            answer.copy_(payload.view(answer.shape))
-            return answer, sent
-        # Bytes, since not every back end moves every kind of number.
-        got, given = answer.view(-1).view(torch.uint8), payload.view(torch.uint8)
-        if wanted.how == "gather":
-            dist.all_gather_into_tensor(got, given, group=self._group)
-        else:
-            dist.all_to_all_single(got, given, group=self._group)
-        return answer, sent
+    def _count(self, scheme: str) -> int:
+        """Count what was sent since the last call under `scheme`. Returns its bytes."""
+        sent = self._peers.take()
+        for level, size in sent.items():
+            self.wire.add(_AXIS, level, scheme, size)
+        return sent.total()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from distroml.planner.plan import Axis
+from distroml.runtime.comm.algorithms import AllReduce
 from distroml.runtime.elastic import Pending, communication
 from distroml.runtime.parallel.buckets import BucketSpec, lay_out
 from distroml.runtime.parallel.compressed import CompressedExchange
@@ -85,6 +86,7 @@ class DividedGradients:
         partial: Collection[str] = (),
         tied: Collection[str] = (),
         exchange: CompressedExchange | None = None,
+        sums: AllReduce | None = None,
     ) -> None:
         """Take over the gradients of `held`.
 
@@ -99,6 +101,7 @@ class DividedGradients:
             partial: names of parameters that are whole on every tp rank, with gradients that are summed along tp.
             tied: names of parameters that several stages hold, in an order that all ranks know.
             exchange: sums along dp_replicate with compression; None: without.
+            sums: along dp_replicate without compression; None where there is nothing to sum.
         """
         self.parameters = list(held)
         if not names:
@@ -109,14 +112,12 @@ class DividedGradients:
         self._reached = reached
         self._sum_tied = sum_tied
         self._partial = [parameter for name, parameter in held if name in partial]
-        self._group = mesh.group("dp_replicate")
         self._layout: dict[int, BucketSpec] = {}
         self._exchange = exchange
+        self._sums = sums
         parts = [(name, nn.Parameter(local_of(p.detach()), requires_grad=False)) for name, p in held]
-        if exchange is not None:
+        if exchange is not None or sums is not None:
             self._layout = lay_out_apart(held, parts, list(tied), bucket_mb)
-        elif self._group is not None:
-            self._layout = dict(enumerate(lay_out(parts, bucket_mb)))
         self._flying: list[tuple[Pending, BucketSpec, torch.Tensor]] = []
         self.last = False
         self.wait_s = 0.0
@@ -157,8 +158,8 @@ class DividedGradients:
     def _begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
         if self._exchange is not None:
             return self._exchange.begin(number, spec, flat)
-        with communication():
-            return Pending(cast("Any", dist.all_reduce(flat, group=self._group, async_op=True)))
+        assert self._sums is not None
+        return self._sums.start(flat)
 
     def _sum_partial(self) -> None:
         owns = [local_of(parameter.grad) for parameter in self._partial if parameter.grad is not None]
@@ -234,7 +235,8 @@ def lay_out_apart(
 ) -> dict[int, BucketSpec]:
     """Buckets by number, such that what several ranks hold alike comes out alike.
 
-    A code of one gradient depends on its neighbours in the bucket, on its place and on the bucket's number. So a
+    A code of one gradient depends on its neighbours in the bucket, on its place and on the bucket's number, and the
+    order in which a sum of three ranks or more is formed on the place and the bucket's size. So a
     parameter that several stages hold has a bucket of its own, with one number on all of them, and those that are
     whole on every tp rank come before the divided ones, of which these ranks may hold different numbers.
 

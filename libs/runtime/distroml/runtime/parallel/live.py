@@ -18,12 +18,14 @@ from distroml.planner import (
     Corrections,
     MeasuredUnit,
     ModelProfile,
+    Plan,
     PlanRefused,
     Prediction,
     Topology,
     Training,
     Wish,
     search,
+    wish_of,
 )
 from distroml.planner.picture import Drawing
 from distroml.runtime.elastic import Collectives, World
@@ -213,6 +215,40 @@ def plan_live(work: Workload, world: World, wish: Wish, cache: Path) -> LivePlan
     if isinstance(agreed, PlanRefused):
         raise agreed
     return agreed
+
+
+def tune_bucket(work: Workload, world: World, given: Plan, cache: Path) -> LivePlan | None:
+    """`given` with the bucket size that hides most of its exchange, from measurements on `world`. Collective.
+
+    Small buckets leave little to exchange once the backward pass is over, large ones pay for fewer messages: which is
+    less follows from the links' latency and rate and from the backward pass's seconds. What was found once serves
+    again, whatever runs then take, so that generations on the same machines sum in the same order.
+
+    Returns:
+        None where there is nothing to choose, nothing can be measured, or nothing fits by the planner's account.
+
+    Raises:
+        PeerLost: another rank is gone.
+    """
+    if given.dp_replicate == 1:
+        return None
+    try:
+        found = plan_live(work, world, replace(wish_of(given), bucket_mb=None), cache)
+    except PlanRefused as error:
+        log.info("bucket_mb=%g stays as it is, nothing was measured: %s", given.bucket_mb, error)
+        return None
+    if found is None:
+        return None
+    size = found.plan.bucket_mb
+    others = tuple(reason for reason in given.reasons if not reason.startswith("bucket_mb="))
+    why = f"bucket_mb={size:g}: hides most of the exchange behind the backward pass, both measured here"
+    # No prediction: a run that contradicts one has its plan searched anew.
+    return LivePlan(
+        plan=replace(given, bucket_mb=size, reasons=(*others, why)),
+        inputs=found.inputs,
+        links=found.links,
+        key=found.key,
+    )
 
 
 def _simple_unless_worth_it(best: Callable[[Wish], Choice], wish: Wish, world_size: int) -> Choice:

@@ -12,19 +12,30 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from distroml.planner import Plan
-from distroml.runtime.checkpoint import OWN, RESIDUALS
-from distroml.runtime.comm.algorithms import Chosen
+from distroml.runtime.checkpoint import ANCHOR, OUTER, OWN, RESIDUALS
+from distroml.runtime.comm import WireCount
+from distroml.runtime.compress import parse_spec, scheme_of
+from distroml.runtime.compress.optim import CompressedOptimizer
 from distroml.runtime.elastic import Collectives, communication
-from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange, shard_sums
+from distroml.runtime.parallel.compression import (
+    NO_COMPRESSION,
+    Compression,
+    agree_on,
+    replica_exchange,
+    shard_gathers,
+    shard_sums,
+)
 from distroml.runtime.parallel.divide import Loss, Part
 from distroml.runtime.parallel.gathering import whole_of
 from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
 from distroml.runtime.parallel.loss import check_loss
+from distroml.runtime.parallel.meetings import PARAMETERS, Apart, Meetings
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.precision import Precision, computing_in
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange, fastest_sums
 from distroml.runtime.parallel.residuals import blank_residuals, folded_residuals, keep_folded, keep_own, own_state
+from distroml.runtime.parallel.substitutes import substitute_of
 from distroml.runtime.typed import backward
 
 
@@ -40,7 +51,8 @@ class ParallelModel:
         plan: how it is spread.
         mesh: the plan's axes.
         gradients: of the current step.
-        sums: the algorithms by which whole copies sum their gradients; None: they do so in another way.
+        sums: the algorithms by which gradients are summed along dp_replicate; None: there is nothing to sum.
+        meetings: of replicas that step by themselves; None: they sum gradients at every step.
     """
 
     def __init__(
@@ -69,16 +81,23 @@ class ParallelModel:
         self._plain = plan.world_size == plan.dp_replicate
         agree_on(compression, self.collectives)
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
-        self.shard_sums = shard_sums(plan, part.roots, compression, seed)
+        self.shard_sums = shard_sums(mesh, part.roots, compression, seed)
+        self.shard_gathers = shard_gathers(mesh, part.roots, compression)
         self.gradients: Gradients
-        self.sums: Chosen | None = None
+        self.sums = (
+            fastest_sums(mesh.world, mesh.group("dp_replicate")) if self.exchange is None else self.exchange.sums
+        )
+        self.meetings: Meetings | None = None
+        # What sums gradients as they come, if anything beyond the plain sum does.
+        self._of_gradients = self.exchange if compression.outer is None else None
         if self._plain:
-            if self.exchange is None:
-                self.sums = fastest_sums(mesh.world)
-            exchange = self.exchange or SumExchange(self.collectives, self.sums)
-            reducer = GradientReducer(trainable, exchange, bucket_mb=plan.bucket_mb)
+            exchange = self._of_gradients or SumExchange(self.collectives, self.sums)
+            apart = compression.outer is not None
+            reducer = GradientReducer(trainable, Apart() if apart else exchange, bucket_mb=plan.bucket_mb)
             layout = dict(enumerate(reducer.layout))
             self.gradients = reducer
+            if compression.outer is not None and self.exchange is not None:
+                self.meetings = Meetings(compression.outer, self.exchange, reducer)
         else:
             divided = DividedGradients(
                 trainable,
@@ -91,9 +110,11 @@ class ParallelModel:
                 partial=part.split.summed if part.split is not None else (),
                 tied=part.pipeline.tied if part.pipeline is not None else (),
                 exchange=self.exchange,
+                sums=self.sums,
             )
             layout = divided.layout
             self.gradients = divided
+        self._dense_bytes = [] if self.exchange is not None else [s.numel * s.dtype.itemsize for s in layout.values()]
         if self.exchange is not None:
             self.exchange.prepare(layout)
 
@@ -118,15 +139,19 @@ class ParallelModel:
         """A new step, by its number; without one, the next."""
         self._step = step or self._step + 1
         self.gradients.begin()
-        if self.exchange is not None:
-            self.exchange.open(self._step)
+        if self.meetings is not None:
+            self.meetings.step = self._step
+        if self._of_gradients is not None:
+            self._of_gradients.open(self._step)
         if self.shard_sums is not None:
             self.shard_sums.open(self._step)
 
     def counted(self, terms: torch.Tensor) -> None:
         """The step's global count of loss terms is `terms`: exchanges that need it begin. Before the waits."""
-        if self.exchange is not None:
-            self.exchange.counted(terms)
+        if self._of_gradients is not None:
+            if (substitute := self._of_gradients.substitute) is not None:
+                substitute.ready(self.gradients.norm, terms)
+            self._of_gradients.counted(terms)
 
     def last_backward(self) -> None:
         """The next backward pass is this step's last: sums start while it runs."""
@@ -174,9 +199,10 @@ class ParallelModel:
 
     def _last_forward_done(self, count: torch.Tensor) -> None:
         self.gradients.last = True
-        if self.exchange is not None and self._plain:
+        exchange = self._of_gradients
+        if exchange is not None and self._plain and not (exchange.substitute and exchange.substitute.needs_all):
             # The sum of counts is on its way while the last backward pass runs.
-            self.exchange.announce(count)
+            exchange.announce(count)
 
     def finish(
         self, done: tuple[torch.Tensor, torch.Tensor | int], grad_clip: float | None = None
@@ -203,9 +229,46 @@ class ParallelModel:
         self.gradients.scale(scale)
         return votes[0] / votes[1], norm
 
+    def sent(self) -> dict[tuple[str, str, str], int]:
+        """Bytes that this rank sent for gradients and coded parameters since the last call, by axis, level and scheme.
+
+        What torch itself sums and gathers along dp_shard and tp is not counted. Without compression it is what one step
+        sends, however many were made.
+        """
+        count = WireCount()
+        if self.sums is not None:
+            for level, sent in (one for size in self._dense_bytes for one in self.sums.sent_bytes(size).items()):
+                count.add("dp_replicate", level, "none", sent)
+        found = count.take()
+        for wire in [one.wire for one in (self.exchange, self.shard_sums, self.shard_gathers) if one is not None]:
+            found |= wire.take()
+        return found
+
+    def exchange_for(self, optimizer: CompressedOptimizer, compression: Compression, step: int) -> None:
+        """From the step after `step` on, exchange what `optimizer` goes by in place of gradients.
+
+        Raises:
+            ValueError: that is not possible with this plan or these settings; says why.
+        """
+        name = type(optimizer).__name__
+        if compression.adapts or compression.outer is not None:
+            other = "compress='auto'" if compression.adapts else "sync_every="
+            raise ValueError(f"{name} has an exchange of its own and does not go with {other}; leave that out")
+        scheme = parse_spec(compression.scheme)
+        optimizer.check(scheme)
+        if not self._plain or self.exchange is None:
+            raise ValueError(
+                f"{name} is not possible with the plan {self.plan}: it knows whole parameters only; use a plan that "
+                "only replicates, or another optimizer"
+            )
+        self.exchange.substitute = substitute_of(optimizer, self._trainable, self.exchange.world_size)
+        for steps, then in optimizer.schemes(scheme):
+            for buffer in self.exchange.buffers:
+                self.exchange.set_scheme(buffer.number, scheme_of(then), step + steps)
+
     def blame(self) -> str:
         """Whose gradients were no finite number in this step, as far as compression found out; after the waits."""
-        found = self.exchange.non_finite if self.exchange is not None else ()
+        found = self._of_gradients.non_finite if self._of_gradients is not None else ()
         return "".join(f"; {one}" for one in found)
 
     def measure(
@@ -271,9 +334,17 @@ class ParallelModel:
             return {}
         folded = folded_residuals(self.exchange, self._trainable)
         kept: dict[str, Any] = {RESIDUALS: folded} if folded else {}
-        if self._residuals == "exact":
+        if self._keeps_own:
             kept[OWN] = {self.own_place[1]: own_state(self.exchange, str(self.plan))}
+        if self.meetings is not None:
+            kept[OUTER] = self.meetings.velocities()
+            if self.meetings.between:
+                kept[ANCHOR] = self.meetings.anchors()
         return kept
+
+    @property
+    def _keeps_own(self) -> bool:
+        return self._residuals == "exact" or self.meetings is not None
 
     @property
     def own_place(self) -> tuple[str, str]:
@@ -282,16 +353,33 @@ class ParallelModel:
 
     def blank_kept(self) -> dict[str, Any]:
         """What a load fills of `kept`, as far as the checkpoint has it."""
-        return {RESIDUALS: blank_residuals(self._trainable)} if self.exchange is not None else {}
+        blank: dict[str, Any] = {RESIDUALS: blank_residuals(self._trainable)} if self.exchange is not None else {}
+        if self.meetings is not None:
+            for key in (OUTER, ANCHOR):
+                blank[key] = {name: torch.empty_like(one) for name, one in self.meetings.velocities().items()}
+        return blank
 
-    def keep(self, saved: Mapping[str, Any]) -> None:
-        """Go on with what a load found of `kept`: of this world exactly where that was asked for, else of any."""
+    def keep(self, saved: Mapping[str, Any], step: int = 0) -> bool:
+        """Go on with what a load found of `kept`: of this world exactly where that was asked for, else of any.
+
+        Args:
+            saved: what was loaded.
+            step: after which it was saved.
+
+        Returns:
+            Whether it was of this world, and this rank goes on exactly.
+        """
         if self.exchange is None:
-            return
+            return False
         own: Mapping[str, Any] = saved.get(OWN) or {}
         mine: Mapping[str, Any] = own.get(self.own_place[1]) or {}
-        if self._residuals != "exact" or not keep_own(self.exchange, str(self.plan), mine):
+        exact = self._keeps_own and keep_own(self.exchange, str(self.plan), mine)
+        if not exact:
             keep_folded(self.exchange, self._trainable, saved.get(RESIDUALS, {}))
+        if self.meetings is not None:
+            own_parameters = mine.get(PARAMETERS) if exact else None
+            self.meetings.resume(step, saved.get(OUTER), saved.get(ANCHOR), own_parameters)
+        return exact
 
     def close(self) -> None:
         """Take the hooks off the model, and end what exchanges gradients."""

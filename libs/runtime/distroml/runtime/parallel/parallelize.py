@@ -9,10 +9,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from distroml.planner import Plan
+from distroml.planner import Plan, PlanRefused, parse_wish
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.elastic.world import choose_device
-from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals
+from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals, check_possible
 from distroml.runtime.parallel.divide import Loss, Part, chain_for, divide
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.model import ParallelModel
@@ -50,6 +50,7 @@ def parallelize(
     compiled: bool = False,
     compress: str = "none",
     compress_shard: str = "none",
+    compress_gather: str = "none",
     residuals: Residuals = "folded",
     weights: str | os.PathLike[str] | None = None,
 ) -> ParallelModel:
@@ -70,6 +71,7 @@ def parallelize(
         compiled: compile each block.
         compress: the scheme by which gradients are summed along dp_replicate, such as "int8" or "powersgd:4".
         compress_shard: the same along dp_shard: "int8" or "int4".
+        compress_gather: the code as which parameters are gathered along dp_shard: "int8".
         residuals: what `ParallelModel.kept` gives for checkpoints of what compression keeps: the sum over ranks, or
             "exact", each rank's own beside it.
         weights: safetensors to start from, a file or a folder; each rank reads its own part only.
@@ -81,7 +83,12 @@ def parallelize(
             different ones.
         PeerLost: another rank is gone.
     """
-    compression = Compression(compress, residuals, compress_shard)
+    if isinstance(plan, str) and parse_wish(plan).tune_bucket:
+        raise PlanRefused(
+            "bucket_mb=auto is measured by Trainer, which knows the optimizer and the batch; give a size in MiB, or "
+            "leave it out"
+        )
+    compression = Compression(compress, residuals, compress_shard, compress_gather)
     world = world or _world_of_process_group()
     source: WeightSource | None = None
     if not isinstance(model, nn.Module):
@@ -144,6 +151,12 @@ def spread(
     compression: Compression = NO_COMPRESSION,
 ) -> ParallelModel:
     """`model` spread by a whole plan; see `parallelize`. With a `source` its own values are of no meaning."""
+    if compiled and compression.gather != "none" and plan.dp_shard > 1:
+        raise PlanRefused(
+            f"compress_gather={compression.gather!r} is not possible with compiled blocks: leave it out, or do not "
+            "compile (compiled=False)"
+        )
+    check_possible(plan, compression)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     whole = dict.fromkeys((name for name, _ in model.named_parameters()), True)
     mesh = Mesh(plan, world)

@@ -37,15 +37,16 @@ class SumExchange:
         return self._start(flat)
 
 
-def fastest_sums(world: World) -> Chosen | None:
-    """Sums over all ranks of `world`, by what is fastest between its hosts; None where it is one rank. Collective.
+def fastest_sums(world: World, group: dist.ProcessGroup | None) -> Chosen | None:
+    """Sums over `group`, by what is fastest between its hosts; None where there is no group. Collective over `world`.
 
     What was measured is kept, so that later generations on the same hosts sum in the same order. Raises `PeerLost`.
+
+    Args:
+        world: of the default process group.
+        group: this rank's along one axis; every rank of the world has one, or none has.
     """
-    group = dist.group.WORLD
-    if world.world_size == 1 or group is None:
-        return None
-    return all_reduce_along(world, group, cache=cache_folder(os.environ))
+    return all_reduce_along(world, group, cache=cache_folder(os.environ)) if group is not None else None
 
 
 class _Bucket:

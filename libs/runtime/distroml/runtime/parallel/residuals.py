@@ -65,7 +65,9 @@ def own_state(exchange: CompressedExchange, world: str) -> dict[str, Any]:
     """
     return {
         "of": _signature(exchange, world),
-        "buckets": {str(one.number): _state_of(one) for one in exchange.buffers if not one.plain},
+        "buckets": {
+            str(one.number): _state_of(one) for one in exchange.buffers if not one.plain or one.velocity is not None
+        },
     }
 
 
@@ -81,6 +83,7 @@ def keep_own(exchange: CompressedExchange, world: str, saved: Mapping[str, Any])
         device = buffer.spec.device
         tensors = cast("dict[str, torch.Tensor]", {name: value.to(device) for name, value in one["tensors"].items()})
         buffer.scheme = parse_scheme(one["scheme"])
+        buffer.velocity = tensors.pop("velocity", None)
         buffer.state = State(
             residual=tensors.pop("residual", None),
             owned=tensors.pop("owned", None),
@@ -92,7 +95,7 @@ def keep_own(exchange: CompressedExchange, world: str, saved: Mapping[str, Any])
 
 def _state_of(buffer: Buffer) -> dict[str, Any]:
     state = buffer.state
-    named = {"residual": state.residual, "owned": state.owned}
+    named = {"residual": state.residual, "owned": state.owned, "velocity": buffer.velocity}
     named |= {f"extra.{name}": value for name, value in state.extra.items()}
     return {
         "scheme": buffer.scheme.name,

@@ -20,11 +20,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from distroml.runtime.comm import WireCount, sent_bytes
-from distroml.runtime.compress import Turn
+from distroml.runtime.comm import WireCount
+from distroml.runtime.comm.algorithms import Arrangement
+from distroml.runtime.comm.rounds import Peers
+from distroml.runtime.compress import Round, Turn
 from distroml.runtime.compress.codecs import INT4, INT8, BlockCodec, NonFinite, add_all
 from distroml.runtime.compress.schemes.seeds import seed_of
-from distroml.runtime.elastic import communication
 
 SHARD_CODECS = {"int8": INT8, "int4": INT4}
 _AXIS = "dp_shard"
@@ -39,13 +40,13 @@ class ShardSums:
     Args:
         codec: unbiased, by blocks.
         seed: of the job.
-        level: of the link over which this rank sends.
+        arrangement: of the ranks along dp_shard on nodes, by which bytes are counted; None: they share one.
     """
 
-    def __init__(self, codec: BlockCodec, seed: int, level: str = "node") -> None:
+    def __init__(self, codec: BlockCodec, seed: int, arrangement: Arrangement | None = None) -> None:
         self._codec = codec
         self._seed = seed
-        self._level = level
+        self._arrangement = arrangement
         self._step = 0
         self._passes: Counter[int] = Counter()
         self.wire = WireCount()
@@ -81,10 +82,10 @@ class ShardSums:
             except NonFinite:
                 # Told instead of raised: the others wait for this rank.
                 codes[:, 0] = 1
-        got = torch.empty_like(codes)
-        with communication():
-            dist.all_to_all_single(got.view(-1), codes.view(-1), group=group)
-        self.wire.add(_AXIS, self._level, self._codec.name, sent_bytes("scatter", codes.nbytes, ranks))
+        peers = Peers(group, None, self._arrangement)
+        got = peers.make(Round("scatter", codes.view(-1)))
+        for level, sent in peers.take().items():
+            self.wire.add(_AXIS, level, self._codec.name, sent)
         if bool(got[:, 0].any()):
             return torch.full_like(parts[0], math.nan)
         total = torch.zeros_like(parts[0])

@@ -18,12 +18,13 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from distroml.runtime.comm.algorithms import all_reduce_along
+from distroml.runtime.comm.algorithms import Chosen, all_reduce_along
 from distroml.runtime.comm.algorithms.arrangement import host_name
 from distroml.runtime.comm.report import DENSE, CommReport, LinkRate, SchemeCost, SumTime
-from distroml.runtime.compress import Layout, Piece, Round, Scheme, State, Turn
+from distroml.runtime.comm.rounds import Peers, drive
+from distroml.runtime.compress import Layout, Piece, Scheme, Turn
 from distroml.runtime.compress.parse import parse_scheme
-from distroml.runtime.elastic import Collectives, Membership, World, communication
+from distroml.runtime.elastic import Collectives, Membership, World
 from distroml.runtime.link import process_link
 from distroml.runtime.profile.probe import probe_links
 
@@ -56,15 +57,18 @@ def measure(world: World, schemes: Sequence[str], megabytes: float, told: Callab
     )
     told("sums")
     layout = _layout(megabytes)
-    sums = _sums(collectives, layout.numel * 4)
+    whole = cast("dist.ProcessGroup", dist.group.WORLD)
+    chosen = all_reduce_along(world, whole)
+    sums = _sums(collectives, chosen, layout.numel * 4)
+    peers = Peers(whole, chosen, chosen.arrangement)
     costs: list[SchemeCost] = []
     for scheme in parsed:
         told(f"scheme {scheme.name}")
-        costs.append(_cost(collectives, scheme, layout))
+        costs.append(_cost(collectives, peers, scheme, layout))
     return CommReport(
         world_size=world.world_size,
         hosts=tuple(collectives.gather(host_name())),
-        backend=dist.get_backend(),
+        backend=world.backend,
         buffer_bytes=layout.numel * 4,
         links=rates,
         sums=tuple(sums),
@@ -82,9 +86,8 @@ def _layout(megabytes: float) -> Layout:
     return Layout(numel, tuple(pieces))
 
 
-def _sums(collectives: Collectives, most_bytes: int) -> list[SumTime]:
+def _sums(collectives: Collectives, chosen: Chosen, most_bytes: int) -> list[SumTime]:
     world = collectives.world
-    chosen = all_reduce_along(world, cast("dist.ProcessGroup", dist.group.WORLD))
     found: list[SumTime] = []
     for size_bytes in sorted({64 << 10, 1 << 20, most_bytes}):
         tensor = torch.zeros(size_bytes // 4, device=world.device)
@@ -100,7 +103,7 @@ def _sums(collectives: Collectives, most_bytes: int) -> list[SumTime]:
     return found
 
 
-def _cost(collectives: Collectives, scheme: Scheme, layout: Layout) -> SchemeCost:
+def _cost(collectives: Collectives, peers: Peers, scheme: Scheme, layout: Layout) -> SchemeCost:
     world = collectives.world
     state = scheme.prepare(layout, world.world_size, world.device)
     generator = torch.Generator().manual_seed(world.rank)
@@ -113,48 +116,14 @@ def _cost(collectives: Collectives, scheme: Scheme, layout: Layout) -> SchemeCos
         # Equal at the start, so that the time counts no other rank's delay.
         collectives.sum(torch.zeros(1, device=world.device))
         started = time.perf_counter()
-        work_s, rounds = _exchange(world, scheme, gradient.clone(), layout, state, turn)
+        steps_of = scheme.rounds(gradient.clone(), layout, state, turn)
+        driven = drive(steps_of, peers.make, lambda: _settle(world))
         wholes.append(time.perf_counter() - started)
-        works.append(work_s)
+        works.append(driven.computing_s)
+        rounds = driven.rounds
     # The first one warms caches and makes what lasts.
     work, whole = (_slowest(collectives, seconds[1:]) for seconds in (works, wholes))
     return SchemeCost(scheme.name, scheme.sent_bytes(layout, world.world_size), work, whole, rounds)
-
-
-def _exchange(
-    world: World, scheme: Scheme, flat: torch.Tensor, layout: Layout, state: State, turn: Turn
-) -> tuple[float, int]:
-    """Seconds of encoding and decoding in one exchange, and how many rounds it had."""
-    work_s, rounds = 0.0, 0
-    steps = scheme.rounds(flat, layout, state, turn)
-    answer: torch.Tensor | None = None
-    while True:
-        started = time.perf_counter()
-        try:
-            asked = next(steps) if answer is None else steps.send(answer)
-        except StopIteration:
-            _settle(world)
-            return work_s + time.perf_counter() - started, rounds
-        _settle(world)
-        work_s += time.perf_counter() - started
-        answer = _answer(asked, world.world_size)
-        _settle(world)
-        rounds += 1
-
-
-def _answer(asked: Round, world_size: int) -> torch.Tensor:
-    payload = asked.payload
-    with communication():
-        if asked.how == "sum":
-            dist.all_reduce(payload)
-            return payload
-        if asked.how == "gather":
-            whole = payload.new_empty(world_size * payload.numel())
-            dist.all_gather_into_tensor(whole, payload)
-        else:
-            whole = torch.empty_like(payload)
-            dist.all_to_all_single(whole, payload)
-    return whole.view(world_size, -1)
 
 
 def _time(collectives: Collectives, call: Callable[[], object]) -> float:

@@ -34,7 +34,8 @@ class _Touch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         ctx.gradient = gradient
-        return x.view_as(x)
+        # A view would make torch warn of what may be done to it in place.
+        return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distroml.runtime.comm import sent_bytes
 from distroml.runtime.compress import Layout
 from distroml.runtime.compress.control import LADDER, NONE, TOLD, Change, gain, link_of
 from distroml.runtime.compress.parse import parse_scheme
@@ -95,13 +94,7 @@ def start(adapting: Adapting, step: int, kept: str) -> None:
 
 def wire_bytes(parallel: ParallelModel) -> dict[str, int]:
     """What this rank sent for gradients in the last step, by axis, level and scheme."""
-    if parallel.exchange is not None:
-        return {"/".join(way): sent for way, sent in parallel.exchange.wire.take().items()}
-    gradients = parallel.gradients
-    if not isinstance(gradients, GradientReducer) or parallel.plan.dp_replicate == 1:
-        return {}
-    size = sum(spec.numel * spec.dtype.itemsize for spec in gradients.layout)
-    return {f"dp_replicate/node/{NONE}": sent_bytes("sum", size, parallel.plan.dp_replicate)}
+    return {"/".join(way): sent for way, sent in parallel.sent().items()}
 
 
 class Advisor:

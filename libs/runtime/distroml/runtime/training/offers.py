@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
 
+from distroml.runtime.comm.rounds import drive
 from distroml.runtime.compress import Layout, Piece, Round, Scheme, Turn
 from distroml.runtime.compress.control import LADDER, NONE, Bucket, Offer, Setting
 from distroml.runtime.compress.parse import parse_scheme
@@ -28,23 +28,13 @@ def tried(scheme: Scheme, layout: Layout, world_size: int, device: torch.device)
     best_s, count = float("inf"), 0
     for step in range(1, _TRIES + 1):
         flat = torch.linspace(-1.0, 1.0, layout.numel, device=device)
-        spent_s, count = 0.0, 0
-        rounds = scheme.rounds(flat, layout, state, Turn(0, world_size, step, 0, 0, 1.0))
-        answer: torch.Tensor | None = None
-        while True:
-            _synchronise(device)
-            started = time.perf_counter()
-            try:
-                wanted = next(rounds) if answer is None else rounds.send(answer)
-            except StopIteration:
-                wanted = None
-            _synchronise(device)
-            spent_s += time.perf_counter() - started
-            if wanted is None:
-                break
-            count += 1
-            answer = _own(wanted, world_size)
-        best_s = min(best_s, spent_s)
+        turn = Turn(0, world_size, step, 0, 0, 1.0)
+        driven = drive(
+            scheme.rounds(flat, layout, state, turn),
+            lambda wanted: _own(wanted, world_size),
+            lambda: _synchronise(device),
+        )
+        best_s, count = min(best_s, driven.computing_s), driven.rounds
     return count, best_s
 
 

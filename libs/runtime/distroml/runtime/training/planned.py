@@ -14,10 +14,11 @@ import torch
 from distroml.objectstore import ObjectExists, ObjectStore, ObjectStoreError
 from distroml.planner import Measurement, Prediction, parse_wish
 from distroml.planner.feedback import AGREEMENT
+from distroml.runtime.comm.algorithms import Chosen
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
-from distroml.runtime.parallel.live import Workload, plan_live
+from distroml.runtime.parallel.live import Workload, plan_live, tune_bucket
 from distroml.runtime.parallel.remembered import LivePlan, cache_folder, remember
 from distroml.runtime.training.settings import Settings
 from distroml.runtime.training.source import ModelSource
@@ -53,7 +54,9 @@ class Planned:
         self._told = False
         data = settings.data
         request = settings.plan
-        if request == "auto":
+        tunes = isinstance(request, str) and bool(parse_wish(request).tune_bucket)
+        work: Workload | None = None
+        if request == "auto" or tunes:
             model, weights = source.to_survey()
             work = Workload(
                 model=model,
@@ -65,12 +68,14 @@ class Planned:
                 precision=settings.precision,
                 weights=weights,
             )
-            wish = parse_wish("sequence_parallel=no" if settings.compiled else "auto")
+        if work is not None and not tunes:
+            wished = ["sequence_parallel=no"] if settings.compiled else []
+            if settings.compression.outer is not None:
+                wished += ["dp_shard=1", "tp=1", "pp=1"]
+            wish = parse_wish(",".join(wished) or "auto")
             self._live = plan_live(work, world, wish, self._cache)
-        self.plan: Plan = (
-            self._live.plan
-            if self._live is not None
-            else choose_plan(
+        if self._live is None:
+            given = choose_plan(
                 source.blank(),
                 request or "auto",
                 world,
@@ -79,10 +84,13 @@ class Planned:
                 global_batch=data.global_batch,
                 microbatch=data.microbatch,
             )
-        )
+            self._live = tune_bucket(work, world, given, self._cache) if work is not None and tunes else None
+        else:
+            given = self._live.plan
+        self.plan: Plan = given if self._live is None else self._live.plan
 
-    def tell(self, parameters: int) -> None:
-        """Say which plan this generation trains with, and what is promised of it."""
+    def tell(self, parameters: int, sums: Chosen | None) -> None:
+        """Say which plan this generation trains with, how it sums gradients, and what is promised of it."""
         if not self._world.is_main:
             return
         world, live = self._world, self._live
@@ -98,16 +106,6 @@ class Planned:
         inputs["parameters"] = parameters
         if live is not None:
             inputs |= json.loads(live.inputs)
-        if live is not None and live.links is not None:
-            links = {"levels": live.links.levels, "samples": sum(len(some) for some in live.links.samples.values())}
-            self._link.send(
-                LinksProbed(
-                    generation=world.generation,
-                    topology=json.dumps(links),
-                    seconds=live.links.seconds,
-                    reused=live.links.reused,
-                )
-            )
         self._link.send(
             PlanChosen(
                 generation=world.generation,
@@ -118,6 +116,8 @@ class Planned:
                 alternatives_hash=self._keep_alternatives(live) if live is not None else "",
             )
         )
+        if (told := links_told(world.generation, live, sums)) is not None:
+            self._link.send(told)
 
     def _keep_alternatives(self, live: LivePlan) -> str:
         """The hash of the object that holds every other plan, "" where there is none or the store does not take it."""
@@ -161,6 +161,26 @@ class Planned:
         )
         if how:
             log.info("the plan's prediction does not stand: %s; %s", how, then)
+
+
+def links_told(generation: int, live: LivePlan | None, sums: Chosen | None) -> LinksProbed | None:
+    """What was measured of links, by the search for a plan or the choice of sums; None where neither did."""
+    probed = live.links if live is not None else None
+    choice = sums.choice if sums is not None and sums.choice.timed else None
+    if probed is None and choice is None:
+        return None
+    topology: dict[str, Any] = {
+        "levels": probed.levels if probed is not None else [],
+        "samples": sum(len(some) for some in probed.samples.values()) if probed is not None else 0,
+    }
+    measured = [one for one in (probed, choice) if one is not None]
+    return LinksProbed(
+        generation=generation,
+        topology=json.dumps(topology),
+        seconds=(probed.seconds if probed is not None else 0.0) + (choice.spent_s if choice is not None else 0.0),
+        reused=all(one.reused for one in measured),
+        sums=json.dumps(choice.told()) if choice is not None else "",
+    )
 
 
 def _told(live: LivePlan) -> str:

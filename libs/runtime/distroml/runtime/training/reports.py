@@ -15,7 +15,7 @@ from distroml.workerlink import StepRecorded, StepSample
 
 log = logging.getLogger("distroml.runtime.train")
 
-# The lowest rank may be the one that died: its neighbour says the same.
+# The lowest rank may be the one that died: its neighbour says the same, unless each has parameters of its own.
 _FAILURE_REPORTERS = 2
 
 
@@ -78,7 +78,8 @@ class Reporter:
 
     def record(self, info: StepInfo, why: str) -> str:
         """Rank 0 records a step as an event; returns its fingerprint (empty on other ranks)."""
-        if not self._world.is_main and not (why == "failure" and self._world.rank < _FAILURE_REPORTERS):
+        speaks = why == "failure" and self._world.rank < _FAILURE_REPORTERS and self._parallel.meetings is None
+        if not self._world.is_main and not speaks:
             return ""
         started = time.perf_counter()
         print_ = fingerprint(info.loss, self._parallel.local_tensors())

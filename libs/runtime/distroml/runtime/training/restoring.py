@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distroml.objectstore import ObjectStoreDown
-from distroml.runtime.checkpoint import RESIDUALS, CorruptChunk, Whole, restore
+from distroml.runtime.checkpoint import ANCHOR, OUTER, RESIDUALS, CorruptChunk, Whole, restore
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.link import Link
 from distroml.runtime.training.storage import Storage
@@ -109,7 +109,7 @@ def _load(
                 rank=rank,
                 more=more,
                 whole=whole,
-                optional=(RESIDUALS,),
+                optional=(RESIDUALS, OUTER, ANCHOR),
                 own=own,
             )
             return

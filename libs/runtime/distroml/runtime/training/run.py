@@ -12,12 +12,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from distroml.runtime.checkpoint import NOTHING_ELSE, Whole, capture
 from distroml.runtime.compress.control import Change
+from distroml.runtime.compress.optim import CompressedOptimizer
 from distroml.runtime.data import DataLoader, DataPosition
 from distroml.runtime.data.ranges import after
 from distroml.runtime.elastic import Membership, World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import ParallelModel, spread
 from distroml.runtime.training.adapting import Adapting
+from distroml.runtime.training.apart import rejoin, separate
 from distroml.runtime.training.controlling import Advisor, adapting_of, start
 from distroml.runtime.training.evaluation import evaluate
 from distroml.runtime.training.fingerprint import fingerprint
@@ -144,11 +146,20 @@ class Run:
             self.evaluated = place["evaluated"]
             kept = place.get("control", "")
             self.restored = found.ref
-            self.parallel.keep(more)
+            if self.parallel.keep(more, self.step) and self.parallel.meetings is not None:
+                assert self._optimizer is not None
+                rejoin(self._optimizer, self.parallel.part.held, more, self.parallel.own_place)
             if self._scheduler is not None:
                 self._scheduler.load_state_dict(more["lr_scheduler"])
             log.info("restored the checkpoint of step %d in %.2f s", found.ref.step, found.seconds)
         assert self._optimizer is not None
+        if isinstance(self._optimizer, CompressedOptimizer):
+            if settings.grad_clip is not None:
+                raise ValueError(
+                    f"grad_clip is of summed gradients, and with {type(self._optimizer).__name__} there are none; "
+                    "leave it out (DGC clips each rank's own by its clip=)"
+                )
+            self.parallel.exchange_for(self._optimizer, settings.compression, self.step)
         self._stepper = Stepper(
             parallel=self.parallel,
             optimizer=self._optimizer,
@@ -159,7 +170,7 @@ class Run:
             stop_at_non_finite=settings.non_finite == "fail",
             wishes=self._wishes,
         )
-        self._planned.tell(parameter_count(self._source.blank()))
+        self._planned.tell(parameter_count(self._source.blank()), self.parallel.sums)
         if settings.compression.adapts:
             self._adapting = adapting_of(self.parallel, self._link, world, self._recorded)
         if self._adapting is not None:
@@ -170,7 +181,8 @@ class Run:
         if self._divides:
             return self.parallel.part.whole
         compression = self.settings.compression
-        return Whole.of(self.module) if compression.on and compression.residuals == "exact" else None
+        apart = (compression.on and compression.residuals == "exact") or compression.outer is not None
+        return Whole.of(self.module) if apart else None
 
     def _first_weights(self, *, overwritten: bool) -> None:
         if not self._divides:
@@ -181,6 +193,8 @@ class Run:
         self._fresh()
         if not self._divides:
             self.parallel.synchronise()
+        if self.parallel.meetings is not None:
+            self.parallel.meetings.resume(0)
 
     def _start_again(self, damaged: int) -> None:
         if self.settings.without_checkpoint == "fail" or not self._source.can_reset:
@@ -225,13 +239,13 @@ class Run:
             number = self.step + 1
             if self._adapting is not None:
                 self._adapting.begin(number)
-            taken, done = self._stepper.run(number, self.position)
+            last = number == settings.total_steps
+            taken, done = self._stepper.run(number, self.position, last=last)
             if self._adapting is not None:
                 self._adapting.end(number)
             self.step, self.position = number, after(taken)
-            last = number == settings.total_steps
             save_due = settings.checkpoint_every is not None and self._due(settings.checkpoint_every, number, last)
-            eval_due = settings.eval_data is not None and self._due(settings.eval_every, number, last)
+            eval_due = settings.eval_data is not None and self._eval_due(number, last)
             if save_due or eval_due or last or self.reporter.last is None:
                 done += self._stepper.settle()
             wishes = self._note(done)
@@ -253,6 +267,13 @@ class Run:
     @staticmethod
     def _due(every: int | None, number: int, last: bool) -> bool:
         return last or (every is not None and number % every == 0)
+
+    def _eval_due(self, number: int, last: bool) -> bool:
+        every, outer = self.settings.eval_every, self.settings.compression.outer
+        if last or every is None or outer is None:
+            return self._due(every, number, last)
+        # Between meetings there is no one model: an evaluation that falls there is made at the next.
+        return outer.due(number) and number // every > (number - outer.every) // every
 
     def _note(self, done: list[StepDone]) -> Wish:
         wishes = Wish.NONE
@@ -310,6 +331,8 @@ class Run:
         whole = self._whole() or NOTHING_ELSE
         more = {**self._more(), **self.parallel.kept()}
         state = capture(self.parallel.part.state, self._optimizer, whole=whole, **more)
+        if self.parallel.meetings is not None:
+            separate(state, self.parallel, main=self.world.is_main)
         self._saves.begin(state, step=self.step)
 
     def _save_and_wait(self, why: str, timeout_s: float) -> bool:

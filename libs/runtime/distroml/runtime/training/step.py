@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from distroml.runtime.data import DataLoader, DataPosition, StepRange
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import ParallelModel
+from distroml.runtime.training.apart import OwnStep
 from distroml.runtime.training.types import NonFiniteError, StepInfo
 from distroml.runtime.training.votes import HEAD, Wish, ballot, tally
 from distroml.runtime.typed import floats
@@ -88,15 +89,15 @@ class Stepper:
         self._flying: _Flying | None = None
         self._late = world.device.type == "cuda"
 
-    def run(self, step: int, position: DataPosition) -> tuple[StepRange, list[StepDone]]:
-        """Make step number `step` with the samples at `position`.
+    def run(self, step: int, position: DataPosition, *, last: bool = False) -> tuple[StepRange, list[StepDone]]:
+        """Make step number `step` with the samples at `position`; replicas meet at the `last` one in any case.
 
         Returns:
             The samples consumed, and the steps whose numbers became known.
 
         Raises:
             PeerLost: another rank is gone; parameters are as they were before the step or after it.
-            NonFiniteError: the loss or the gradient is no finite number.
+            NonFiniteError: the loss, the gradient or, at a meeting, a parameter is no finite number.
             TypeError, ValueError: the loss function does not return a sum and a count above zero.
         """
         started = time.perf_counter()
@@ -108,17 +109,25 @@ class Stepper:
         batches = [to_device(batch, device) for batch in work.batches]
         loss_sum, count = self._parallel.forward_backward(batches, step)
         fired = gradients.flush()
-        votes = ballot(loss_sum, count, self._wishes(), fired, device)
+        own = OwnStep.of(gradients, count) if self._parallel.meetings is not None else None
+        # Which parameters were reached is nobody else's business where replicas step by themselves.
+        votes = ballot(loss_sum, count, self._wishes(), fired if own is None else (), device)
+        if own is not None:
+            votes = own.voted(votes)
         pending = self._parallel.collectives.sum_async(votes)
         waited = time.perf_counter()
         pending.wait()
         self._parallel.counted(votes[1])
         gradients.wait()
         comm_wait_s = time.perf_counter() - waited
-        scale = 1.0 / votes[1]
-        norm = gradients.norm().double() * scale
+        if own is None:
+            scale = 1.0 / votes[1]
+            norm = clipped = gradients.norm().double() * scale
+        else:
+            votes, norm = own.counted(votes, mesh.dp_size)
+            scale, clipped = own.scale, own.norm
         if self._grad_clip is not None:
-            scale = scale * torch.clamp(self._grad_clip / (norm + 1e-6), max=1.0)
+            scale = scale * torch.clamp(self._grad_clip / (clipped + 1e-6), max=1.0)
         done = self._settle()
         flying = _Flying(
             step=step,
@@ -132,7 +141,8 @@ class Stepper:
             blame=self._parallel.blame(),
         )
         if not all(fired):
-            gradients.drop_unused(tally(floats(votes)).used)
+            # A replica that steps by itself is one process: what it didn't reach, its optimizer leaves alone.
+            gradients.drop_unused(tally(floats(votes)).used if own is None else fired)
         if self._late:
             flying.report = flying.report.to("cpu", non_blocking=True)
             flying.ready = torch.cuda.Event()
@@ -143,11 +153,25 @@ class Stepper:
         self._optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()
+        flying.comm_wait_s += self._meet(step, last=last)
         flying.step_s = time.perf_counter() - started
         self._flying = flying
         if not self._late:
             done += self._settle()
         return work.taken, done
+
+    def _meet(self, step: int, *, last: bool) -> float:
+        """Meet the other replicas where that is due after `step`. Returns the seconds of waiting for them."""
+        meetings = self._parallel.meetings
+        if meetings is None or not (last or meetings.outer.due(step)):
+            return 0.0
+        waited_s = meetings.meet(step)
+        if self._stop_at_non_finite and (blame := meetings.blame()):
+            raise NonFiniteError(
+                f"after step {step} {blame}; lower the learning rate, clip gradients (grad_clip=1.0), or pass "
+                "non_finite='ignore'"
+            )
+        return waited_s
 
     def settle(self) -> list[StepDone]:
         """Wait for the numbers of the last step, where they are still on their way."""

@@ -162,6 +162,7 @@ def links_report(worker: str, said: LinksProbed, now_ms: int) -> rdzv.WorkerRepo
             topology=said.topology,
             seconds=said.seconds,
             reused=said.reused,
+            sums=said.sums,
         ),
     )
 

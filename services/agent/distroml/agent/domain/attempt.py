@@ -125,7 +125,7 @@ def _broke(s: Step, number: int, cause: str) -> None:
         process = place.process
         if process is None or process.generation > number or process.awaiting or process.doomed:
             continue
-        if not process.managed:
+        if not process.managed or not s.state.reforms:
             _end(s, place, Intent.BROKEN, f"generation {number} broke: {cause}", grace_s=0)
             continue
         _process(s, place.worker, lambda p: replace(p, why=f"generation {number} broke: {cause}"))

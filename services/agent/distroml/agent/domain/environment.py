@@ -30,6 +30,8 @@ class Identity:
     link: str
     objects: str
     compress: str = ""
+    sync_every: int = 0
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,10 @@ def worker_environment(
     }
     if identity.compress:
         env[names.COMPRESS] = identity.compress
+    if identity.sync_every:
+        env[names.SYNC_EVERY] = str(identity.sync_every)
+    if identity.backend:
+        env[names.BACKEND] = identity.backend
     if rank.restore:
         env[names.RESTORE] = rank.restore
     if traceparent:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 MAX_MESSAGE = 2_000
@@ -143,6 +143,18 @@ def classify(
         return verdict(kind, last, traceback=traceback)
     tail = _last_line(stderr)
     return verdict(Category.EXIT_CODE, f"exit code {record.code}" + (f": {tail}" if tail else ""))
+
+
+def over_mpi(verdict: Verdict, mpirun: ExitRecord | None) -> Verdict:
+    """`verdict` with what the end of a rank means where MPI carries the collectives; `mpirun`: how it ended before."""
+    if verdict.succeeded or verdict.expected:
+        return verdict
+    why = verdict.message
+    if mpirun is not None:
+        how = f"killed by {_signal_name(mpirun.signal)}" if mpirun.signal else f"exit code {mpirun.code}"
+        why = f"mpirun ended ({how}), and its ranks with it: {why}"
+    text = f"{why}; MPI cannot go on without a rank: all end, and a retry begins with fresh processes"
+    return replace(verdict, message=_clip(text, MAX_MESSAGE))
 
 
 def _said_category(said: Failure) -> Category:

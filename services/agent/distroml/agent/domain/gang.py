@@ -99,6 +99,8 @@ class Attempt:
 
     places: tuple[Place, ...]
     grace_s: float
+    reforms: bool = True
+    """Whether what is left of a broken generation may take part in the next one in the same processes."""
     retired: tuple[Place, ...] = ()
     """Places that resizes took away: one that comes back goes on counting its incarnations."""
     prepared: bool = False

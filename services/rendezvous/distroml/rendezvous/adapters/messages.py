@@ -168,6 +168,7 @@ def report_command(message: pb.WorkerReport, sender: d.Sender, now_ms: int) -> d
                 topology=k.topology,
                 seconds=k.seconds,
                 reused=k.reused,
+                sums=k.sums,
             )
         case "scheme":
             c = message.scheme

@@ -136,7 +136,7 @@ class ReportMeasured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportLinks:
-    """What the links between the workers do."""
+    """What the links between the workers do, and how gradients are summed over them."""
 
     at_ms: int
     sender: Sender
@@ -144,6 +144,7 @@ class ReportLinks:
     topology: str
     seconds: float
     reused: bool
+    sums: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,13 +157,17 @@ class PlanMeasured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinksProbed:
-    """What the links between the generation's workers do, `topology` as JSON; an older probe may be `reused`."""
+    """What the links between the generation's workers do, `topology` as JSON; an older probe may be `reused`.
+
+    `sums` is JSON: by which algorithm gradients of which size are summed, empty where there is one way only.
+    """
 
     at_ms: int
     generation: int
     topology: str
     seconds: float
     reused: bool
+    sums: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,9 +237,16 @@ def _measured(draft: Draft, c: cmd.ReportMeasured) -> None:
 def _links(draft: Draft, c: cmd.ReportLinks) -> None:
     if _known(draft, "links", (c.generation, 0)):
         return
-    _check_size("the topology", c.topology)
+    _check_size("the topology and the choice of sums", c.topology, c.sums)
     draft.add(
-        ev.LinksProbed(at_ms=c.at_ms, generation=c.generation, topology=c.topology, seconds=c.seconds, reused=c.reused)
+        ev.LinksProbed(
+            at_ms=c.at_ms,
+            generation=c.generation,
+            topology=c.topology,
+            seconds=c.seconds,
+            reused=c.reused,
+            sums=c.sums,
+        )
     )
 
 

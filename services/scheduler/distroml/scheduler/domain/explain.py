@@ -10,6 +10,7 @@ from distroml.scheduler.domain import reasons
 from distroml.scheduler.domain.job import Job, JobState
 from distroml.scheduler.domain.plan import Pending
 from distroml.scheduler.domain.spec import FailureCategory, gang_size
+from distroml.workerlink.backends import MPI
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +22,13 @@ class Explanation:
     next_steps: tuple[str, ...] = ()
 
 
+MAX_FAILURE = 300
+"""Characters of a failure that the job survived."""
+
 _WAITING_STEPS: dict[str, tuple[str, ...]] = {
     reasons.WAITING_FOR_SLOTS: (
         "`distroml nodes` shows who holds the slots",
-        "ask for fewer workers: `distroml job resize JOB --min N`",
+        "ask for fewer workers: `distroml job resize JOB N`",
         "raise its priority, so that it is next when slots become free",
     ),
     reasons.WAITING_FOR_RESOURCES: (
@@ -36,12 +40,18 @@ _WAITING_STEPS: dict[str, tuple[str, ...]] = {
         "raise its priority to let it go first",
     ),
     reasons.EXCEEDS_CAPACITY: (
-        "ask for fewer workers: `distroml job resize JOB --min N`",
+        "ask for fewer workers: `distroml job resize JOB N`",
         "start agents on more nodes",
         "cancel it, if it was meant for other machines",
     ),
     reasons.NO_NODES: ("`distroml nodes` shows the nodes and their states", "start an agent on a machine with slots"),
 }
+
+_MPI_STEPS = (
+    "ask for as many workers as one node has slots: `distroml job resize JOB N`",
+    "submit it with the back end gloo, which may use several nodes",
+    "`distroml nodes` shows which nodes are partly held",
+)
 
 _FAILED_STEPS: dict[FailureCategory, tuple[str, ...]] = {
     FailureCategory.EXCEPTION: (
@@ -76,7 +86,8 @@ def explain(job: Job, pending: Pending | None) -> Explanation:
             message = f"has {_workers(job)}; the agents prepare them and rendezvous forms a generation"
             return _with_resize(Explanation(reasons.STARTING, message), pending)
         case JobState.RUNNING:
-            message = f"runs with {_workers(job)} in generation {job.generation}, attempt {job.attempt}"
+            place = f"generation {job.generation}, attempt {job.attempt}"
+            message = f"runs with {_workers(job)}{_over(job)} in {place}{_survived(job)}"
             return _with_resize(Explanation("", message), pending)
         case JobState.PAUSING:
             return Explanation("", "is saving and stopping; its slots become free when nothing runs on them")
@@ -87,7 +98,7 @@ def explain(job: Job, pending: Pending | None) -> Explanation:
         case JobState.PREEMPTING:
             return Explanation(job.reason, f"is being stopped and goes back to the queue: {job.message}")
         case JobState.SUCCEEDED:
-            return Explanation("", "every worker ended well")
+            return Explanation("", f"every worker ended well{_survived(job)}")
         case JobState.CANCELLED:
             return Explanation("", "was cancelled" + (f": {job.message}" if job.message else ""))
         case JobState.FAILED:
@@ -100,10 +111,13 @@ def explain(job: Job, pending: Pending | None) -> Explanation:
 def _queued(job: Job, pending: Pending | None) -> Explanation:
     if pending is None:
         return Explanation(reasons.EVALUATING, "the next scheduling cycle will look at it, within moments")
-    message = pending.message
+    message, steps = pending.message, _WAITING_STEPS.get(pending.reason, ())
+    if job.spec.backend == MPI and pending.reason in (reasons.WAITING_FOR_RESOURCES, reasons.EXCEEDS_CAPACITY):
+        message += "; ranks of MPI are all on one node"
+        steps = _MPI_STEPS
     if job.attempt:
         message += f"; attempt {job.attempt} ended: {job.message or job.reason}"
-    return Explanation(pending.reason, message, _named(job, _WAITING_STEPS.get(pending.reason, ())))
+    return Explanation(pending.reason, message, _named(job, steps))
 
 
 def _with_resize(explanation: Explanation, pending: Pending | None) -> Explanation:
@@ -115,6 +129,17 @@ def _with_resize(explanation: Explanation, pending: Pending | None) -> Explanati
 
 def _named(job: Job, steps: Sequence[str]) -> tuple[str, ...]:
     return tuple(step.replace("JOB", job.id) for step in steps)
+
+
+def _survived(job: Job) -> str:
+    if not job.failures:
+        return ""
+    count = f"{job.failures} failure{'s' * (job.failures != 1)}"
+    return f", after {count}: {job.failure[:MAX_FAILURE]}" if job.failure else f", after {count}"
+
+
+def _over(job: Job) -> str:
+    return f" over {job.spec.backend}" if job.spec.backend else ""
 
 
 def _workers(job: Job) -> str:

@@ -14,7 +14,8 @@ from distroml.scheduler.domain.ledger import Holding, Ledger, Share
 from distroml.scheduler.domain.node import Node, NodeState
 from distroml.scheduler.domain.placement import Placed, Refused, Slots, regang
 from distroml.scheduler.domain.queue import Policy
-from distroml.scheduler.domain.spec import Placement, Slot, WorkerRange
+from distroml.scheduler.domain.spec import Placement, Slot, WorkerRange, places_of
+from distroml.workerlink.backends import MPI
 
 MAX_FREED = 40
 """Nodes of one gang freed in one step, so that a step fits into a commit; the next cycle frees the rest."""
@@ -161,7 +162,7 @@ def place_queue(snapshot: Snapshot, policy: Policy, at_ms: int) -> Plan:
         if job.state is not JobState.QUEUED:
             held_back = blocked is not None and not policy.may_pass(blocked, job)
             outcome = _changed_gang(snapshot.ledger, job, {} if held_back else free)
-        elif refused := hopeless(job.spec.workers):
+        elif refused := hopeless(places_of(job.spec)):
             index += 1
             outcome = refused
         elif blocked is not None and not policy.may_pass(blocked, job):
@@ -170,7 +171,7 @@ def place_queue(snapshot: Snapshot, policy: Policy, at_ms: int) -> Plan:
             continue
         else:
             index += 1
-            outcome = policy.fit(job.spec.workers, free, capacity)
+            outcome = policy.fit(places_of(job.spec), free, capacity)
         match outcome:
             case Placed(placement=placement):
                 steps.append(_start(job, placement, at_ms))
@@ -204,6 +205,8 @@ def _changed_gang(ledger: Ledger, job: Job, free: Slots) -> Placed | Refused | N
         return None
     leaving = {share.node for share in holding.shares if not share.slots}
     usable = {node: slots for node, slots in free.items() if node not in leaving}
+    if job.spec.backend == MPI:
+        usable = {part.node: usable.get(part.node, ()) for part in holding.gang}
     return regang(job.spec.workers, holding.gang, usable, _kind(ledger, holding))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from distroml.workerlink.backends import MPI
+
 
 class FailureCategory(StrEnum):
     """Why a job, attempt or worker failed; the closed set of `distroml.api.common.v1.FailureCategory`."""
@@ -79,6 +81,8 @@ class JobSpec:
     dataset: str = ""
     log_cap_bytes: int = DEFAULT_LOG_CAP_BYTES
     compress: str = ""
+    sync_every: int = 0
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -114,6 +118,11 @@ def completed(spec: JobSpec, *, project: str) -> JobSpec:
         grace_s=spec.grace_s or DEFAULT_GRACE_S,
         log_cap_bytes=spec.log_cap_bytes or DEFAULT_LOG_CAP_BYTES,
     )
+
+
+def places_of(spec: JobSpec) -> WorkerRange:
+    """The workers as placement takes them: those of one mpirun are all on one node."""
+    return replace(spec.workers, per_node=spec.workers.max) if spec.backend == MPI else spec.workers
 
 
 def gang_size(placement: tuple[Placement, ...]) -> int:

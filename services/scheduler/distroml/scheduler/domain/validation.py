@@ -9,6 +9,7 @@ from distroml.events import is_name
 from distroml.planner.compression import UnknownScheme, read_wish
 from distroml.scheduler.domain import retry
 from distroml.scheduler.domain.spec import DEFAULT_KEEP, UNLIMITED, JobSpec, WorkerRange
+from distroml.workerlink.backends import MPI, UnknownBackend, read_backend
 
 MAX_WORKERS = 256
 MAX_SPEC_CHARS = 32 * 1024
@@ -16,6 +17,7 @@ MAX_LABELS = 64
 MAX_PRIORITY = 1_000_000
 MAX_GRACE_S = 24 * 3600
 MAX_HANG_TIMEOUT_S = 7 * 24 * 3600
+MAX_SYNC_EVERY = 1_000_000
 RESERVED_ENV = ("DISTROML_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -62,6 +64,8 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
             read_wish(spec.compress[:80])
         except UnknownScheme as error:
             yield "spec.compress", str(error)
+    yield from _within("spec.sync_every", spec.sync_every, 0, MAX_SYNC_EVERY)
+    yield from _backend(spec)
     if len(spec.labels) > MAX_LABELS:
         yield "spec.labels", f"has {len(spec.labels)} entries, at most {MAX_LABELS} fit"
     size = _chars(spec)
@@ -97,6 +101,31 @@ def _workers(workers: WorkerRange) -> Iterator[Violation]:
         yield (
             "spec.workers.per_node",
             f"no multiple of {workers.per_node} lies in {workers.min}..{workers.max}; widen the range",
+        )
+
+
+def _backend(spec: JobSpec) -> Iterator[Violation]:
+    if not spec.backend:
+        return
+    try:
+        name = read_backend(spec.backend[:80])
+    except UnknownBackend as error:
+        yield "spec.backend", str(error)
+        return
+    if name != spec.backend:
+        yield "spec.backend", f"is {spec.backend!r}: write {name}" if name else "is auto: leave it out for that"
+        return
+    workers = spec.workers
+    if spec.backend == MPI and workers.min != workers.max:
+        yield (
+            "spec.workers",
+            f"is {workers.min}..{workers.max}, and an MPI world keeps its size: give one number with the back end mpi",
+        )
+    elif spec.backend == MPI and workers.per_node not in (0, workers.max):
+        yield (
+            "spec.workers.per_node",
+            f"is {workers.per_node}, and all {workers.max} ranks of one mpirun are on one node: leave it out with the "
+            "back end mpi",
         )
 
 

@@ -12,7 +12,7 @@ from distroml.api.common.v1.common_pb2 import FailureCategory
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as r
 from distroml.api.scheduler.v1 import events_pb2 as s
 from distroml.api.scheduler.v1.jobs_pb2 import Placement
-from distroml.telemetry.adapters.plans import read_chosen
+from distroml.telemetry.adapters.plans import read_chosen, read_sums
 from distroml.telemetry.domain import facts as f
 
 M = TypeVar("M", bound=Message)
@@ -263,6 +263,7 @@ _TABLE: dict[type[Message], Callable[..., f.JobFact]] = dict(
                 message=m.message,
             ),
         ),
+        _entry(r.LinksProbed, lambda m: f.SumsChosen(at_ms=m.at_ms, generation=m.generation, sums=read_sums(m.sums))),
         _entry(
             r.SchemeChanged,
             lambda m: f.SchemeChanged(

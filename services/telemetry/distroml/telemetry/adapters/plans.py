@@ -14,6 +14,7 @@ from distroml.planner.picture import Drawing
 T = TypeVar("T")
 
 MAX_ALTERNATIVES = 20
+MAX_SUMS = 200
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,12 @@ class Chosen:
     best: tuple[Alternative, ...] = ()
     drawing: Drawing | None = None
     alternatives_hash: str = ""
+
+
+class _Sums(msgspec.Struct):
+    """The text `sums` of the event LinksProbed."""
+
+    choice: str = ""
 
 
 class _Event(msgspec.Struct):
@@ -79,6 +86,12 @@ def read_plan(db: sqlite3.Connection, job: str) -> Chosen | None:
     return read_chosen(
         event.plan, event.prediction, event.best, generation=row[0], alternatives_hash=event.alternatives_hash
     )
+
+
+def read_sums(text: str) -> str:
+    """The choice of sums in words, as a LinksProbed event tells it; empty where it tells none that can be read."""
+    found = _read(text, _Sums)
+    return found.choice[:MAX_SUMS] if found is not None else ""
 
 
 def plan_text(plan: object) -> str:

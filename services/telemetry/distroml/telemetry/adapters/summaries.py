@@ -216,6 +216,7 @@ def _plan(row: PlanRow, chosen: Chosen | None) -> t.JobPlan:
         peak_bytes_per_rank=row.measured_bytes,
         verdict=row.verdict,
         message=row.message,
+        sums=row.sums,
     )
     if chosen is not None and chosen.generation == row.generation:
         plan.reasons.extend(chosen.reasons)

@@ -36,6 +36,7 @@ def plan(detail: JobDetail, chosen: Chosen | None, use: Mapping[int, WorkerUse])
         "verdict": verdict or ("not measured yet" if newest.predicted_s and not newest.steps else ""),
         "tone": _TONES.get(newest.verdict, "mute"),
         "message": newest.message,
+        "sums": newest.sums,
         "binding": binding_text(told.prediction.binding),
         "costs": [_step(newest, detail), _memory(newest, use)],
         "reasons": list(told.reasons),

@@ -199,6 +199,14 @@ class PlanMeasured(Fact):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SumsChosen(Fact):
+    """By which algorithm a generation sums gradients of which size, in words; empty where there is one way only."""
+
+    generation: int
+    sums: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeChanged(Fact):
     """A bucket of gradients travels in another way from step `from_step` on."""
 
@@ -268,6 +276,7 @@ JobFact = (
     | StepSeen
     | PlanSeen
     | PlanMeasured
+    | SumsChosen
     | SchemeChanged
     | CompressionAdvised
     | SaveSeen

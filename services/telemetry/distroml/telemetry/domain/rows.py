@@ -78,6 +78,7 @@ class PlanRow:
     steps: int = 0
     verdict: str = ""
     message: str = ""
+    sums: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

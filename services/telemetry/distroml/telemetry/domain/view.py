@@ -93,7 +93,7 @@ def evolve(view: JobView, fact: f.JobFact) -> JobView:
             return replace(view, step=step, total_steps=total or view.total_steps)
         case f.Closed(outcome=outcome):
             return _workers(view, lambda w: replace(w, state="done") if w.state in _LIVE else w) if outcome else view
-        case f.PlanSeen() | f.PlanMeasured():
+        case f.PlanSeen() | f.PlanMeasured() | f.SumsChosen():
             return _plan(view, fact)
         case f.SchemeChanged() | f.CompressionAdvised():
             return _compression(view, fact)
@@ -264,7 +264,7 @@ def _generation(view: JobView, number: int, change: Callable[[GenerationRow], Ge
     return replace(view, generations=tuple(change(g) if g.number == number else g for g in view.generations))
 
 
-def _plan(view: JobView, fact: f.PlanSeen | f.PlanMeasured) -> JobView:
+def _plan(view: JobView, fact: f.PlanSeen | f.PlanMeasured | f.SumsChosen) -> JobView:
     known = next((p for p in view.plans if p.generation == fact.generation), PlanRow(generation=fact.generation))
     match fact:
         case f.PlanSeen():
@@ -284,6 +284,8 @@ def _plan(view: JobView, fact: f.PlanSeen | f.PlanMeasured) -> JobView:
                 verdict=fact.verdict,
                 message=fact.message,
             )
+        case f.SumsChosen():
+            row = replace(known, sums=fact.sums)
     others = [p for p in view.plans if p.generation != fact.generation]
     rows = sorted((*others, row), key=lambda p: p.generation)
     return replace(view, plans=tuple(rows[-MAX_PLANS:]))

@@ -875,7 +875,10 @@ global___PlanMeasured = PlanMeasured
 
 @typing.final
 class LinksProbed(google.protobuf.message.Message):
-    """Latency and bandwidth between the generation's workers, `topology` as JSON; `reused` where an older probe served."""
+    """Latency and bandwidth between the generation's workers, `topology` as JSON; `reused` where an older probe served.
+    `sums` is JSON, empty where there is one way only: by which algorithm gradients of which size are summed, as `choice`
+    in words, and what each was measured to take.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -884,11 +887,13 @@ class LinksProbed(google.protobuf.message.Message):
     TOPOLOGY_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
     REUSED_FIELD_NUMBER: builtins.int
+    SUMS_FIELD_NUMBER: builtins.int
     at_ms: builtins.int
     generation: builtins.int
     topology: builtins.str
     seconds: builtins.float
     reused: builtins.bool
+    sums: builtins.str
     def __init__(
         self,
         *,
@@ -897,8 +902,9 @@ class LinksProbed(google.protobuf.message.Message):
         topology: builtins.str = ...,
         seconds: builtins.float = ...,
         reused: builtins.bool = ...,
+        sums: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "reused", b"reused", "seconds", b"seconds", "topology", b"topology"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "reused", b"reused", "seconds", b"seconds", "sums", b"sums", "topology", b"topology"]) -> None: ...
 
 global___LinksProbed = LinksProbed
 

@@ -134,6 +134,8 @@ class JobSpec(google.protobuf.message.Message):
     DATASET_FIELD_NUMBER: builtins.int
     LOG_CAP_BYTES_FIELD_NUMBER: builtins.int
     COMPRESS_FIELD_NUMBER: builtins.int
+    SYNC_EVERY_FIELD_NUMBER: builtins.int
+    BACKEND_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Lower case letters, digits, `.`, `_`, `-`; at most 63. Need not be unique."""
     project: builtins.str
@@ -156,6 +158,14 @@ class JobSpec(google.protobuf.message.Message):
     compress: builtins.str
     """Compression of gradients where the script does not say: `auto`, or a scheme such as `int8` or `powersgd:4`; empty
     for none.
+    """
+    sync_every: builtins.int
+    """Replicas step by themselves and meet after so many steps, where the script does not say; 0: gradients are summed at
+    every step.
+    """
+    backend: builtins.str
+    """Who carries the collectives: `gloo`, `nccl` or `mpi`; empty for what suits the device. Ranks of `mpi` are started by
+    mpirun, as many as `workers.min` = `workers.max`, all on one node.
     """
     @property
     def command(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -193,9 +203,11 @@ class JobSpec(google.protobuf.message.Message):
         dataset: builtins.str = ...,
         log_cap_bytes: builtins.int = ...,
         compress: builtins.str = ...,
+        sync_every: builtins.int = ...,
+        backend: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "retry", b"retry", "workers", b"workers"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["bundle", b"bundle", "checkpoint", b"checkpoint", "command", b"command", "compress", b"compress", "dataset", b"dataset", "env", b"env", "grace_s", b"grace_s", "hang_timeout_s", b"hang_timeout_s", "labels", b"labels", "log_cap_bytes", b"log_cap_bytes", "name", b"name", "packages", b"packages", "priority", b"priority", "project", b"project", "python", b"python", "retry", b"retry", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backend", b"backend", "bundle", b"bundle", "checkpoint", b"checkpoint", "command", b"command", "compress", b"compress", "dataset", b"dataset", "env", b"env", "grace_s", b"grace_s", "hang_timeout_s", b"hang_timeout_s", "labels", b"labels", "log_cap_bytes", b"log_cap_bytes", "name", b"name", "packages", b"packages", "priority", b"priority", "project", b"project", "python", b"python", "retry", b"retry", "sync_every", b"sync_every", "workers", b"workers"]) -> None: ...
 
 global___JobSpec = JobSpec
 

@@ -695,6 +695,7 @@ class JobPlan(google.protobuf.message.Message):
     BINDING_FIELD_NUMBER: builtins.int
     OTHERS_FIELD_NUMBER: builtins.int
     ALTERNATIVES_HASH_FIELD_NUMBER: builtins.int
+    SUMS_FIELD_NUMBER: builtins.int
     generation: builtins.int
     at_ms: builtins.int
     plan: builtins.str
@@ -711,6 +712,8 @@ class JobPlan(google.protobuf.message.Message):
     binding: builtins.str
     alternatives_hash: builtins.str
     """SHA-256 of the object `plans/<hash>.json` with all of the others."""
+    sums: builtins.str
+    """By which algorithm gradients of which size are summed between replicas; empty where there is one way only."""
     @property
     def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Of the newest plan only: why it was chosen, what binds it, and the best of the others."""
@@ -734,8 +737,9 @@ class JobPlan(google.protobuf.message.Message):
         binding: builtins.str = ...,
         others: collections.abc.Iterable[global___OtherPlan] | None = ...,
         alternatives_hash: builtins.str = ...,
+        sums: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["alternatives_hash", b"alternatives_hash", "at_ms", b"at_ms", "binding", b"binding", "generation", b"generation", "message", b"message", "others", b"others", "peak_bytes_per_rank", b"peak_bytes_per_rank", "plan", b"plan", "predicted_peak_bytes_per_rank", b"predicted_peak_bytes_per_rank", "predicted_step_seconds", b"predicted_step_seconds", "reasons", b"reasons", "step_seconds", b"step_seconds", "steps", b"steps", "verdict", b"verdict"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alternatives_hash", b"alternatives_hash", "at_ms", b"at_ms", "binding", b"binding", "generation", b"generation", "message", b"message", "others", b"others", "peak_bytes_per_rank", b"peak_bytes_per_rank", "plan", b"plan", "predicted_peak_bytes_per_rank", b"predicted_peak_bytes_per_rank", "predicted_step_seconds", b"predicted_step_seconds", "reasons", b"reasons", "step_seconds", b"step_seconds", "steps", b"steps", "sums", b"sums", "verdict", b"verdict"]) -> None: ...
 
 global___JobPlan = JobPlan
 

@@ -19,7 +19,11 @@ class _Work(Protocol):
 
 
 class AllReduce(Protocol):
-    """One way to sum a tensor over the ranks of an axis. Every rank starts the same sums in the same order."""
+    """One way to sum a tensor over the ranks of an axis. Every rank makes the same sums in the same order.
+
+    A user has them begun by `start`, or makes them on a thread of its own by `sum`: in one order they are in neither
+    where it does both at once.
+    """
 
     @property
     def name(self) -> str:
@@ -31,6 +35,10 @@ class AllReduce(Protocol):
 
         `wait()` raises `PeerLost`.
         """
+        ...
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """The same on the calling thread, complete on return (on CUDA: for the current stream). Raises `PeerLost`."""
         ...
 
     def sent_bytes(self, payload_bytes: int) -> Mapping[str, int]:
@@ -52,6 +60,11 @@ class Flat:
         """See `AllReduce`."""
         with communication():
             return Pending(cast("_Work | None", dist.all_reduce(tensor, group=self._group, async_op=True)))
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """See `AllReduce`."""
+        with communication():
+            dist.all_reduce(tensor, group=self._group)
 
     def sent_bytes(self, payload_bytes: int) -> dict[str, int]:
         """See `AllReduce`."""
@@ -76,12 +89,19 @@ class Hierarchical:
         self._across = across
         self._place = dist.get_rank(inside)
         self._others = [place for place in range(self._extent) if place != self._place]
-        self._lane = Lane("distroml-all-reduce", torch.device("cpu"))
+        self._lane: Lane | None = None
 
     def start(self, tensor: torch.Tensor) -> Pending:
         """See `AllReduce`."""
         flat = tensor.view(-1)
+        if self._lane is None:
+            self._lane = Lane("distroml-all-reduce", torch.device("cpu"))
         return Pending(self._lane.start(lambda: self._sum(flat)))
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """See `AllReduce`."""
+        with communication():
+            self._sum(tensor.view(-1))
 
     def _sum(self, flat: torch.Tensor) -> None:
         shares = flat.tensor_split(self._extent)

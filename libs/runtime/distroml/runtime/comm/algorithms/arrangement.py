@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from distroml.runtime.comm.wire import Kind, sent_bytes
+
 
 def host_name() -> str:
     """What tells this process's host from others: `$DISTROML_HOST`, or the host's own name."""
@@ -57,9 +59,25 @@ class Arrangement:
         """Of a layered axis: the ranks with the same place in each node, by place."""
         return tuple(zip(*self.nodes, strict=True))
 
-    def level(self, rank: int) -> str:
-        """The level of the link over which `rank` sends in the ring."""
-        ring = self.ring
+    @property
+    def pattern(self) -> tuple[int, ...]:
+        """The number of each rank's node, in the axis's order: axes of one pattern are summed in one order."""
+        return tuple(number for rank in self.ranks for number, node in enumerate(self.nodes) if rank in node)
+
+    def level(self, rank: int, ring: Sequence[int] | None = None) -> str:
+        """The level of the link over which `rank` sends in a ring: `ring`, or the one that leaves each node once."""
+        order = self.ring if ring is None else ring
         # Gloo's ring sends towards lower places; with any other direction only the rank that crosses differs.
-        other = ring[ring.index(rank) - 1]
-        return "node" if any(rank in node and other in node for node in self.nodes) else "cluster"
+        return "node" if order[order.index(rank) - 1] in self._node_of(rank) else "cluster"
+
+    def sent(self, kind: Kind, payload_bytes: int, rank: int) -> dict[str, int]:
+        """Bytes that `rank` sends in one collective in the axis's own order, by level; see `sent_bytes`."""
+        whole = sent_bytes(kind, payload_bytes, len(self.ranks))
+        if kind != "scatter":
+            return {self.level(rank, self.ranks): whole}
+        mates = len(self._node_of(rank)) - 1
+        within = whole * mates // max(1, len(self.ranks) - 1)
+        return {level: part for level, part in (("node", within), ("cluster", whole - within)) if part}
+
+    def _node_of(self, rank: int) -> tuple[int, ...]:
+        return next(node for node in self.nodes if rank in node)

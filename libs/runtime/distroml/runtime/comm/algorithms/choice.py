@@ -51,8 +51,9 @@ class Choice:
         return max(0.0, low_s + (size_bytes - low) * (high_s - low_s) / (high - low))
 
     def told(self) -> Mapping[str, object]:
-        """For events and logs: the sizes with the algorithm of each, and what they rest on."""
+        """For events and logs: the choice in words, the sizes with the algorithm of each, and what they rest on."""
         return {
+            "choice": str(self),
             "sizes": [{"bytes": timed.bytes, "pick": self.pick(timed.bytes), **timed.seconds} for timed in self.timed],
             "spent_s": round(self.spent_s, 3),
             "reused": self.reused,

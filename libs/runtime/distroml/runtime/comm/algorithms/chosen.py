@@ -51,6 +51,10 @@ class Chosen:
         """See `AllReduce`."""
         return self._way(tensor.nbytes).start(tensor)
 
+    def sum(self, tensor: torch.Tensor) -> None:
+        """See `AllReduce`."""
+        self._way(tensor.nbytes).sum(tensor)
+
     def sent_bytes(self, payload_bytes: int) -> Mapping[str, int]:
         """See `AllReduce`."""
         return self._way(payload_bytes).sent_bytes(payload_bytes)
@@ -66,7 +70,8 @@ def all_reduce_along(
 
     A hierarchy is only tried where each such group of the world lies on several nodes with as many ranks on each; on
     a single node nothing is measured. Where the group's own order would lead a ring to and fro between nodes, the flat
-    algorithm gets a group in another order.
+    algorithm gets a group in another order. Groups whose ranks lie on nodes in different patterns are all summed in
+    their own order: what two of them hold alike, such as tied parameters of two stages, must come out alike.
 
     Args:
         world: of the default process group.
@@ -84,12 +89,12 @@ def all_reduce_along(
     arranged = [Arrangement.of(ranks, hosts) for ranks in sorted({ranks for ranks, _ in gathered})]
     own = next(one for one in arranged if world.rank in one.ranks)
     # NCCL finds its rings and trees by itself, whatever the order, and a hierarchy of its own.
-    here = world.device.type == "cpu"
-    ring = group
-    if here and any(one.interleaved for one in arranged):
-        ring = _one_of(world, [one.ring for one in arranged])
-    ways: dict[str, AllReduce] = {"flat": Flat(ring, own.level(world.rank))}
-    if not here or not all(one.layered for one in arranged):
+    here = world.device.type == "cpu" and len({one.pattern for one in arranged}) == 1
+    ring, order = group, own.ranks
+    if here and own.interleaved:
+        ring, order = _one_of(world, [one.ring for one in arranged]), own.ring
+    ways: dict[str, AllReduce] = {"flat": Flat(ring, own.level(world.rank, order))}
+    if not here or not own.layered:
         return Chosen(own, ways, Choice())
     inside = _one_of(world, [node for one in arranged for node in one.nodes])
     across = _one_of(world, [peers for one in arranged for peers in one.across])
@@ -113,7 +118,10 @@ def _one_of(world: World, groups: Sequence[tuple[int, ...]]) -> dist.ProcessGrou
             made = dist.new_group(list(ranks), sort_ranks=False)
             if world.rank in ranks:
                 found = cast("dist.ProcessGroup", made)
-    assert found is not None
+        assert found is not None
+        # Making a group ends before the others are known to be there: connections may come after it, and those are
+        # not cut where a peer is lost.
+        dist.barrier(found)
     return found
 
 

@@ -7,9 +7,13 @@ exchanges its own velocity, residuals gather velocities, and the optimizer after
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
+from distroml.planner.compression import Spec
+from distroml.runtime.compress.optim.told import CompressedOptimizer, Parameters, checked_rate
 from distroml.runtime.compress.scheme import State
 
 _FIRST_RATIO = 0.25
@@ -53,3 +57,74 @@ def ratio_at(step: int, warm_up_steps: int, ratio: float) -> float:
         return ratio
     stage = (step - 1) * 4 // warm_up_steps
     return max(ratio, _FIRST_RATIO ** (stage + 1))
+
+
+class DGC(CompressedOptimizer):
+    """Deep gradient compression: SGD whose momentum is each rank's own, before Top-K chooses what it tells.
+
+    Goes with the trainer's `compress="topk:RATIO"`. What a rank told loses its momentum (factor masking). Gradients are
+    clipped on each rank before its velocity takes them up; for that the exchange waits for the whole backward pass.
+
+    Args:
+        params: as of any optimizer.
+        lr: learning rate.
+        momentum: of each rank's velocity.
+        nesterov: whether it is Nesterov's.
+        weight_decay: parameters shrink by `lr * weight_decay` at each step.
+        clip: largest norm of the mean gradient; a rank's part may have that over the root of the number of ranks
+            (section 3.2). None: no clipping.
+        warm_up_steps: over which the ratio falls from a fourth of all elements to that of the scheme (section 3.3).
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        clip: float | None = None,
+        warm_up_steps: int = 0,
+    ) -> None:
+        if clip is not None and not clip > 0.0:
+            raise ValueError(f"clip is above 0, or None for no clipping, not {clip}")
+        if warm_up_steps < 0:
+            raise ValueError(f"a warm-up has 0 or more steps, not {warm_up_steps}")
+        self.correction = MomentumCorrection(momentum, nesterov)
+        self.clip = clip
+        self.warm_up_steps = warm_up_steps
+        super().__init__(params, {"lr": checked_rate(lr), "weight_decay": weight_decay})
+
+    def check(self, scheme: Spec) -> None:
+        """See `CompressedOptimizer`. Momentum can be masked only where elements are told whole or not at all."""
+        if scheme.kind != "topk" or scheme.payload:
+            raise ValueError(
+                f"DGC masks the momentum of what was told, and {scheme.name} does not tell single elements whole; pass "
+                "compress='topk:0.001' or another ratio, or use torch.optim.SGD"
+            )
+
+    def schemes(self, scheme: Spec) -> list[tuple[int, Spec]]:
+        """See `CompressedOptimizer`: the ratio falls."""
+        ratios = [ratio_at(step, self.warm_up_steps, scheme.ratio) for step in range(1, self.warm_up_steps + 2)]
+        ahead = ratios[self.made :]
+        changes = [n for n, ratio in enumerate(ahead) if n == 0 or ratio != ahead[n - 1]]
+        return [(n + 1, Spec("topk", ratio=ahead[n])) for n in changes]
+
+    def factor(self, norm: torch.Tensor, unit: torch.Tensor, world_size: int) -> torch.Tensor | None:
+        """By which this rank's gradient is to be shortened.
+
+        Args:
+            norm: of its raw gradient.
+            unit: raw gradients over normalised ones.
+            world_size: ranks that exchange.
+        """
+        if self.clip is None:
+            return None
+        return torch.clamp(self.clip / world_size**0.5 / (norm.double() / unit + 1e-6), max=1.0)
+
+    def _move(self, parameter: nn.Parameter, told: torch.Tensor, group: dict[str, Any]) -> None:
+        parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(told, alpha=-group["lr"])

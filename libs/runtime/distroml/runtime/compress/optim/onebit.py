@@ -6,15 +6,19 @@ Adam is not linear in gradients, so error feedback does not fit it; with a froze
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
+from distroml.planner.compression import Spec
+from distroml.runtime.compress.optim.told import CompressedOptimizer, Parameters, checked_rate
 from distroml.runtime.compress.scheme import Turn
 
 
 @dataclass(slots=True)
 class AdamState:
-    """Of one flat buffer, equal on every rank; normalised.
+    """Of one tensor, equal on every rank; normalised.
 
     Attributes:
         mean: running mean of gradients.
@@ -33,11 +37,11 @@ class AdamState:
 
 
 @dataclass(frozen=True, slots=True)
-class OneBitAdam:
-    """Adam whose exchanges may be lossy after `warm_up_steps`; those before are to be plain sums.
+class FrozenVariance:
+    """The rule of 1-bit Adam, for tensors of any shape: an Adam whose exchanges may be lossy after `warm_up_steps`.
 
-    A step is `before`, the exchange of the buffer, then `direction`; the new parameters are the old ones less the
-    learning rate times the direction.
+    Those before are to be plain sums. A step is `before`, the exchange, then `direction`; the new parameters are the
+    old ones less the learning rate times the direction.
     """
 
     warm_up_steps: int
@@ -58,7 +62,7 @@ class OneBitAdam:
             beta = self.betas[0]
             flat.mul_(1.0 - beta).add_(state.mean, alpha=beta * turn.unit / turn.world_size)
 
-    def direction(self, flat: torch.Tensor, state: AdamState, turn: Turn) -> torch.Tensor:
+    def direction(self, flat: torch.Tensor, state: AdamState, unit: float) -> torch.Tensor:
         """Where to go, from the exchanged `flat`; `state` is one step further.
 
         Elements whose gradients were all zero in the warm-up, padding among them, stay where they are: over their
@@ -66,9 +70,9 @@ class OneBitAdam:
         """
         beta, beta_of_squares = self.betas
         if self.lossy(state):
-            torch.div(flat, turn.unit, out=state.mean)
+            torch.div(flat, unit, out=state.mean)
         else:
-            gradient = flat / turn.unit
+            gradient = flat / unit
             state.mean.lerp_(gradient, 1.0 - beta)
             state.square.mul_(beta_of_squares).addcmul_(gradient, gradient, value=1.0 - beta_of_squares)
         state.step += 1
@@ -77,3 +81,67 @@ class OneBitAdam:
         spread = (state.square / (1.0 - beta_of_squares**seen)).sqrt_().add_(self.eps)
         direction = state.mean / (1.0 - beta**state.step) / spread
         return direction.masked_fill_(state.square == 0, 0.0)
+
+
+class OneBitAdam(CompressedOptimizer):
+    """1-bit Adam with decoupled weight decay: after a warm-up ranks exchange momentum, over a frozen variance.
+
+    During the warm-up it is AdamW, and its gradients are summed plainly. Then each rank's share of the next momentum
+    goes by the trainer's `compress=`, "sign" in the paper, with residuals. An element whose gradients were all zero in
+    the warm-up never moves again, so the warm-up has to see every parameter; the paper takes 15-25 % of all steps, and
+    at least as many as the learning rate warms up.
+
+    Args:
+        params: as of any optimizer.
+        lr: learning rate.
+        betas: of the running means of gradients and of their squares.
+        eps: added to the root of the latter.
+        weight_decay: parameters shrink by `lr * weight_decay` at each step.
+        warm_up_steps: after which the variance is frozen.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        *,
+        warm_up_steps: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.rule = FrozenVariance(warm_up_steps, betas, eps)
+        super().__init__(params, {"lr": checked_rate(lr), "weight_decay": weight_decay})
+
+    def check(self, scheme: Spec) -> None:
+        """See `CompressedOptimizer`. Every lossy scheme will do."""
+        if scheme.kind == "none":
+            raise ValueError(
+                "OneBitAdam exchanges momentum by a lossy scheme after its warm-up, and none is set; pass "
+                "compress='sign', or use torch.optim.AdamW"
+            )
+
+    def schemes(self, scheme: Spec) -> list[tuple[int, Spec]]:
+        """See `CompressedOptimizer`: plain sums until the warm-up is over."""
+        left = self.rule.warm_up_steps - self.made
+        return [(1, Spec("none")), (left + 1, scheme)] if left > 0 else []
+
+    def share(self, parameter: nn.Parameter, part: torch.Tensor, turn: Turn) -> None:
+        """`part`, this rank's raw gradient of a parameter, becomes what to exchange in its place."""
+        if self.made < self.rule.warm_up_steps:
+            return
+        held = self.state.get(parameter)
+        mean = held["exp_avg"].reshape(part.shape) if held else torch.zeros_like(part)
+        # The squares have no part in it.
+        self.rule.before(part, AdamState(mean, mean, self.made), turn)
+
+    def _move(self, parameter: nn.Parameter, told: torch.Tensor, group: dict[str, Any]) -> None:
+        held = self.state[parameter]
+        if not held:
+            held["exp_avg"], held["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state = AdamState(held["exp_avg"], held["exp_avg_sq"], group["made"])
+        direction = self.rule.direction(told, state, 1.0)
+        parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])

@@ -10,6 +10,7 @@ from distroml.scheduler.domain.job import commands as c
 from distroml.scheduler.domain.job import events as e
 from distroml.scheduler.domain.job.state import STOPPING, Job, JobState, evolve
 from distroml.scheduler.domain.spec import FailureCategory, gang_size
+from distroml.workerlink.backends import MPI
 
 Events = tuple[e.Event, ...]
 NOTHING_NEW: Events = ()
@@ -118,6 +119,10 @@ def _resize(job: Job, command: c.Resize) -> Events:
         )
     if (low, high) == (job.spec.workers.min, job.spec.workers.max):
         return NOTHING_NEW
+    if job.spec.backend == MPI and low != high:
+        raise Rejection(
+            reasons.BAD_WORKER_RANGE, f"job {job.id} runs over MPI, whose world keeps its size: ask for one number"
+        )
     return (e.ResizeRequested(at_ms=command.at_ms, min_workers=low, max_workers=high, actor=command.actor),)
 
 

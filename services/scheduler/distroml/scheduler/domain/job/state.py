@@ -44,7 +44,8 @@ class Job:
     Attributes:
         spec: what was asked for, with the workers and priority as they were last changed.
         reason: why it is in this state, where the state alone does not say it.
-        failures: failures counted against the job over its whole life; `failed_generation` the last one counted.
+        failures: failures counted against the job over its whole life; `failed_generation` the last one counted, and
+            `failure` what it was.
         attempt: number of the last try, 0 before the first; `attempt_failures_left` its budget when it began.
         placement: the gang of the attempt while the attempt lasts.
         gang_workers: the range that the gang was made for; `spec.workers` may have been changed since.
@@ -65,6 +66,7 @@ class Job:
     attempt_failures_left: int = 0
     failures: int = 0
     failed_generation: int = 0
+    failure: str = ""
     preemptions: int = 0
     category: FailureCategory = FailureCategory.UNSPECIFIED
     placement: tuple[Placement, ...] = ()
@@ -149,6 +151,7 @@ def evolve(job: Job, event: e.Event) -> Job:
                 failures=job.failures + 1,
                 failed_generation=max(job.failed_generation, event.generation),
                 category=event.category,
+                failure=event.message,
             )
         case e.Succeeded():
             return _finished(job, JobState.SUCCEEDED, event.at_ms)

@@ -20,6 +20,7 @@ export default {
             </tr></tbody>
           </table>
           <p v-if="plan.binding" class="binding"><b>What binds</b> {{ plan.binding }}</p>
+          <p v-if="plan.sums" class="binding"><b>Sums of gradients</b> {{ plan.sums }}</p>
           <ul v-if="plan.reasons.length" class="reasons"><li v-for="r in plan.reasons" :key="r">{{ r }}</li></ul>
         </div>
         <div v-if="plan.best.length">

@@ -16,12 +16,13 @@ from distroml.runtime.comm.backends.errors import BackEndUnavailable
 from distroml.runtime.comm.backends.mpi import library
 from distroml.runtime.comm.backends.mpi.collectives import TORCH_NAME, MpiGroup
 from distroml.runtime.comm.backends.mpi.engine import Engine, Operation
+from distroml.runtime.comm.backends.mpi.farewell import TAG
 from distroml.runtime.comm.backends.mpi.kinds import Kinds
 from distroml.runtime.comm.backends.port import BackEnd, Seat
 
 _ADDRESS_BYTES = 256
-# Open MPI allows far larger tags; the standard promises this many.
-_TAGS = 32767
+# Of tags below the one that farewells have.
+_TAGS = TAG
 
 
 class _Process:
@@ -51,6 +52,7 @@ class _Process:
                 finish=lambda: None,
                 result=[],
                 timeout_s=timeout.total_seconds(),
+                ranks=frozenset((peer,)),
             )
             self.engine.post(operation)
             return operation
@@ -93,7 +95,7 @@ def _create(options: Any, _more: object) -> MpiGroup:
     process = _this_process()
     ranks = options.global_ranks_in_group or list(range(options.group_size))
     communicator = process.communicator(ranks, options.group_id, options.timeout)
-    return MpiGroup(process.mpi, communicator, process.engine, process.kinds, options.timeout)
+    return MpiGroup(process.mpi, communicator, frozenset(ranks), process.engine, process.kinds, options.timeout)
 
 
 class Mpi(BackEnd):
@@ -117,7 +119,7 @@ class Mpi(BackEnd):
         if (world.size, world.rank) != (seat.world_size, seat.rank):
             raise BackEndUnavailable(
                 f"MPI says that this is rank {world.rank} of {world.size}, and the environment rank {seat.rank} of "
-                f"{seat.world_size}: start all ranks by one mpirun (`mpirun -n "
+                f"{seat.world_size}: start the job with `--backend mpi`, or all ranks by one mpirun (`mpirun -n "
                 f"{seat.world_size} python script.py`), without RANK and WORLD_SIZE of another launcher"
             )
 

@@ -33,10 +33,13 @@ TORCH_NAME = "mpi4py"
 class MpiGroup(Backend):
     """One communicator, as `torch.distributed` knows it. CPU tensors; strided ones go through a copy."""
 
-    def __init__(self, mpi: Any, communicator: Any, engine: Engine, kinds: Kinds, timeout: timedelta) -> None:
+    def __init__(
+        self, mpi: Any, communicator: Any, ranks: frozenset[int], engine: Engine, kinds: Kinds, timeout: timedelta
+    ) -> None:
         super().__init__(communicator.rank, communicator.size)
         self._mpi = mpi
         self._comm = communicator
+        self._ranks = ranks
         self._engine = engine
         self._kinds = kinds
         self._timeout = timeout
@@ -377,6 +380,7 @@ class MpiGroup(Backend):
             finish=put,
             result=result,
             timeout_s=limit.total_seconds(),
+            ranks=self._ranks,
         )
         self._engine.post(operation)
         return operation
@@ -387,11 +391,7 @@ class MpiGroup(Backend):
 
 # What it cannot do must be said: torch 2.15's own answer for a subclass in Python is to ask it again, without end.
 for _cannot in (
-    "supports_splitting",
-    "supports_coalescing",
-    "supports_shrinking",
-    "supports_reconfigure",
-    "supports_window",
+    "supports_splitting", "supports_coalescing", "supports_shrinking", "supports_reconfigure", "supports_window",
     "_supports_time_estimate",
-):
+):  # fmt: skip
     setattr(MpiGroup, _cannot, property(lambda _self: False))

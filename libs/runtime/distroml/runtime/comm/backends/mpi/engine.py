@@ -27,6 +27,9 @@ _FIRST_PAUSE_S = 20e-6
 _LAST_PAUSE_S = 500e-6
 _BEHIND_PAUSE_S = 200e-6
 _HELPED_PAUSE_S = 0.02
+_LISTEN_S = 0.25
+# What a rank sent before its program ended may still be on its way.
+_GONE_S = 3.0
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -41,6 +44,9 @@ class Operation:
     """Puts the result where it belongs."""
     result: list[torch.Tensor]
     timeout_s: float
+    ranks: frozenset[int] = frozenset()
+    """Who takes part, as numbered in the world; empty where that is of no account."""
+    begun: float = 0.0
     deadline: float = 0.0
     request: Any = None
     done: bool = False
@@ -53,7 +59,7 @@ class Operation:
 class Engine:
     """All operations of this process."""
 
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _lock: threading.RLock = field(default_factory=lambda: library.lock)
     _pending: list[Operation] = field(default_factory=list[Operation])
     _abandoned: list[Operation] = field(default_factory=list[Operation])
     """What failed: MPI may still write into its buffers, so they live as long as the process."""
@@ -61,6 +67,8 @@ class Engine:
     _waiting: int = 0
     _thread: threading.Thread | None = None
     _broken: str = ""
+    _gone: dict[int, float] = field(default_factory=dict[int, float])
+    """Since when it is known of a rank that its program has ended."""
 
     @property
     def lock(self) -> threading.RLock:
@@ -83,7 +91,8 @@ class Engine:
                     raise
                 self._fail(f"{operation.what} failed: {error}")
                 raise CommunicationFailed(self._broken) from None
-            operation.deadline = time.monotonic() + operation.timeout_s
+            operation.begun = time.monotonic()
+            operation.deadline = operation.begun + operation.timeout_s
             self._pending.append(operation)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._behind, name="distroml-mpi", daemon=True)
@@ -186,6 +195,7 @@ class Engine:
 
     def _behind(self) -> None:
         """The thread: drives where nobody waits, and keeps the deadlines of what nobody waits for."""
+        listened = 0.0
         while True:
             if not self._pending:
                 self._wake.wait()
@@ -196,7 +206,25 @@ class Engine:
                 late = next((o for o in self._pending if time.monotonic() > o.deadline), None)
             if late is not None:
                 self.break_(_overdue(late))
+            if time.monotonic() - listened > _LISTEN_S:
+                listened = time.monotonic()
+                self._listen(listened)
             time.sleep(_HELPED_PAUSE_S if self._waiting else _BEHIND_PAUSE_S)
+
+    def _listen(self, now: float) -> None:
+        """Give up what waits for a rank whose program has ended."""
+        with self._lock:
+            for rank in () if library.ended() else library.gone():
+                since = self._gone.setdefault(rank, now)
+                waits = next(
+                    (o for o in self._pending if rank in o.ranks and now - max(since, o.begun) > _GONE_S), None
+                )
+                if waits is not None:
+                    why = f"{waits.what} waits for rank {rank}, whose program has ended without coming to it"
+                    break
+            else:
+                return
+        self.break_(why)
 
 
 def _overdue(operation: Operation) -> str:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import atexit
 import importlib
 import sys
+import threading
 import time
 from typing import Any
 
 from distroml.runtime.comm.backends.errors import BackEndUnavailable
+from distroml.runtime.comm.backends.mpi.farewell import Farewell
 
 _END_S = 1800.0
 _PAUSE_S = 0.005
 
+lock = threading.RLock()
+"""Held around every call of MPI: it is asked for THREAD_SERIALIZED only."""
+
 _loaded: Any = None
+_farewell: Farewell | None = None
 _broken = False
 
 
@@ -23,7 +29,7 @@ def load() -> Any:
     Raises:
         BackEndUnavailable: mpi4py or an MPI library is missing, or MPI does not start; says what to install.
     """
-    global _loaded
+    global _loaded, _farewell
     if _loaded is not None:
         return _loaded
     try:
@@ -34,7 +40,7 @@ def load() -> Any:
             "`pip install 'distroml[mpi]'`, or choose the back end gloo"
         ) from None
     if "mpi4py.MPI" not in sys.modules:
-        # All calls are made under one lock (see engine), and the end of MPI is ours.
+        # All calls are made under one lock, and the end of MPI is ours.
         settings.thread_level = "serialized"
         settings.finalize = False
     try:
@@ -49,9 +55,15 @@ def load() -> Any:
             "this process started MPI without support for threads before DistroML did; import mpi4py.MPI with "
             "mpi4py.rc.thread_level at its default, or let DistroML start MPI"
         )
-    _loaded = mpi
+    _loaded, _farewell = mpi, Farewell(mpi)
     atexit.register(_end, mpi)
     return mpi
+
+
+def gone() -> frozenset[int]:
+    """Ranks whose programs have ended: they come to no collective any more."""
+    with lock:
+        return _farewell.gone() if _farewell is not None else frozenset()
 
 
 def give_up() -> None:
@@ -69,17 +81,20 @@ def _end(mpi: Any) -> None:
     """End MPI where all ranks come to it; else leave without, which makes mpirun end the others.
 
     MPI_Finalize waits for every rank, for ever: a script that failed on one would never end. mpirun takes a process
-    that ends without it for a failure, ends all others and says which it was.
+    that ends without it for a failure, ends all others and says which it was. Those that wait for this rank meanwhile
+    hear that its program ended, and fail.
     """
-    if _broken or mpi.Is_finalized() or getattr(sys, "last_type", None) is not None:
-        return
-    here = mpi.COMM_WORLD.Ibarrier()
     until = time.monotonic() + _END_S
-    while not here.Test():
+    while not (_broken or mpi.Is_finalized() or getattr(sys, "last_type", None) is not None):
+        with lock:
+            assert _farewell is not None
+            _farewell.say()
+            if _farewell.all_said():
+                mpi.Finalize()
+                return
         if time.monotonic() > until:
             return
         time.sleep(_PAUSE_S)
-    mpi.Finalize()
 
 
 def _first_line(error: BaseException) -> str:

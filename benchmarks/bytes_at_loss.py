@@ -1,0 +1,105 @@
+"""How many bytes gradients cost at a loss no worse than that of plain training, after as many steps.
+
+Two ranks train the example GPT (or a convolutional net on scikit-learn's digits), each between two hosts of its own,
+so that bytes are what the interface sent: warm-up, scales, indices and all phases, headers too. A scheme keeps the loss
+where its mean over the seeds is at most the dense mean plus one standard deviation of the dense runs. torch's own hooks
+stand beside. Learning rate and all else are the same for all.
+
+    sudo OMP_NUM_THREADS=1 python benchmarks/bytes_at_loss.py [--lesson digits] [--schemes powersgd:16+int8,int4]
+
+Needs root and iproute2. Results are kept in build/time_to_loss.json; --fresh forgets them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from compression.contenders import Setting
+from compression.kept import Kept
+from compression.timing import SCRIPT
+from links.namespaces import hosts
+from links.workers import workers
+
+# One bucket: with more, torch's PowerSGD can match the wrong collectives on Gloo.
+BUCKET_MB = 25.0
+HOOKS = ("ddp:bf16", "ddp:powersgd:16")
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What a lesson is trained with: `size` per rank and step in tokens or images, and what is to be reached."""
+
+    size: int
+    steps: int
+    learning_rate: float
+    schemes: str
+    fewer_than_float32: float
+    fewer_than_bf16: float
+
+
+LESSONS = {
+    "gpt": Usual(256, 400, 0.5e-3, "int8,int4,powersgd:16+int8,powersgd:4+int8,topk:0.01+int8,sign", 20, 10),
+    "digits": Usual(32, 200, 2e-3, "int8,int4,powersgd:8+int8,powersgd:4+int8,topk:0.01+int8,sign", 10, 5),
+}
+
+
+def main() -> int:
+    """Measure and print a row for each scheme; see the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lesson", choices=sorted(LESSONS), default="gpt")
+    parser.add_argument("--schemes", help="ours, separated by commas")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="few steps and seeds; the figures mean nothing")
+    options = parser.parse_args()
+    usual = LESSONS[options.lesson]
+    steps = options.steps or (20 if options.quick else usual.steps)
+    rate = options.learning_rate or usual.learning_rate
+    seeds = 2 if options.quick else options.seeds
+    schemes = (options.schemes or usual.schemes).split(",")
+    kept = Kept(fresh=options.fresh)
+    print(f"{options.lesson}: {steps} steps, {seeds} seeds, learning rate {rate:g}")
+    print("exchange                   loss      sd  kept   MB sent  fewer than fp32  than bf16")
+    bar = dense = 0.0
+    with hosts(2) as pair, workers(SCRIPT, 2, pair) as ranks:
+
+        def trained(exchange: str, seed: int) -> tuple[float, float]:
+            key = ("bytes", options.lesson, exchange, rate, seed, usual.size, steps)
+            found = kept.get(*key)
+            if found is None:
+                setting = asdict(Setting(exchange, BUCKET_MB, rate))
+                ranks.ask(
+                    {"do": "stand", "name": "it", "setting": setting, "seed": seed, "lesson": options.lesson}, 600
+                )
+                before = pair[0].sent_bytes()
+                ranks.ask({"do": "block", "name": "it", "steps": steps, "size": usual.size}, 3600)
+                sent = pair[0].sent_bytes() - before
+                end = ranks.ask({"do": "end", "name": "it"}, 600)[0]
+                found = kept.put([end["loss"], sent], *key)
+            return found[0], found[1]
+
+        for exchange in ("ddp", *(f"own:{scheme}" for scheme in schemes), *HOOKS):
+            runs = [trained(exchange, seed) for seed in range(seeds)]
+            loss, spread = statistics.mean(run[0] for run in runs), statistics.stdev(run[0] for run in runs)
+            sent = statistics.mean(run[1] for run in runs)
+            if exchange == "ddp":
+                bar, dense = loss + spread, sent
+            print(
+                f"{exchange:<22} {loss:8.4f} {spread:7.4f}  {'yes' if loss <= bar else 'no':<4} {sent / 1e6:8.1f} "
+                f"{dense / sent:14.1f} {dense / 2 / sent:10.1f}",
+                flush=True,
+            )
+    print(f"wanted: kept with {usual.fewer_than_float32:g} times fewer than fp32, {usual.fewer_than_bf16:g} than bf16")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What contenders learn: the example GPT on text, and a small convolutional net on handwritten digits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+from distroml.runtime.elastic import World
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "gpt"))
+
+import model as gpt
+from corpus import Windows, read_corpus
+
+_HELD_OUT_WINDOWS = 64
+_EVALUATION_BATCH = 32
+
+Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, int | torch.Tensor]]
+
+
+class Lesson(Protocol):
+    """A model, its data, and how well it knows them. All contenders see the same batches in the same order."""
+
+    loss: Loss
+    """Sum over a batch's terms, and how many they are."""
+
+    def make(self) -> nn.Module:
+        """A new model, its weights by torch's seed."""
+        ...
+
+    def batch(self, seed: int, step: int, size: int, world: World) -> Any:
+        """This rank's part of one step's batch, by seed and step only."""
+        ...
+
+    def held_out_loss(self, model: nn.Module, world: World) -> float:
+        """Mean loss of what is held out, shared out over the ranks. Collective."""
+        ...
+
+
+class Text:
+    """The demo's model on the standard library's source; `size` is in tokens per rank."""
+
+    config = gpt.ModelConfig(layers=6, width=256, heads=4, context=128)
+    loss: Loss = staticmethod(gpt.loss)
+
+    def __init__(self) -> None:
+        corpus = read_corpus()
+        self._train = Windows(corpus.train, self.config.context)
+        held_out = Windows(corpus.held_out, self.config.context)
+        spread = range(0, len(held_out), len(held_out) // _HELD_OUT_WINDOWS)[:_HELD_OUT_WINDOWS]
+        self._held_out = torch.stack([held_out[index] for index in spread])
+
+    def make(self) -> nn.Module:
+        """See `Lesson`."""
+        return gpt.GPT(self.config)
+
+    def batch(self, seed: int, step: int, size: int, world: World) -> torch.Tensor:
+        """uint8 `[windows, context + 1]`."""
+        chosen = _chosen(len(self._train), size // self.config.context, seed, step, world)
+        return torch.stack([self._train[int(index)] for index in chosen])
+
+    def held_out_loss(self, model: nn.Module, world: World) -> float:
+        """Per byte."""
+        return _mean_loss(self.loss, model, self._held_out[world.rank :: world.world_size].split(_EVALUATION_BATCH))
+
+
+class Digits:
+    """A convolutional net on scikit-learn's digits, every fifth held out; `size` is in images per rank."""
+
+    def __init__(self) -> None:
+        digits = load_digits()
+        images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0
+        labels = torch.tensor(digits.target, dtype=torch.int64)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        held, train = order[::5], order[torch.arange(len(order)) % 5 != 0]
+        self._train = images[train], labels[train]
+        self._held_out = images[held], labels[held]
+
+    @staticmethod
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        """Cross entropy."""
+        images, labels = batch
+        return F.cross_entropy(model(images), labels, reduction="sum"), len(labels)
+
+    def make(self) -> nn.Module:
+        """Two convolutions and two linear layers, 300,000 parameters."""
+        return nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * 16, 256),
+            nn.ReLU(),
+            nn.Linear(256, 10),
+        )
+
+    def batch(self, seed: int, step: int, size: int, world: World) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images `[n, 1, 8, 8]` and labels."""
+        images, labels = self._train
+        chosen = _chosen(len(images), size, seed, step, world)
+        return images[chosen], labels[chosen]
+
+    def held_out_loss(self, model: nn.Module, world: World) -> float:
+        """Per image."""
+        images, labels = (held[world.rank :: world.world_size] for held in self._held_out)
+        return _mean_loss(self.loss, model, [(images, labels)])
+
+
+LESSONS: dict[str, Callable[[], Lesson]] = {"gpt": Text, "digits": Digits}
+
+
+def _chosen(known: int, count: int, seed: int, step: int, world: World) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return torch.randint(known, (count * world.world_size,), generator=generator)[world.rank * count :][:count]
+
+
+def _mean_loss(loss: Loss, model: nn.Module, batches: Any) -> float:
+    sums = torch.zeros(2, dtype=torch.float64)
+    with torch.no_grad():
+        for batch in batches:
+            total, count = loss(model, batch)
+            sums += torch.tensor([float(total), float(count)], dtype=torch.float64)
+    dist.all_reduce(sums)
+    return float(sums[0] / sums[1])

@@ -1,0 +1,57 @@
+"""Rounds of exchanges: driven to their end, right over real ranks, counted on the links that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+import torch
+
+from distroml.runtime.comm.rounds import Peers, drive
+from distroml.runtime.compress import Round
+from tests.numerics.pool import Pool
+
+RANKS = "libs.runtime.tests.comm.sum_ranks"
+
+
+def test_a_generator_gets_each_answer_and_is_settled_before_and_after() -> None:
+    seen: list[str] = []
+
+    def scheme() -> Generator[Round, torch.Tensor]:
+        for number in range(2):
+            back = yield Round("sum", torch.full((1,), float(number)))
+            seen.append(f"got {float(back):g}")
+
+    def answer(wanted: Round) -> torch.Tensor:
+        seen.append(f"asked {float(wanted.payload):g}")
+        return wanted.payload + 10
+
+    driven = drive(scheme(), answer, lambda: seen.append("settled"))
+    assert driven.rounds == 2
+    assert driven.computing_s > 0
+    assert seen == [
+        *("settled", "asked 0", "settled", "got 10"),
+        *("settled", "asked 1", "settled", "got 11", "settled"),
+    ]
+
+
+def test_a_rank_by_itself_gets_its_own_and_sends_nothing() -> None:
+    alone, payload = Peers(None), torch.arange(4.0)
+    assert torch.equal(alone.make(Round("sum", payload)), payload)
+    for how in ("gather", "scatter"):
+        assert torch.equal(alone.make(Round(how, payload)), payload[None])
+    assert not alone.take()
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(120)
+def test_rounds_over_hosts_are_right_and_counted_by_level(pool: Pool) -> None:
+    answers = pool.run(f"{RANKS}:rounds", 4, hosts=["a", "a", "b", "b"])
+    for rank, answer in enumerate(answers):
+        assert all(answer["right"].values()), answer["right"]
+        crosses = "cluster" if rank in (0, 2) else "node"
+        # 800 bytes of bfloat16: to three others by a ring; a quarter to each, of whom one is on the same host.
+        assert answer["sent"]["gather"] == {crosses: 2400}
+        assert answer["sent"]["scatter"] == {"node": 200, "cluster": 400}
+        assert sum(answer["sent"]["sum"].values()) >= 1600
+        assert answer["flat"] == {crosses: 2400}
