@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import nn
 from distroml.planner import Measurement, Wish, parse_wish
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import Precision
+from distroml.runtime.parallel.given import predicted
 from distroml.runtime.parallel.live import Workload, plan_live, survey
+from distroml.runtime.parallel.plan import plan as make_plan
 from distroml.runtime.parallel.remembered import remember
 from libs.runtime.tests.profile.memory_ranks import Tower, batch, loss
 
@@ -74,6 +77,33 @@ def choose_twice(world: World, cache: str, wish: str, slower: float) -> dict[str
         "corrected": json.loads(third.inputs)["corrected"],
         "predicted": [one.prediction.step_seconds for one in (first, again, third)],
         "alternatives": len(json.loads(first.alternatives)),
+    }
+
+
+def choose_and_give(world: World, cache: str, given: str, compress: str) -> dict[str, Any]:
+    """A searched plan with compression, then a given one, before and after the search: what is told of it."""
+    folder = Path(cache)
+    work = replace(_work(Tower()), compress=compress)
+    plan = make_plan(given, world_size=world.world_size, global_batch=GLOBAL_BATCH)
+    before = predicted(plan, work, world, folder)
+    searched = plan_live(work, world, parse_wish("auto"), folder)
+    after = predicted(plan, work, world, folder)
+    taught = ("", "")
+    if after is not None and after.prediction is not None and world.is_main:
+        taught = remember(after, Measurement(step_seconds=3 * after.prediction.step_seconds), folder)
+    torch.distributed.barrier()
+    corrected = predicted(plan, work, world, folder)
+    assert searched is not None
+    assert searched.prediction is not None
+    return {
+        "before": before,
+        "searched": searched.prediction.as_dict().get("compression"),
+        "plan": str(plan),
+        "given": None if after is None else str(after.plan),
+        "reasons": () if after is None else after.plan.reasons,
+        "promised": [0.0 if one is None else one.prediction.step_seconds for one in (after, corrected)],
+        "compression": None if after is None else after.prediction.as_dict().get("compression"),
+        "taught": taught,
     }
 
 

@@ -17,8 +17,9 @@ from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.parallel.buffers import Measured
 from distroml.runtime.parallel.compressed import Asked, CompressedExchange
 from distroml.runtime.parallel.reducer import GradientReducer
+from distroml.runtime.profile.codecs import codec_slows
 from distroml.runtime.training.adapting import Adapting
-from distroml.runtime.training.offers import codec_costs, codec_slows, layout_of, setting_of
+from distroml.runtime.training.offers import codec_costs, layout_of, setting_of
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import CompressionAdvised
 

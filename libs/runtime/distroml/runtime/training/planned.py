@@ -7,18 +7,23 @@ import json
 import logging
 import os
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from distroml.objectstore import ObjectExists, ObjectStore, ObjectStoreError
 from distroml.planner import Measurement, Prediction, parse_wish
 from distroml.planner.feedback import AGREEMENT
-from distroml.runtime.elastic import World
+from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
+from distroml.runtime.parallel.compression import agree_on
+from distroml.runtime.parallel.given import predicted
 from distroml.runtime.parallel.live import Workload, plan_live
 from distroml.runtime.parallel.remembered import LivePlan, cache_folder, remember
+from distroml.runtime.parallel.weights import WeightSource
 from distroml.runtime.training.settings import Settings
 from distroml.runtime.training.source import ModelSource
 from distroml.runtime.training.types import StepInfo
@@ -54,32 +59,26 @@ class Planned:
         data = settings.data
         request = settings.plan
         if request == "auto":
+            # Ranks that want different compression would survey different things.
+            agree_on(settings.compression, Collectives(world))
             model, weights = source.to_survey()
-            work = Workload(
-                model=model,
-                loss=settings.loss,
-                sample=sample,
-                optimizer=settings.optimizer,
-                global_batch=data.global_batch,
-                microbatch=data.microbatch,
-                precision=settings.precision,
-                weights=weights,
-            )
             wish = parse_wish("sequence_parallel=no" if settings.compiled else "auto")
-            self._live = plan_live(work, world, wish, self._cache)
-        self.plan: Plan = (
-            self._live.plan
-            if self._live is not None
-            else choose_plan(
-                source.blank(),
-                request or "auto",
-                world,
-                loss=settings.loss,
-                sample=sample,
-                global_batch=data.global_batch,
-                microbatch=data.microbatch,
-            )
+            self._live = plan_live(_workload(settings, sample, model, weights), world, wish, self._cache)
+        if self._live is not None:
+            self.plan: Plan = self._live.plan
+            return
+        blank = source.blank()
+        self.plan = choose_plan(
+            blank,
+            request or "auto",
+            world,
+            loss=settings.loss,
+            sample=sample,
+            global_batch=data.global_batch,
+            microbatch=data.microbatch,
         )
+        if world.is_main and world.world_size > 1:
+            self._live = predicted(self.plan, _workload(settings, sample, blank, None), world, self._cache)
 
     def tell(self, parameters: int) -> None:
         """Say which plan this generation trains with, and what is promised of it."""
@@ -111,7 +110,7 @@ class Planned:
         self._link.send(
             PlanChosen(
                 generation=world.generation,
-                plan=self.plan.to_json(),
+                plan=(self.plan if live is None else replace(self.plan, reasons=live.plan.reasons)).to_json(),
                 inputs=json.dumps(inputs),
                 prediction=_told(live) if live is not None else "",
                 best=live.best if live is not None else "",
@@ -163,6 +162,21 @@ class Planned:
             log.info("the plan's prediction does not stand: %s; %s", how, then)
 
 
+def _workload(settings: Settings, sample: Any, model: nn.Module, weights: WeightSource | None) -> Workload:
+    return Workload(
+        model=model,
+        loss=settings.loss,
+        sample=sample,
+        optimizer=settings.optimizer,
+        global_batch=settings.data.global_batch,
+        microbatch=settings.data.microbatch,
+        precision=settings.precision,
+        weights=weights,
+        compress=settings.compression.scheme,
+        compress_shard=settings.compression.shard,
+    )
+
+
 def _told(live: LivePlan) -> str:
     """The prediction as an event tells it, with the plan's picture where there is room for it."""
     if live.prediction is None:
@@ -177,12 +191,12 @@ def _verdict(measured: Measurement, prediction: Prediction | None) -> str:
     """How the measurement stands to the prediction; memory is named first, since it ends runs."""
     if prediction is None:
         return "NotPredicted"
-    for real, predicted, more, less in (
+    for real, promised, more, less in (
         (measured.peak_bytes, prediction.peak_bytes_per_rank, "MoreMemory", "LessMemory"),
         (measured.step_seconds, prediction.step_seconds, "Slower", "Faster"),
     ):
-        if real and predicted and abs(real / predicted - 1) > AGREEMENT:
-            return more if real > predicted else less
+        if real and promised and abs(real / promised - 1) > AGREEMENT:
+            return more if real > promised else less
     return "AsPredicted"
 
 
