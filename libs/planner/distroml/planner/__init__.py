@@ -33,6 +33,7 @@ from distroml.planner.plan import AXES, RECOMPUTE, SCHEDULES, Axis, Plan, PlanRe
 from distroml.planner.prediction import BYTES, SECONDS, Compressed, Corrections, Prediction, Refused, Stage
 from distroml.planner.pricing import Pricer, price
 from distroml.planner.profile import MeasuredUnit, ModelProfile, Saved, Shape, Unit, Work
+from distroml.planner.reasons import compression_lines
 from distroml.planner.request import Wish, parse_wish, wish_of
 from distroml.planner.search import Alternative, Choice, complete, search
 from distroml.planner.spec import Spec, read_spec
@@ -85,6 +86,7 @@ __all__ = [
     "balanced_stages",
     "complete",
     "compressing",
+    "compression_lines",
     "contradicts",
     "custom_gpu",
     "described",

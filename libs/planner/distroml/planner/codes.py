@@ -139,12 +139,12 @@ def working_bytes(spec: Spec, buffer: Buffer, ranks: int) -> int:
     gathered = max((one.bytes * (1 + ranks) for one in told if one.how == "gather"), default=0)
     scattered = max((3 * one.bytes + one.bytes // ranks for one in told if one.how == "scatter"), default=0)
     n, at_once = buffer.elements, max(gathered, scattered)
+    encoded = _part(n, ranks) if len(told) > 1 else n
     match spec.kind:
         case "fp16":
-            encoded = _part(n, ranks) if len(told) > 1 else n
             return max(at_once, _float16(n) + _HALVES_BYTES * encoded)
         case "topk":
-            kept = max(1, math.ceil(Fraction(repr(spec.ratio)) * n))
+            kept = max(1, math.ceil(Fraction(repr(spec.ratio)) * encoded))
             return max(at_once, code_of(spec)(n) + _CHOSEN_BYTES * kept)
         case "randomk":
             return at_once + _DRAWN_BYTES * max(1, math.ceil(spec.ratio * n))
