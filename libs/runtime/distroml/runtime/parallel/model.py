@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from distroml.planner import Plan
 from distroml.runtime.checkpoint import OWN, RESIDUALS
+from distroml.runtime.checkpoint.whole import clean
 from distroml.runtime.comm.algorithms import Chosen
 from distroml.runtime.elastic import Collectives, communication
 from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, agree_on, replica_exchange, shard_sums
@@ -63,6 +64,8 @@ class ParallelModel:
         self._loss = loss
         self._seed = seed
         self._step = 0
+        # Normalised, by parameter: the sum over ranks of what an earlier run kept of gradients.
+        self._owed: dict[str, torch.Tensor] = {}
         self._precision: Precision = precision
         self._residuals = compression.residuals
         self._trainable = trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
@@ -195,6 +198,7 @@ class ParallelModel:
         pending.wait()
         self.counted(votes[1])
         self.gradients.wait()
+        self.feed_back(votes[1])
         self.gradients.drop_unused([bool(votes[2 + place] > 0) for place in range(len(fired))])
         scale = 1.0 / votes[1]
         norm = self.gradients.norm().double() * scale
@@ -265,10 +269,23 @@ class ParallelModel:
         for name in self.part.counted:
             yield name, whole_of(name, mine.get(name), self.part, self.mesh)
 
+    def feed_back(self, terms: torch.Tensor) -> None:
+        """Add to the summed gradients what an earlier run with compression still owed them; once, before the norm.
+
+        Args:
+            terms: global count of this step's loss terms.
+        """
+        for name, parameter in self._trainable:
+            owed = self._owed.pop(clean(name), None)
+            if owed is not None and parameter.grad is not None:
+                own = local_of(parameter.grad)
+                own.add_((local_of(owed) * terms).to(own.dtype))
+        self._owed.clear()
+
     def kept(self) -> dict[str, Any]:
         """What a checkpoint has of compression, beside the model's and the optimizer's state. Collective."""
         if self.exchange is None:
-            return {}
+            return {RESIDUALS: dict(self._owed)} if self._owed else {}
         folded = folded_residuals(self.exchange, self._trainable)
         kept: dict[str, Any] = {RESIDUALS: folded} if folded else {}
         if self._residuals == "exact":
@@ -282,11 +299,15 @@ class ParallelModel:
 
     def blank_kept(self) -> dict[str, Any]:
         """What a load fills of `kept`, as far as the checkpoint has it."""
-        return {RESIDUALS: blank_residuals(self._trainable)} if self.exchange is not None else {}
+        return {RESIDUALS: blank_residuals(self._trainable)}
 
     def keep(self, saved: Mapping[str, Any]) -> None:
-        """Go on with what a load found of `kept`: of this world exactly where that was asked for, else of any."""
+        """Go on with what a load found of `kept`: of this world exactly where that was asked for, else of any.
+
+        Without compression it is owed to the next step's gradients.
+        """
         if self.exchange is None:
+            self._owed = dict(saved.get(RESIDUALS, {}))
             return
         own: Mapping[str, Any] = saved.get(OWN) or {}
         mine: Mapping[str, Any] = own.get(self.own_place[1]) or {}
