@@ -28,6 +28,7 @@ class SeenOne:
     exposed_s: float = 0.0
     gradient_norm: float = 1.0
     residual_norm: float = 1.0
+    cosine: float | None = None
 
 
 @dataclass
@@ -84,7 +85,7 @@ def train(adapting: Adapting, exchange: Pretended, first: int, last: int) -> dic
 def test_the_link_is_probed_before_the_first_step_and_its_choice_set_and_told() -> None:
     exchange, told = Pretended(10), []
     adapting = made(exchange, recorded := [], told)
-    adapting.start(0, "", 0.2)
+    adapting.start(0, "", lambda: 0.2)
     assert len(exchange.probes) == 4  # small messages, and one large one that is slow enough
     assert exchange.due[1] == list(enumerate(adapting.schemes))
     assert [(one.bucket, one.to_scheme, one.from_step, one.generation) for one in told] == [
@@ -103,7 +104,7 @@ def test_a_probe_reads_the_link(rate: float) -> None:
 def test_a_link_that_gets_fast_is_followed_within_forty_steps() -> None:
     exchange, told = Pretended(10), []
     adapting = made(exchange, [], told)
-    adapting.start(0, "", 0.2)
+    adapting.start(0, "", lambda: 0.2)
     train(adapting, exchange, 1, 50)
     exchange.rate = 100_000
     used = train(adapting, exchange, 51, 91)
@@ -117,7 +118,7 @@ def test_every_rank_decides_alike_and_only_one_speaks() -> None:
     told: list[SchemeChanged] = []
     speaker, silent = made(one, [], told), made(other, [])
     for adapting, exchange in ((speaker, one), (silent, other)):
-        adapting.start(0, "", 0.2)
+        adapting.start(0, "", lambda: 0.2)
         first = train(adapting, exchange, 1, 30)
         exchange.rate = 1000
         assert train(adapting, exchange, 31, 80)[80] != first[30]
@@ -129,7 +130,7 @@ def test_steps_that_are_made_again_use_what_was_recorded_of_them() -> None:
     recorded: list[Change] = []
     exchange = Pretended(10)
     adapting = made(exchange, recorded)
-    adapting.start(0, "", 0.2)
+    adapting.start(0, "", lambda: 0.2)
     first = train(adapting, exchange, 1, 40)
     kept = adapting.keep()
     exchange.rate = 1000
@@ -138,7 +139,7 @@ def test_steps_that_are_made_again_use_what_was_recorded_of_them() -> None:
     # The link is slow again, and the process goes back to its checkpoint of step 40.
     again = Pretended(10)
     survivor = made(again, list(recorded), told := [])
-    survivor.start(40, kept, 0.2)
+    survivor.start(40, kept, lambda: 0.2)
     last = max(change.from_step for change in recorded)
     used = train(survivor, again, 41, last)
     assert used == {step: first[step] for step in range(41, last + 1)}
@@ -149,5 +150,5 @@ def test_steps_that_are_made_again_use_what_was_recorded_of_them() -> None:
 def test_a_state_of_other_buckets_or_none_begins_anew(kept: str) -> None:
     exchange = Pretended(10)
     adapting = made(exchange, [])
-    adapting.start(40, kept, 0.2)
+    adapting.start(40, kept, lambda: 0.2)
     assert exchange.due[41] == list(enumerate(adapting.schemes))

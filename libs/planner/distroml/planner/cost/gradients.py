@@ -21,8 +21,8 @@ from distroml.planner.topology import Device, Route
 from distroml.planner.training import Training
 
 _MIB = 1 << 20
-# What ranks tell one another of a bucket before they exchange its codes: six numbers of 8 bytes.
-_AGREEMENT_BYTES = 48
+# What ranks tell one another of a bucket before they exchange its codes: four numbers of 8 bytes.
+_AGREEMENT_BYTES = 32
 # Of an element's gradient, residual and sum one read and one write at least.
 _CODEC_TRAFFIC_BYTES = 16
 

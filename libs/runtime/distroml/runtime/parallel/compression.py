@@ -103,7 +103,10 @@ def replica_exchange(plan: Plan, world: World, compression: Compression, seed: i
     """
     if not compression.on:
         return None
-    return CompressedExchange(_own_group(plan, world), compression.first_scheme, seed=seed, device=world.device)
+    group = _own_group(plan, world)
+    return CompressedExchange(
+        group, compression.first_scheme, seed=seed, device=world.device, samples=compression.adapts
+    )
 
 
 def shard_sums(plan: Plan, roots: Sequence[nn.Module], compression: Compression, seed: int) -> ShardSums | None:

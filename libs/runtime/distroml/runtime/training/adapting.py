@@ -50,12 +50,17 @@ class SeenBucket(Protocol):
 
     @property
     def exchange_s(self) -> float:
-        """Seconds that the exchange took, mean over ranks."""
+        """Seconds that the exchange took, on the rank that took least."""
         ...
 
     @property
     def exposed_s(self) -> float:
-        """Of those, seconds for which computing waited."""
+        """Seconds for which computing waited, on the rank that waited least."""
+        ...
+
+    @property
+    def cosine(self) -> float | None:
+        """Of what came out to the plain sum, where that was sampled."""
         ...
 
 
@@ -139,17 +144,18 @@ class Adapting:
         self._step_s = 0.0
         self._loss = math.nan
 
-    def start(self, step: int, kept: str, compute_s: float) -> None:
+    def start(self, step: int, kept: str, compute_s: Callable[[], float]) -> None:
         """Choose what holds from the first step after `step` on. Collective.
 
         Args:
             step: the last one that was made; 0 for none.
             kept: what `keep` gave then; empty for nothing.
-            compute_s: about what a step's computing takes.
+            compute_s: measures about what a step's computing takes, equal on all ranks; it is not asked where that
+                is kept. Collective.
         """
         state = self._restored(kept)
         if state is None:
-            state = first(self._setting, probe_link(self._exchange), compute_s)
+            state = first(self._setting, probe_link(self._exchange), compute_s())
             # What was recorded beyond the checkpoint belongs to a controller that is gone.
             self._recorded[:] = [change for change in self._recorded if change.from_step <= step + 1]
             changes = tuple(replace(change, from_step=step + 1) for change in begun(state))
@@ -195,7 +201,7 @@ class Adapting:
             return
         (step_s,), probed_s = asked.wait()
         seen = tuple(
-            Seen(one.exchange_s, one.exposed_s, one.residual_norm, one.gradient_norm)
+            Seen(one.exchange_s, one.exposed_s, one.residual_norm, one.gradient_norm, one.cosine)
             for one in self._exchange.measured()
         )
         probe = Probe(asked.probed_bytes, probed_s) if asked.probed_bytes else None

@@ -163,7 +163,7 @@ class Run:
         if settings.compression.adapts:
             self._adapting = adapting_of(self.parallel, self._link, world, self._recorded)
         if self._adapting is not None:
-            start(self._adapting, self.step, kept)
+            start(self._adapting, self.parallel, self._sample, self.plan.grad_accum_steps, self.step, kept)
 
     def _whole(self) -> Whole | None:
         """The model of which this rank holds a part; None where every rank saves the same."""
