@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from distroml.objectstore.memory import MemoryObjectStore
 from distroml.runtime.compress.control import NONE, Change
 from distroml.runtime.training.adapting import Adapting, probe_link
+from distroml.runtime.training.catalogue import LocalCatalogue
+from distroml.runtime.training.recording import SchemeRecord
+from distroml.runtime.training.storage import Storage
 from distroml.workerlink import SchemeChanged
 from libs.runtime.tests.compress.synthetic import mbit, setting
 
@@ -144,6 +148,36 @@ def test_steps_that_are_made_again_use_what_was_recorded_of_them() -> None:
     used = train(survivor, again, 41, last)
     assert used == {step: first[step] for step in range(41, last + 1)}
     assert {one.reason for one in told if one.from_step == 41} == {"Resumed"}
+
+
+def test_processes_that_all_come_anew_use_what_was_kept_of_changes() -> None:
+    """The link does not do again what it did; the record of the generation before tells."""
+    store = MemoryObjectStore()
+    storage = Storage(store, "job-1", LocalCatalogue(store, "job-1"))
+    exchange = Pretended(10)
+    first_record = SchemeRecord(storage, 3)
+    assert first_record.read() == []
+    adapting = Adapting(exchange, exchange.set_scheme, exchange.work, recorded := [], None, 3, first_record.write)
+    adapting.start(0, "", lambda: 0.2)
+    first = train(adapting, exchange, 1, 40)
+    kept = adapting.keep()
+    exchange.rate = 1000
+    first |= train(adapting, exchange, 41, 80)
+    assert first[80] != first[40]
+    again = Pretended(10)
+    fresh = made(again, remembered := SchemeRecord(storage, 4).read())
+    assert remembered == recorded
+    fresh.start(40, kept, lambda: 0.2)
+    last = max(change.from_step for change in recorded)
+    assert train(fresh, again, 41, last) == {step: first[step] for step in range(41, last + 1)}
+
+
+def test_a_record_that_cannot_be_read_is_as_good_as_none(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryObjectStore()
+    storage = Storage(store, "job-1", LocalCatalogue(store, "job-1"))
+    store.put("schemes/job-1/00000002.json", b"[{")
+    assert SchemeRecord(storage, 3).read() == []
+    assert "cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize("kept", ["{", '{"buckets": [], "link": {"latency_s": 0.1, "s_per_byte": 1.0}}'])

@@ -121,6 +121,7 @@ class Adapting:
         recorded: changes of the whole training so far, kept over generations; grows here.
         tell: how rank 0 speaks of changes; None on other ranks.
         generation: that is told.
+        keep: how rank 0 keeps what is recorded for processes that come after this one; None on other ranks.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Adapting:
         recorded: list[Change],
         tell: Tell | None,
         generation: int,
+        keep: Callable[[Sequence[Change]], None] | None = None,
     ) -> None:
         self._exchange = exchange
         self._set_scheme = set_scheme
@@ -138,6 +140,7 @@ class Adapting:
         self._recorded = recorded
         self._tell = tell
         self._generation = generation
+        self._keep = keep
         self._state: State | None = None
         self._replay = Replay(())
         self._asked: Answer | None = None
@@ -159,7 +162,7 @@ class Adapting:
             # What was recorded beyond the checkpoint belongs to a controller that is gone.
             self._recorded[:] = [change for change in self._recorded if change.from_step <= step + 1]
             changes = tuple(replace(change, from_step=step + 1) for change in begun(state))
-            self._recorded += changes
+            self._record(changes)
         else:
             why = f"as it was after step {step}"
             changes = tuple(
@@ -212,7 +215,7 @@ class Adapting:
             self._apply(again)
         elif step >= self._replay.last_step:
             self._state, changes = decide(self._setting, self._state, measured)
-            self._recorded += changes
+            self._record(changes)
             self._apply(changes)
 
     def note(self, step_s: float, loss: float) -> None:
@@ -223,6 +226,11 @@ class Adapting:
     def schemes(self) -> tuple[str, ...]:
         """The buckets' schemes, as they were decided last."""
         return self._state.schemes if self._state is not None else ()
+
+    def _record(self, changes: Sequence[Change]) -> None:
+        self._recorded += changes
+        if changes and self._keep is not None:
+            self._keep(self._recorded)
 
     def _apply(self, changes: Iterable[Change]) -> None:
         for change in changes:

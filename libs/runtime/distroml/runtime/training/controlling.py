@@ -22,6 +22,7 @@ from distroml.runtime.parallel.reducer import GradientReducer
 from distroml.runtime.profile.codecs import codec_slows
 from distroml.runtime.training.adapting import Adapting
 from distroml.runtime.training.offers import codec_costs, layout_of, setting_of
+from distroml.runtime.training.recording import SchemeRecord
 from distroml.runtime.training.step import to_device
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import CompressionAdvised
@@ -56,10 +57,12 @@ class _Adaptable:
         self.exchange.set_scheme(self.numbers[bucket], parse_scheme(scheme), from_step)
 
 
-def adapting_of(parallel: ParallelModel, link: Link, world: World, recorded: list[Change]) -> Adapting | None:
+def adapting_of(
+    parallel: ParallelModel, link: Link, world: World, recorded: list[Change], record: SchemeRecord
+) -> Adapting | None:
     """The controller of this generation; None where no other rank has the same gradients. Collective.
 
-    `recorded` becomes what any rank remembers of earlier generations.
+    `recorded` becomes what any rank remembers of earlier generations, or `record` has of them.
 
     Raises:
         PeerLost: another rank is gone.
@@ -67,7 +70,8 @@ def adapting_of(parallel: ParallelModel, link: Link, world: World, recorded: lis
     exchange, plan = parallel.exchange, parallel.plan
     if exchange is None:
         return None
-    recorded[:] = max(parallel.collectives.gather(list(recorded)), key=len)
+    known = recorded or (record.read() if world.is_main else [])
+    recorded[:] = max(parallel.collectives.gather(list(known)), key=len)
     buffers = [buffer for buffer in exchange.buffers if buffer.spec.numel]
     layouts = [buffer.layout for buffer in buffers]
     mine = codec_costs(layouts, exchange.world_size, world.device) if exchange.world_size > 1 and layouts else {}
@@ -88,6 +92,7 @@ def adapting_of(parallel: ParallelModel, link: Link, world: World, recorded: lis
         recorded,
         link.send if world.is_main else None,
         world.generation,
+        record.write if world.is_main else None,
     )
 
 
