@@ -56,3 +56,13 @@ def test_a_plan_is_told_measured_and_explained(plane: Plane, tmp_path: Path) -> 
     assert f"{len(json.loads(kept.read_bytes()))} other plans were possible" in text
     assert "measured" in text
     assert f"plan={plan}" in plane.cli("events", job).stdout
+
+    # The same model under a given plan: what the first job surveyed serves for its prediction.
+    asked = ("--workers", "2", "--env", cache, "--compress", "int8", "planned.py", "24", "dp_replicate=2")
+    given = plane.cli.submit(*asked, cwd=JOBS)
+    assert plane.cli.wait_state(given, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
+    (explained,) = plane.cli.json("job", "explain", given)["plans"]
+    assert explained["predicted_step_seconds"] > 0 < explained["step_seconds"]
+    assert explained["verdict"] in ("AsPredicted", "Slower", "Faster")
+    assert "the plan was given, not searched for" in explained["reasons"]
+    assert any("compress=int8: a rank sends" in reason for reason in explained["reasons"])
