@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 def test_a_plan_is_told_measured_and_explained(plane: Plane, tmp_path: Path) -> None:
     # What other runs measured here stays out of it.
     cache = f"XDG_CACHE_HOME={tmp_path}"
-    job = plane.cli.submit("--workers", "2", "--env", cache, "planned.py", "40", cwd=JOBS)
+    job = plane.cli.submit("--workers", "2", "--env", cache, "--compress", "int8", "planned.py", "40", cwd=JOBS)
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
     told = {event["type"].rpartition(".")[2]: event["data"] for event in plane.cli.events(job)}
 
@@ -28,6 +28,10 @@ def test_a_plan_is_told_measured_and_explained(plane: Plane, tmp_path: Path) -> 
     assert plan.world_size == 2
     prediction = json.loads(chosen["prediction"])
     assert sum(prediction["parts"]["seconds"].values()) == pytest.approx(prediction["step_seconds"])
+    # Compression is priced, and timed on the workers.
+    packed = prediction["compression"]
+    assert packed["codec_measured"]
+    assert packed["scheme"] == ("int8" if plan.dp_replicate > 1 else "none")
     assert Drawing.from_json(json.dumps(prediction["drawing"])).plan.mesh == plan.mesh
     assert json.loads(told["LinksProbed"]["topology"])["levels"]
     digest = chosen["alternatives_hash"]
@@ -40,7 +44,9 @@ def test_a_plan_is_told_measured_and_explained(plane: Plane, tmp_path: Path) -> 
     assert measured["predicted_step_seconds"] == pytest.approx(prediction["step_seconds"])
     assert measured["verdict"] in ("AsPredicted", "Slower", "Faster")
 
-    (explained,) = plane.cli.json("job", "explain", job)["plans"]
+    told = plane.cli.json("job", "explain", job)
+    assert "warning" not in told, "the trainer took its compression from the job"
+    (explained,) = told["plans"]
     assert explained["plan"] == str(plan)
     assert explained["verdict"] == measured["verdict"]
     assert explained["alternatives_hash"] == digest
@@ -50,3 +56,13 @@ def test_a_plan_is_told_measured_and_explained(plane: Plane, tmp_path: Path) -> 
     assert f"{len(json.loads(kept.read_bytes()))} other plans were possible" in text
     assert "measured" in text
     assert f"plan={plan}" in plane.cli("events", job).stdout
+
+    # The same model under a given plan: what the first job surveyed serves for its prediction.
+    asked = ("--workers", "2", "--env", cache, "--compress", "int8", "planned.py", "24", "dp_replicate=2")
+    given = plane.cli.submit(*asked, cwd=JOBS)
+    assert plane.cli.wait_state(given, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
+    (explained,) = plane.cli.json("job", "explain", given)["plans"]
+    assert explained["predicted_step_seconds"] > 0 < explained["step_seconds"]
+    assert explained["verdict"] in ("AsPredicted", "Slower", "Faster")
+    assert "the plan was given, not searched for" in explained["reasons"]
+    assert any("compress=int8: a rank sends" in reason for reason in explained["reasons"])

@@ -55,8 +55,13 @@ def test_a_script_that_raises_at_import_fails_with_its_text(plane: Plane, tmp_pa
 
 def test_a_script_that_ends_without_training_succeeds_and_says_so(plane: Plane, tmp_path: Path) -> None:
     script(tmp_path, "print('nothing to do')\n")
-    done = plane.cli("run", "--workers", "2", "train.py", cwd=tmp_path)
+    done = plane.cli("run", "--workers", "2", "--compress", "int8", "train.py", cwd=tmp_path)
     assert "nothing to do" in done.stdout
+    unused = "compression int8 was asked for and not used"
+    assert unused in done.stderr
+    job = plane.cli.json("jobs", "--all")[0]["id"]
+    assert unused in plane.cli("job", "explain", job).stdout
+    assert unused in plane.cli.json("job", "explain", job)["warning"]
 
 
 def test_a_missing_script_is_a_usage_error(plane: Plane, tmp_path: Path) -> None:

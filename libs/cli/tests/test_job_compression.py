@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 from distroml.api.common.v1 import common_pb2
+from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.cli import job_compression
 from distroml.cli.replay_commands import event_line
@@ -75,3 +76,17 @@ def test_events_of_compression_are_one_line_in_words():
     advised = {"step_seconds": 0.5, "exposed_seconds": 0.31, "predicted_step_seconds": 0.21, "faster": 2.34}
     line = shown("CompressionAdvised", generation="1", step="23", **advised, schemes="int8")
     assert line == "generation=1 step=500 ms exposed=310 ms with_auto=210 ms faster=2.3 times"
+
+
+def test_compression_that_no_trainer_took_up_is_told_once_the_job_is_over():
+    job = jobs_pb2.Job(spec=jobs_pb2.JobSpec(compress="int8"), state=jobs_pb2.JOB_STATE_SUCCEEDED)
+    known = t.JobSummary(position="7")
+    assert job_compression.unused(job, known).startswith("compression int8 was asked for and not used")
+    trained = t.JobSummary(position="7", plans=[t.JobPlan(generation=1)])
+    assert job_compression.unused(job, trained) == ""
+    assert job_compression.unused(job, t.JobSummary()) == "", "telemetry did not answer"
+    for state in (jobs_pb2.JOB_STATE_RUNNING, jobs_pb2.JOB_STATE_FAILED):
+        assert job_compression.unused(jobs_pb2.Job(spec=job.spec, state=state), known) == ""
+    for wanted in ("", "none"):
+        plain = jobs_pb2.Job(spec=jobs_pb2.JobSpec(compress=wanted), state=job.state)
+        assert job_compression.unused(plain, known) == ""

@@ -317,3 +317,35 @@ def test_a_live_plan_without_a_control_plane_says_so(cli: Cli):
     with pytest.raises(CliError, match="control plane") as caught:
         cli.says("--live", "--data", str(cli.folder / "nothing"))
     assert caught.value.exit_code == 3
+
+
+def test_compression_is_priced_and_told(cli: Cli):
+    plan = ("--price", "dp_replicate=2,dp_shard=8,microbatch=1")
+    plain = cli.object(*plan)["prediction"]
+    packed = cli.object(*plan, "--compress", "int8", "--compress-shard", "int4")["prediction"]
+    assert "compression" not in plain
+    told = packed["compression"]
+    assert (told["scheme"], told["shard"]) == ("int8", "int4")
+    assert told["sent_bytes"]["dp_shard"] < 0.3 * told["dense_bytes"]["dp_shard"]
+    assert packed["parts"]["seconds"]["dp_replicate"] != plain["parts"]["seconds"]["dp_replicate"]
+    assert packed["parts"]["bytes"]["residuals"] == told["residual_bytes"] > 0
+    text = cli.says(*plan, "--compress", "int8")
+    assert "compress=int8: a rank sends" in text
+    assert "compression takes up to" in text
+    assert "bench comm" in text, "what was not measured is said"
+
+
+def test_measured_work_of_codecs_is_reckoned_with(cli: Cli):
+    plan = ("--price", "dp_replicate=16,tp=1,microbatch=1")
+    cli.text = SPEC.replace("recompute: auto", "recompute: auto, compress: int8, compress_ms_per_mib: 2.0")
+    told = cli.object(*plan)["without_limit"]["compression"]
+    assert told["codec_measured"]
+    assert told["codec_seconds"] == pytest.approx(2e-3 * 4 * 8.03e9 / 2**20, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "why"), [("auto", "on paper name a scheme"), ("int9", "there is no such scheme"), ("topk", "missing")]
+)
+def test_compression_that_cannot_be_planned_is_refused(cli: Cli, scheme: str, why: str):
+    with pytest.raises(UsageError, match=why):
+        cli.says("--compress", scheme)

@@ -62,6 +62,14 @@ def test_a_gradient_that_is_no_number_ends_the_job_with_its_rank_and_parameter(a
     broken.until(lambda: len(broken.ended()) == 2, "both to end")
 
 
+@pytest.mark.parametrize(("plan", "workers"), [("dp_replicate=2", 2), ("dp_replicate=2,pp=2", 4)])
+def test_a_training_under_the_controller_begins_with_what_it_measures(agent: Callable, plan: str, workers: int) -> None:
+    """Link, codecs and a forward pass before step 1, on this machine; the end is that of other trainings."""
+    result = agent(workers, "auto", **{**OPTIONS, "compress": "auto", "plan": plan}).run()
+    assert result["step"] == 12
+    assert result["eval"]["loss"] < 1.0
+
+
 def test_a_world_that_shrinks_goes_on_from_the_sum_of_residuals(agent: Callable) -> None:
     fault = {"rank": 1, "generation": 1, "step": 8, "do": "kill", "after": "committed-6"}
     straight = agent(2, "straight", **OPTIONS).run()

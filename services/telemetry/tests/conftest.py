@@ -9,7 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from world import Threaded, World
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from world import Threaded, World, a_running_job
 
 from distroml.telemetry.settings import Limits
 
@@ -34,3 +35,36 @@ def chromium() -> str:
     found = subprocess.run([script], capture_output=True, text=True, timeout=100, check=False)
     assert found.returncode == 0, found.stderr
     return found.stdout.strip().splitlines()[-1]
+
+
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Generator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def fed(served: Threaded) -> Threaded:
+    served.do(a_running_job(served.world))
+    return served
+
+
+@pytest.fixture
+def wide(browser: Browser, fed: Threaded) -> Generator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light")
+    context.request.get(fed.world.dashboard.login_url)
+    yield context
+    context.close()

@@ -1,72 +1,16 @@
 from __future__ import annotations
 
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Generator
-from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
-from world import Threaded, a_running_job, lines, loss_at, now_ms, steps
+from playwright.sync_api import Browser, BrowserContext, expect
+from watching import clean, fits, opened
+from world import Threaded
+from worldlog import lines, loss_at, now_ms, steps
 
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as r
 from distroml.api.scheduler.v1 import events_pb2 as s
-
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Generator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def fed(served: Threaded) -> Threaded:
-    served.do(a_running_job(served.world))
-    return served
-
-
-@dataclass
-class Watched:
-    """A browser page, and everything it asked for and complained about."""
-
-    page: Page
-    hosts: set[str] = field(default_factory=set[str])
-    complaints: list[str] = field(default_factory=list[str])
-
-    def asked(self, request: Request) -> None:
-        url = urlsplit(request.url)
-        if url.scheme not in ("data", "blob"):
-            self.hosts.add(url.hostname or request.url)
-
-    def said(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
-
-
-def opened(context: BrowserContext, url: str) -> Watched:
-    watched = Watched(context.new_page())
-    page = watched.page
-    page.set_default_timeout(10_000)
-    page.on("request", watched.asked)
-    page.on("websocket", lambda socket: watched.hosts.add(urlsplit(socket.url).hostname or socket.url))
-    page.on("console", watched.said)
-    page.on("pageerror", lambda error: watched.complaints.append(str(error)))
-    page.goto(url)
-    return watched
 
 
 @pytest.fixture(params=[(1400, "light"), (420, "dark")], ids=["1400-light", "420-dark"])
@@ -76,24 +20,6 @@ def context(request: pytest.FixtureRequest, browser: Browser, fed: Threaded) -> 
     context.request.get(fed.world.dashboard.login_url)
     yield context
     context.close()
-
-
-@pytest.fixture
-def wide(browser: Browser, fed: Threaded) -> Generator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light")
-    context.request.get(fed.world.dashboard.login_url)
-    yield context
-    context.close()
-
-
-def clean(watched: Watched) -> None:
-    assert watched.hosts == {"127.0.0.1"}, "a request left this machine"
-    assert watched.complaints == []
-
-
-def fits(page: Page) -> None:
-    wide, seen = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-    assert wide <= seen, f"the page is {wide} px wide in a window of {seen}"
 
 
 def test_the_jobs_page_lists_what_runs_and_hears_of_new_jobs_without_a_reload(
@@ -327,76 +253,3 @@ def test_everything_on_the_jobs_page_is_reached_by_the_keyboard(fed: Threaded, w
     assert any(text.startswith("tile") for text in reached)
     assert any(text.startswith("name") for text in reached)
     assert any(text.endswith("search") for text in reached)
-
-
-def status(url: str, **headers: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def test_without_the_key_a_page_says_how_to_get_in(fed: Threaded) -> None:
-    url = fed.world.dashboard.url
-    for path in ("/", "/jobs/job-live", "/distroml.css", "/_nicegui_ws/socket.io/?EIO=4&transport=polling"):
-        code, text = status(url + path)
-        assert code == 401
-        assert "distroml up" in text
-        assert "job-live" not in text
-
-
-def test_a_wrong_key_is_refused_and_sets_no_cookie(fed: Threaded, browser: Browser) -> None:
-    context = browser.new_context()
-    answer = context.request.get(f"{fed.world.dashboard.url}/login?token=wrong")
-    assert answer.status == 403
-    assert "does not fit" in answer.text()
-    assert context.cookies() == []
-    context.close()
-
-
-def test_the_cookie_is_not_the_token_and_out_of_reach_of_scripts(fed: Threaded, browser: Browser) -> None:
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(fed.world.dashboard.login_url)
-    assert "token" not in page.url
-    (cookie,) = context.cookies()
-    assert cookie.get("httpOnly")
-    assert cookie.get("sameSite") == "Strict"
-    assert "a-token-for-tests" not in str(cookie)
-    assert page.evaluate("document.cookie") == ""
-    context.close()
-
-
-def test_another_host_name_and_another_origin_are_refused(fed: Threaded, browser: Browser) -> None:
-    code, _ = status(fed.world.dashboard.url, Host="evil.example")
-    assert code == 421
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(fed.world.dashboard.login_url)
-    port = fed.world.dashboard.port
-    page.goto("about:blank")
-    outcome = page.evaluate(
-        "url => new Promise(done => { const s = new WebSocket(url); s.onopen = () => done('open'); "
-        "s.onclose = () => done('closed'); })",
-        f"ws://127.0.0.1:{port}/_nicegui_ws/socket.io/?EIO=4&transport=websocket",
-    )
-    assert outcome == "closed"
-    context.close()
-
-
-def test_a_web_server_that_ended_is_started_again_under_the_same_address(fed: Threaded, wide: BrowserContext) -> None:
-    page = opened(wide, fed.world.dashboard.url).page
-    expect(page.locator("tr[data-id=job-live]")).to_be_visible()
-
-    async def end() -> None:
-        assert fed.world.dashboard.server is not None
-        fed.world.dashboard.server.should_exit = True
-
-    fed.do(end())
-    expect(page.locator(".live.off")).to_be_visible(timeout=15_000)
-    expect(page.locator(".live.on")).to_be_visible(timeout=30_000)
-    name = f"job-after-{now_ms()}"
-    fed.do(fed.world.log.submit(name))
-    expect(page.locator(f"tr[data-id={name}]")).to_be_visible()

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from world import lines, now_ms, steps
+from worldlog import lines, now_ms, steps
 
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.telemetry.adapters.jobs import read_live

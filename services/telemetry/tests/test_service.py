@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from world import DEPLOYMENT, World, a_running_job, lines, now_ms, steps
+from world import World, a_running_job
+from worldlog import DEPLOYMENT, lines, now_ms, steps
 
 from distroml.api.common.v1.common_pb2 import FailureCategory
 from distroml.api.scheduler.v1 import events_pb2 as s

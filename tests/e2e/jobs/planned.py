@@ -1,4 +1,4 @@
-"""A job whose plan is chosen: `python planned.py STEPS`."""
+"""A job whose plan is chosen, or given: `python planned.py STEPS [PLAN]`."""
 
 import sys
 
@@ -38,6 +38,6 @@ trainer = Trainer(
     loss=from_mean(lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1])),
     data=DataLoader(Rows(), global_batch=16, seed=1),
     steps=int(sys.argv[1]),
-    plan="auto",
+    plan=sys.argv[2] if len(sys.argv) > 2 else "auto",
 )
 print("finished at", trainer.fit().step, flush=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from distroml.api.scheduler.v1 import jobs_pb2
-from distroml.cli import output
+from distroml.cli import job_compression, job_plan, output
 from distroml.cli.client import Plane
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED
 from distroml.events import fresh_id
@@ -49,6 +49,7 @@ class Follower:
                     self._status(f"{job.message}; cancelling")
                     await self._cancel()
             await self._output_ends(logs)
+            self._warn(job_compression.unused(self._job, await job_plan.summary(self._plane, self._job.id)))
         finally:
             loop.remove_signal_handler(signal.SIGINT)
             logs.cancel()
@@ -74,6 +75,12 @@ class Follower:
         if text != self._said:
             self._said = text
             self._status(text)
+
+    def _warn(self, text: str) -> None:
+        if text and self._json:
+            output.print_json_line({"warning": text})
+        elif text:
+            self._status(f"warning: {text}")
 
     def _status(self, text: str) -> None:
         if not self._json:

@@ -175,12 +175,14 @@ def explain(
 
     answer, known = call(data, ask)
     chosen = list(known.plans)
+    unused = job_compression.unused(answer.job, known)
     # Generations share their plan's object; what is known of older ones has no hash.
     others = job_plan.others(open_object_store(data / "objects"), chosen[-1]) if plans and chosen else []
     if json:
         told = {**output.as_dict(answer), "plans": [output.as_dict(plan) for plan in chosen]}
         told["schemes"] = [output.as_dict(change) for change in known.schemes]
         told |= {"advice": output.as_dict(known.advice)} if known.HasField("advice") else {}
+        told |= {"warning": unused} if unused else {}
         output.print_json(told | ({"alternatives": [msgspec.to_builtins(one) for one in others]} if plans else {}))
         return
     output.out.print(f"{output.state_text(jobs_pb2.JobState.Name(answer.job.state))} {answer.reason}: {answer.message}")
@@ -189,7 +191,7 @@ def explain(
         output.out.print(f"  → {step}")
     for line in job_plan.lines(chosen[-1], others=not plans) if chosen else ():
         output.out.print(line, markup=False)
-    for line in job_compression.lines(known):
+    for line in (*job_compression.lines(known), *([unused] if unused else [])):
         output.out.print(line, markup=False)
     if plans:
         output.out.print(f"{len(others)} other plans were possible:" if others else "no other plans are kept")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.cli import output
 
@@ -30,6 +31,20 @@ def lines(summary: t.JobSummary) -> Iterator[str]:
             yield f"  from step {step}: {buckets(numbers)} {old} → {new}: {why}"
     if summary.HasField("advice"):
         yield advice(summary.advice)
+
+
+def unused(job: jobs_pb2.Job, known: t.JobSummary) -> str:
+    """That compression was asked for and not taken up, "" where it was, or where nobody can tell.
+
+    A `Trainer` tells its plan before its first step; a job that ended well without any had none.
+    """
+    wanted = job.spec.compress
+    if wanted in ("", "none") or job.state != jobs_pb2.JOB_STATE_SUCCEEDED or not known.position or known.plans:
+        return ""
+    return (
+        f"compression {wanted} was asked for and not used: only a Trainer takes it from the job, and the script made "
+        "none; parallelize takes compress= itself"
+    )
 
 
 def advice(told: t.CompressionAdvice) -> str:

@@ -35,6 +35,12 @@ def plan(
     ] = "",
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="What other batches and links would do.")] = False,
     live: Annotated[bool, typer.Option("--live", help="Plan for the machines of the running control plane.")] = False,
+    compress: Annotated[
+        str, typer.Option(metavar="SCHEME", help="Sum gradients along dp_replicate so, such as int8 or powersgd:4.")
+    ] = "",
+    compress_shard: Annotated[
+        str, typer.Option(metavar="SCHEME", help="Sum gradients along dp_shard so: int8 or int4.")
+    ] = "",
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.svg", help="Draw mesh, stages, memory and the schedule in time.")
     ] = None,
@@ -47,7 +53,7 @@ def plan(
     # YAML and the client are slow to import, and needed here only.
     from distroml.cli.plan_request import requested
 
-    request = requested(spec, data, live=live)
+    request = requested(spec, data, live=live, compress=compress, compress_shard=compress_shard)
     if price.startswith("@"):
         for told in _priced_lines(request, price[1:]):
             output.print_json_line(told)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from distroml.cli import output
 from distroml.cli.plan_request import Request
-from distroml.planner import Choice, Counterfactual, Prediction, Refused, Sensitivity
+from distroml.planner import Choice, Counterfactual, Prediction, Refused, Sensitivity, compression_lines
 
 MAX_SHOWN = 5
 
@@ -39,6 +39,11 @@ def show_prediction(prediction: Prediction) -> None:
     limit = output.binary_size(prediction.capacity_bytes)
     output.out.print(f"[bold]memory[/]  {output.binary_size(peak)} of {limit} on the rank that needs most")
     _line(", ".join(_shares(prediction.bytes, peak, output.binary_size)))
+    if prediction.compressed is not None:
+        first, *more = compression_lines(prediction) or ["no rank has the same gradients as another one"]
+        output.out.print(f"[bold]compression[/]  {first}")
+        for line in more:
+            _line(line)
 
 
 def show_price(request: Request, text: str, priced: Prediction | Refused) -> None:

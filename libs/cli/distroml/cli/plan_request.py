@@ -60,8 +60,16 @@ class Request:
         return Pricer(self.profile, self.topology, self.training, self.global_batch)
 
 
-def requested(path: Path, data: Path, *, live: bool) -> Request:
+_UNMEASURED = (
+    "encoding and decoding is taken to be as fast as memory; measure it by `distroml bench comm`, and give its work "
+    "per MiB as `training.compress_ms_per_mib`"
+)
+
+
+def requested(path: Path, data: Path, *, live: bool, compress: str = "", compress_shard: str = "") -> Request:
     """What the spec at `path` asks. With `live`, the control plane on the folder `data` says how many machines.
+
+    `compress` and `compress_shard` stand instead of what the spec has under `training`.
 
     Raises:
         UsageError: the spec cannot be read; names every mistake with its line.
@@ -69,12 +77,17 @@ def requested(path: Path, data: Path, *, live: bool) -> Request:
     """
     read = planfile.read(path)
     found = _live(read, data) if live else None
-    spec = read.spec(live=found.fields if found is not None else None)
+    asked = {name: value for name, value in (("compress", compress), ("compress_shard", compress_shard)) if value}
+    spec = read.spec(live=found.fields if found is not None else None, training=asked)
     assert spec.topology is not None, "read_spec wants a cluster"
     if spec.transformer is not None:
         profile = transformer_profile(spec.transformer)
     else:
         profile = planmodel.profile_of(read.values["model"], path.parent)
+    notes = found.notes if found is not None else ()
+    packed = spec.training.compressing
+    if (packed.on or packed.shard != "none") and not packed.tried:
+        notes += (_UNMEASURED,)
     return Request(
         name=profile.name,
         profile=profile,
@@ -82,7 +95,7 @@ def requested(path: Path, data: Path, *, live: bool) -> Request:
         training=spec.training,
         global_batch=spec.global_batch,
         wish=Wish(recompute=spec.recompute),
-        notes=found.notes if found is not None else (),
+        notes=notes,
     )
 
 

@@ -42,17 +42,18 @@ class PlanFile:
     lines: Mapping[str, int]
     path: Path
 
-    def spec(self, *, live: Mapping[str, object] | None = None) -> Spec:
-        """What the file says. `live` are fields of the cluster that the control plane knows better.
+    def spec(self, *, live: Mapping[str, object] | None = None, training: Mapping[str, object] | None = None) -> Spec:
+        """What the file says. `live` are fields of the cluster that the control plane knows better, `training` those of
+        training that the command line has.
 
         Raises:
             UsageError: fields are unknown, missing or ill-typed: all of them, each with its line.
         """
         values = dict(self.values)
-        if live is not None:
-            cluster: object = values.get("cluster") or {}
-            known = cast("dict[str, object]", cluster) if isinstance(cluster, dict) else None
-            values["cluster"] = cluster if known is None else {**known, **live}
+        for place, better in (("cluster", live), ("training", training)):
+            fields: object = values.get(place) or {}
+            if better is not None and isinstance(fields, dict):
+                values[place] = {**cast("dict[str, object]", fields), **better}
         try:
             return read_spec(values)
         except PlanRefused as error:

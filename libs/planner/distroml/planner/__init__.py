@@ -7,7 +7,8 @@ Models
     A `ModelProfile` comes from a real module (`distroml.runtime.profile`) or from numbers:
     `transformer_profile(Transformer(...))`. `MeasuredUnit`s are real times that stand instead of the roofline's.
 Requests
-    `parse_wish("tp=2,microbatch=4")` gives a `Wish`; `read_spec(mapping)` a whole `Spec`; `Training` says how.
+    `parse_wish("tp=2,microbatch=4")` gives a `Wish`; `read_spec(mapping)` a whole `Spec`; `Training` says how, and
+    `compressing("int8")` how gradients are compressed.
 Prices
     `price(profile, topology, training, plan)` gives a `Prediction` with its parts, or `Refused` with the reason and
     the nearest plan that works. `Pricer` does so for many plans. `Corrections` are what measurements taught.
@@ -22,15 +23,17 @@ Whatever cannot be read or made raises `PlanRefused`, whose message says what, w
 """
 
 from distroml.planner.balance import balanced_stages
+from distroml.planner.compressing import Candidate, Compressing, Tried, compressing
 from distroml.planner.explain import Counterfactual, Explainer, Sensitivity, explain
 from distroml.planner.feedback import Measurement, contradicts, learn
 from distroml.planner.fitting import Sample, fit_level, fit_levels
 from distroml.planner.gpus import custom_gpu, gpu, gpu_names
 from distroml.planner.judge import judge
 from distroml.planner.plan import AXES, RECOMPUTE, SCHEDULES, Axis, Plan, PlanRefused, Recompute, Schedule
-from distroml.planner.prediction import BYTES, SECONDS, Corrections, Prediction, Refused, Stage
+from distroml.planner.prediction import BYTES, SECONDS, Compressed, Corrections, Prediction, Refused, Stage
 from distroml.planner.pricing import Pricer, price
-from distroml.planner.profile import MeasuredUnit, ModelProfile, Saved, Unit, Work
+from distroml.planner.profile import MeasuredUnit, ModelProfile, Saved, Shape, Unit, Work
+from distroml.planner.reasons import compression_lines
 from distroml.planner.request import Wish, parse_wish, wish_of
 from distroml.planner.search import Alternative, Choice, complete, search
 from distroml.planner.spec import Spec, read_spec
@@ -46,7 +49,10 @@ __all__ = [
     "SECONDS",
     "Alternative",
     "Axis",
+    "Candidate",
     "Choice",
+    "Compressed",
+    "Compressing",
     "Corrections",
     "Counterfactual",
     "Device",
@@ -67,16 +73,20 @@ __all__ = [
     "Saved",
     "Schedule",
     "Sensitivity",
+    "Shape",
     "Spec",
     "Stage",
     "Topology",
     "Training",
     "Transformer",
+    "Tried",
     "Unit",
     "Wish",
     "Work",
     "balanced_stages",
     "complete",
+    "compressing",
+    "compression_lines",
     "contradicts",
     "custom_gpu",
     "described",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from distroml.planner.plan import Plan, PlanRefused
 from distroml.planner.prediction import Prediction
 from distroml.planner.pricing import Pricer
-from distroml.planner.reasons import TIE, against, differences
+from distroml.planner.reasons import TIE, against, compression_lines, differences
 from distroml.planner.request import Wish
 from distroml.planner.search import Alternative, Choice, Search
 
@@ -39,6 +39,7 @@ def judge(pricer: Pricer, plan: Plan) -> Choice:
         gain = 1 - free.prediction.step_seconds / prediction.step_seconds
         if gain > TIE:
             reasons.append(f"{free.plan} promises {gain:.1%} less time")
+    reasons += compression_lines(prediction)
     _, count = pricer.samples(plan)
     given = replace(plan, grad_accum_steps=count)
     told = replace(given, reasons=(*reasons, *plan.reasons))

@@ -8,10 +8,13 @@ through a step without stages is followed in `moments`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from distroml.planner.codes import Buffer, kept_bytes, shard_message, working_bytes
+from distroml.planner.compressing import NONE, spec_of
 from distroml.planner.cost.chain import Chain, Span, saved_bytes
 from distroml.planner.cost.compute import rank_parameters
 from distroml.planner.cost.pipeline import in_flight
@@ -32,16 +35,32 @@ class _Unit(NamedTuple):
     transient_bytes: float
 
 
+class Kept(NamedTuple):
+    """Bytes that compression takes up on one rank.
+
+    Attributes:
+        residuals: from step to step.
+        working: beside gradients while a bucket is exchanged along dp_replicate.
+        shard_working: the same of a unit along dp_shard.
+    """
+
+    residuals: float = 0.0
+    working: float = 0.0
+    shard_working: float = 0.0
+
+
 class _Lasting(NamedTuple):
     """What one rank holds however many microbatches are on their way.
 
     Attributes:
         parts: bytes by the names in `BYTES`, activations not among them.
+        kept: what compression takes up.
         held: the units of its stages.
         saved: bytes that a sample leaves in each of them.
     """
 
     parts: dict[str, float]
+    kept: Kept
     held: Sequence[Span]
     saved: Sequence[float]
 
@@ -101,8 +120,10 @@ class MemoryModel:
         parts["gathered"] = self._gathered(plan, elements, trainable, largest.elements)
         parts["transient"] = largest.transient_bytes
         parts["buffers"] = self._buffers(plan, held, microbatch, microbatches, parts["gradients"])
+        kept = self.kept(plan, held)
+        parts["residuals"] = kept.residuals
         saved = chain.saved(plan.tp, plan.sequence_parallel, plan.recompute)
-        return _Lasting(parts, held, [saved.over(span) for span in held])
+        return _Lasting(parts, kept, held, [saved.over(span) for span in held])
 
     def _peak(
         self, plan: Plan, lasting: _Lasting, flying: Sequence[int], microbatch: int, microbatches: int
@@ -119,13 +140,38 @@ class MemoryModel:
             self._follow(parts, plan, microbatch, kept or microbatches > 1)
         elif not kept and microbatches == 1 and plan.pp == 1:
             self._come_and_go(parts, plan, lasting.held[0], microbatch)
+        working = lasting.kept.working
+        parts["buffers"] += lasting.kept.shard_working + (working if alone else 0.0)
         if plan.dp_replicate > 1 and not kept:
-            parts = self._after_passes(parts, whole)
+            parts = self._after_passes(parts, whole, working)
         for part in BYTES[:-1]:
             parts[part] *= self.corrections.memory(part)
         moving = parts["gathered"] + parts["activations"] + parts["transient"] + parts["buffers"]
         parts["margin"] = moving * self.device.margin * self.corrections.memory("margin")
         return parts
+
+    def kept(self, plan: Plan, held: Sequence[Span]) -> Kept:
+        """What compression takes up on a rank with these stages: of several candidates as much as any needs."""
+        compressing, chain, ranks = self.training.compressing, self.chain, plan.dp_replicate
+        item = chain.profile.parameter_itemsize
+        elements = sum(chain.trainable(plan.tp, span) for span in held)
+        shard_working = 0.0
+        if compressing.shard != NONE and plan.dp_shard > 1:
+            largest = math.ceil(self._largest(plan, held, 0).elements)
+            message = shard_message(spec_of(compressing.shard), largest, plan.dp_shard)
+            shard_working = 2 * message.bytes + 4 * largest / plan.dp_shard
+        if not compressing.on or ranks == 1 or not elements:
+            return Kept(shard_working=shard_working)
+        own = math.ceil(elements / plan.dp_shard)
+        whole = Buffer(own, chain.sides(plan.tp, plan.dp_shard, held))
+        buckets = max(1, math.ceil(own * item / (plan.bucket_mb * _MIB)))
+        each = Buffer(-(-own // buckets), tuple(one._replace(many=one.many / buckets) for one in whole.matrices))
+        specs = [spec_of(one.scheme) for one in compressing.candidates]
+        return Kept(
+            residuals=max(buckets * kept_bytes(spec, each, ranks) for spec in specs),
+            working=max(working_bytes(spec, each, ranks) for spec in specs),
+            shard_working=shard_working,
+        )
 
     def _largest(self, plan: Plan, held: Sequence[Span], microbatch: int) -> _Unit:
         # One representative of each shape stands for all.
@@ -199,10 +245,10 @@ class MemoryModel:
         _, parts["activations"], parts["gradients"] = best
 
     @staticmethod
-    def _after_passes(parts: dict[str, float], gradients: float) -> dict[str, float]:
+    def _after_passes(parts: dict[str, float], gradients: float, working: float) -> dict[str, float]:
         """The larger of two moments: the passes, and the sums along dp_replicate in buffers of the gradients' size."""
         passing = {"activations": 0.0, "transient": 0.0, "gathered": 0.0}
-        after = {**parts, **passing, "gradients": gradients, "buffers": gradients}
+        after = {**parts, **passing, "gradients": gradients, "buffers": gradients + working}
         return after if sum(after.values()) > sum(parts.values()) else parts
 
     def _buffers(self, plan: Plan, held: Sequence[Span], microbatch: int, microbatches: int, gradients: float) -> float:

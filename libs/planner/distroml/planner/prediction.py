@@ -23,6 +23,7 @@ BYTES: tuple[str, ...] = (
     "parameters",
     "gradients",
     "optimizer",
+    "residuals",
     "gathered",
     "activations",
     "transient",
@@ -45,6 +46,47 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compressed:
+    """What compression does to one rank's step under a plan.
+
+    Attributes:
+        scheme: along dp_replicate; "none" where no other rank has the same gradients.
+        shard: along dp_shard.
+        sent_bytes: by axis, that the rank sends in a step for gradients.
+        dense_bytes: the same without compression.
+        codec_s: encoding and decoding, hidden or not.
+        measured: whether that was measured here; else it is as fast as memory, which is a bound from below.
+        residual_bytes: kept from step to step.
+        working_bytes: messages and copies beside the gradients while they are exchanged.
+        extra: steps to a loss beyond the dense run's, as a share of them, where they were known to the planner.
+    """
+
+    scheme: str
+    shard: str
+    sent_bytes: Mapping[str, float]
+    dense_bytes: Mapping[str, float]
+    codec_s: float
+    measured: bool
+    residual_bytes: float
+    working_bytes: float
+    extra: float = 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """The JSON object."""
+        return {
+            "scheme": self.scheme,
+            "shard": self.shard,
+            "sent_bytes": {axis: round(sent) for axis, sent in self.sent_bytes.items()},
+            "dense_bytes": {axis: round(sent) for axis, sent in self.dense_bytes.items()},
+            "codec_seconds": self.codec_s,
+            "codec_measured": self.measured,
+            "residual_bytes": round(self.residual_bytes),
+            "working_bytes": round(self.working_bytes),
+            "extra_steps": self.extra,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """One step under one plan.
 
@@ -61,6 +103,7 @@ class Prediction:
         stages: in the order of the chain.
         send_s: time until one microbatch's output is on the next stage.
         rank_bytes: parts of the peak on each pp coordinate.
+        compressed: what compression does, where it was asked for.
     """
 
     plan: Plan
@@ -75,10 +118,11 @@ class Prediction:
     stages: tuple[Stage, ...] = ()
     send_s: float = 0.0
     rank_bytes: tuple[Mapping[str, float], ...] = ()
+    compressed: Compressed | None = None
 
     def as_dict(self) -> dict[str, object]:
         """The JSON object of a prediction: its totals and its parts, without zeros."""
-        return {
+        told: dict[str, object] = {
             "step_seconds": self.step_seconds,
             "peak_bytes_per_rank": round(self.peak_bytes_per_rank),
             "mfu": self.mfu,
@@ -88,6 +132,7 @@ class Prediction:
                 "bytes": {name: round(value) for name, value in self.bytes.items() if value},
             },
         }
+        return told if self.compressed is None else told | {"compression": self.compressed.as_dict()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

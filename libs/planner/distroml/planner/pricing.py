@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
+from distroml.planner.compressing import NONE
 from distroml.planner.cost.chain import Chain, Span
-from distroml.planner.cost.collectives import all_reduce_s, hidden
-from distroml.planner.cost.core import Core, Cores, Load
-from distroml.planner.cost.exchange import StageLoad, replicate_s, shard_s
-from distroml.planner.memory import MemoryModel
+from distroml.planner.cost.collectives import all_reduce_s
+from distroml.planner.cost.core import Core, Cores
+from distroml.planner.cost.gradients import GradientCosts, Way
+from distroml.planner.memory import Kept, MemoryModel
 from distroml.planner.plan import Axis, Plan
 from distroml.planner.possible import impossible
-from distroml.planner.prediction import Corrections, Prediction, Refused, Stage
+from distroml.planner.prediction import Compressed, Corrections, Prediction, Refused, Stage
 from distroml.planner.profile import MeasuredUnit, ModelProfile
 from distroml.planner.topology import Route, Topology
 from distroml.planner.training import Training
-
-_MIB = 1 << 20
-
 
 _AXES: dict[str, Axis] = {
     "tp": "tp",
@@ -63,6 +60,7 @@ class Pricer:
         self._routes: dict[tuple[int, int], Route] = {}
         self._shared: dict[Route, Route] = {}
         self._cores = Cores(self.chain, topology.device, self.route, self.samples)
+        self._gradients = GradientCosts(self.chain, topology.device, training, self.route)
 
     def route(self, plan: Plan, axis: Axis) -> Route:
         """The levels that `axis` crosses under the plan's order."""
@@ -83,7 +81,7 @@ class Pricer:
 
     def price(self, plan: Plan) -> Prediction | Refused:
         """The prediction for `plan`, or why it is not possible."""
-        if refused := impossible(plan, self.profile, self.topology, self.global_batch):
+        if refused := self.impossible(plan):
             return refused
         prediction = self.predict(plan)
         missing = prediction.peak_bytes_per_rank - prediction.capacity_bytes
@@ -99,6 +97,18 @@ class Pricer:
             )
         return prediction
 
+    def impossible(self, plan: Plan) -> Refused | None:
+        """Why `plan` cannot be, memory apart, or None."""
+        refused = impossible(plan, self.profile, self.topology, self.global_batch)
+        shard = self.training.compressing.shard
+        if refused is None and shard != NONE and plan.tp > 1 and plan.dp_shard > 1:
+            return Refused(
+                reason=f"compress_shard={shard} is not possible with tp={plan.tp}: parameters that all tp ranks hold "
+                "would come apart",
+                nearest="tp=1 works, or compress_shard=none",
+            )
+        return refused
+
     def samples(self, plan: Plan) -> tuple[int, int]:
         """Samples of a microbatch, and microbatches of a step, on the data-parallel rank that has most."""
         if self.global_batch is None:
@@ -112,7 +122,7 @@ class Pricer:
         microbatch, count = self.samples(plan)
         spans = self.chain.spans(plan.stages)
         core = self._cores.core(plan)
-        seconds = self.seconds(plan)
+        seconds, way = self._priced(plan)
         step = sum(seconds.values())
         memory = self.memory.ranks(plan, spans, microbatch, count)
         peak = max(memory, key=lambda parts: sum(parts.values()))
@@ -134,17 +144,52 @@ class Pricer:
             ),
             send_s=core.send,
             rank_bytes=tuple(memory),
+            compressed=self._compressed(plan, way, self.memory.kept(plan, spans[memory.index(peak) :: plan.pp])),
         )
 
     def seconds(self, plan: Plan) -> dict[str, float]:
         """The step's parts under a plan that is possible."""
+        return self._priced(plan)[0]
+
+    def to_loss_s(self, plan: Plan) -> float:
+        """The step as plans are compared by it: lengthened by the steps that lossy compression costs."""
+        seconds, way = self._priced(plan)
+        return sum(seconds.values()) * (1 + way.candidate.extra)
+
+    def _priced(self, plan: Plan) -> tuple[dict[str, float], Way]:
+        """The parts under the candidate of compression with the least time to a loss."""
         _, count = self.samples(plan)
-        core, seconds = self._cores.core(plan), self._cores.seconds(plan)
-        self._exchanges(plan, core.ends, count, seconds)
-        seconds["tied"] = self._tied_s(plan, self.chain.spans(plan.stages)) if self.profile.tied else 0.0
-        seconds["optimizer"] = self._optimizer_s(plan, core)
-        seconds["other"] = self.topology.device.step_s
-        return self._corrected(seconds)
+        core, plain = self._cores.core(plan), self._cores.seconds(plan)
+        plain["tied"] = self._tied_s(plan, self.chain.spans(plan.stages)) if self.profile.tied else 0.0
+        plain["optimizer"] = self._optimizer_s(plan, core)
+        plain["other"] = self.topology.device.step_s
+        ways = [
+            (self._corrected({**plain, "dp_shard": way.shard_s, "dp_replicate": way.replicate_s}), way)
+            for way in self._gradients.ways(plan, core.ends, count)
+        ]
+        return min(ways, key=lambda one: sum(one[0].values()) * (1 + one[1].candidate.extra))
+
+    def _compressed(self, plan: Plan, way: Way, kept: Kept) -> Compressed | None:
+        """What compression does under the plan; None where none was asked for."""
+        compressing = self.training.compressing
+        if not compressing.on and compressing.shard == NONE:
+            return None
+        schemes = {way.candidate.scheme: plan.dp_replicate, compressing.shard: plan.dp_shard}
+        return Compressed(
+            scheme=way.candidate.scheme,
+            shard=compressing.shard if plan.dp_shard > 1 else NONE,
+            sent_bytes=way.sent_bytes,
+            dense_bytes=way.dense_bytes,
+            codec_s=way.codec_s,
+            measured=all(
+                compressing.s_per_element(scheme, ranks) is not None
+                for scheme, ranks in schemes.items()
+                if scheme != NONE and ranks > 1
+            ),
+            residual_bytes=kept.residuals,
+            working_bytes=kept.working + kept.shard_working,
+            extra=way.candidate.extra,
+        )
 
     def core_s(self, plan: Plan, *, least: bool = False) -> float:
         """Seconds of the step without what data-parallel ranks exchange: no split of the same core takes less.
@@ -160,44 +205,6 @@ class Pricer:
         """Most memory of any rank under a plan that is possible."""
         microbatch, count = self.samples(plan)
         return self.memory.peak_bytes(plan, self.chain.spans(plan.stages), microbatch, count)
-
-    def _exchanges(self, plan: Plan, ends: Sequence[tuple[Load, float]], count: int, seconds: dict[str, float]) -> None:
-        """Adds what exchanges along dp_shard and dp_replicate stand uncovered on the coordinate that is last."""
-        item, device = self.profile.parameter_itemsize, self.topology.device
-        shard_route, replicate_route = self.route(plan, "dp_shard"), self.route(plan, "dp_replicate")
-        if not shard_route and not replicate_route:
-            return
-        # See `ModelProfile.engine`.
-        keeps = plan.pp > 1 and self.profile.engine == "torch"
-        once = plan.pp > 1 and self.profile.engine == "megatron" and not plan.reshard_after_forward
-        # Sums along dp_replicate run beside the backward pass only where nothing else divides the model.
-        window = 1.0 if plan.dp_shard == plan.tp == plan.pp == 1 else 0.0
-        overlap = device.overlap if device.shard_overlap is None else device.shard_overlap
-        shard_overlap = hidden(shard_route, overlap)
-        last = (-math.inf, 0.0, 0.0)
-        for rank, slack in ends:
-            shard = shard_s(
-                shard_route,
-                StageLoad(elements=rank.elements, units=rank.units, forward_s=rank.forward, backward_s=rank.backward),
-                gather_bytes=min(item, self.training.compute_itemsize),
-                scatter_bytes=self.training.reduced_bytes(item),
-                times=1 if once else count,
-                again=plan.reshard_after_forward and not keeps,
-                overlap=shard_overlap,
-            )
-            replicate = replicate_s(
-                replicate_route,
-                rank.elements / plan.dp_shard * self.training.reduced_bytes(item),
-                bucket_bytes=plan.bucket_mb * _MIB,
-                compression=self.training.compression,
-                codec_s_per_byte=self.training.codec_s_per_byte,
-                window_s=rank.backward * window,
-                overlap=hidden(replicate_route, device.overlap),
-            )
-            if replicate_route:
-                replicate += rank.elements / plan.dp_shard * item * device.copy_s_per_byte
-            last = max(last, (shard + replicate - slack, shard, replicate))
-        _, seconds["dp_shard"], seconds["dp_replicate"] = last
 
     def _tied_s(self, plan: Plan, spans: Sequence[Span]) -> float:
         """Sums of the gradients of parameters that several stages hold."""
@@ -243,6 +250,7 @@ def _remedy(part: str) -> str:
         "parameters": "more dp_shard, tp or pp divides it",
         "gradients": "more dp_shard, tp or pp divides it",
         "optimizer": "more dp_shard, tp or pp divides it, and sgd has none",
+        "residuals": "compress=none has none, and more dp_shard, tp or pp divides it",
         "gathered": "reshard_after_forward=yes or more tp makes it smaller",
         "activations": "a smaller microbatch, recompute=full or more tp makes it smaller",
         "transient": "a smaller microbatch or more tp makes it smaller",

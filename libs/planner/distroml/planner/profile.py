@@ -46,6 +46,15 @@ class Saved:
     split_bytes: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """So many trainable tensors of one shape; tp divides dimension `divided` of them, or none where that is None."""
+
+    sizes: tuple[int, ...]
+    many: int = 1
+    divided: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """A block of the chain, or everything with parameters that runs before or after it.
@@ -58,6 +67,8 @@ class Unit:
         split_parameters: those that tp divides.
         frozen_parameters: elements without gradient or optimizer state.
         tensors: how many tensors the trainable elements are in; 0 where nobody counted.
+        shapes: of those tensors; one that several units share is told of by the first. What is not told of counts as
+            vectors, which matter to compression by low rank only.
         forward: cost of the forward pass of one sample.
         backward: cost of the backward pass of one sample, without recomputation.
         split: the share of both passes' operations that tp divides, 0 to 1.
@@ -80,6 +91,7 @@ class Unit:
     split_parameters: int = 0
     frozen_parameters: int = 0
     tensors: int = 0
+    shapes: tuple[Shape, ...] = ()
     forward: Work
     backward: Work
     split: float = 0.0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from distroml.planner.compressing import NONE
 from distroml.planner.plan import AXES, Plan, stages_text
 from distroml.planner.prediction import Prediction
 from distroml.planner.request import Wish
@@ -94,6 +95,29 @@ def _value_text(name: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def compression_lines(prediction: Prediction) -> list[str]:
+    """What compression does under the plan, an axis a line; none where nothing is compressed."""
+    found, lines = prediction.compressed, list[str]()
+    if found is None:
+        return lines
+    for axis, option, scheme in (
+        ("dp_replicate", "compress", found.scheme),
+        ("dp_shard", "compress_shard", found.shard),
+    ):
+        if scheme != NONE and found.dense_bytes.get(axis):
+            sent, dense = bytes_text(found.sent_bytes[axis]), bytes_text(found.dense_bytes[axis])
+            lines.append(f"{option}={scheme}: a rank sends {sent} a step along {axis} instead of {dense}")
+    if lines:
+        how = "measured here" if found.measured else "at least: as fast as memory is"
+        lines.append(f"encoding and decoding takes {seconds_text(found.codec_s)} a step ({how})")
+    if found.residual_bytes or found.working_bytes:
+        kept, on_the_way = bytes_text(found.residual_bytes), bytes_text(found.working_bytes)
+        lines.append(
+            f"compression takes up to {kept} of residuals, and {on_the_way} beside gradients that are exchanged"
+        )
+    return lines
+
+
 def reasons_for(
     chosen: Prediction, pricer: Pricer, without: Mapping[str, Prediction | str], rejected: Mapping[str, int]
 ) -> tuple[str, ...]:
@@ -121,6 +145,7 @@ def reasons_for(
             line += f"; the best plan with another one ({other.plan.schedule}) is {against(other, chosen)}"
         lines.append(line)
     lines += _one_change(chosen, pricer)
+    lines += compression_lines(chosen)
     full = bytes_text(chosen.capacity_bytes)
     lines.append(f"memory {bytes_text(chosen.peak_bytes_per_rank)} of {full} per rank at the peak")
     if plan.order != AXES:

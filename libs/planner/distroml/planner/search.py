@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from distroml.planner.balance import balanced_stages
 from distroml.planner.candidates import Core, Shape, cores, orders, plan_of, shapes, splits
 from distroml.planner.plan import AXES, Axis, Plan, PlanRefused
-from distroml.planner.possible import impossible, pp_refused, tp_refused
+from distroml.planner.possible import pp_refused, tp_refused
 from distroml.planner.prediction import Corrections, Prediction, Refused
 from distroml.planner.preference import complexity, not_chosen, shape_of
 from distroml.planner.pricing import Pricer
@@ -226,7 +226,7 @@ class Search:
         best: tuple[float, Plan | None] = (float("inf"), None)
         for split in extremes:
             plan = plan_of(core, split, stages, count, self.wish)
-            if impossible(plan, self.pricer.profile, self.pricer.topology, self.batch):
+            if self.pricer.impossible(plan):
                 continue
             peak = self.pricer.peak_bytes(plan)
             if peak < best[0]:
@@ -306,7 +306,7 @@ class Search:
                 if shard == 1 and not reshard and self.wish.reshard_after_forward is None:
                     continue
                 one = replace(plan, dp_replicate=replicate, dp_shard=shard, reshard_after_forward=reshard)
-                if impossible(one, self.pricer.profile, self.pricer.topology, self.batch):
+                if self.pricer.impossible(one):
                     continue
                 peak = self.pricer.peak_bytes(one)
                 if peak > capacity:
@@ -316,7 +316,7 @@ class Search:
                     continue
                 for order in self._orders(one):
                     laid = replace(one, order=order)
-                    found.append((sum(self.pricer.seconds(laid).values()), laid))
+                    found.append((self.pricer.to_loss_s(laid), laid))
         return found
 
     def _orders(self, plan: Plan) -> list[tuple[Axis, ...]]:
@@ -335,7 +335,7 @@ class Search:
             return plan
         sized = [replace(plan, bucket_mb=size) for size in (plan.bucket_mb, *_BUCKETS_MB)]
         fitting = [one for one in sized if self.pricer.peak_bytes(one) <= self.pricer.topology.device.usable_bytes]
-        return min(fitting, key=lambda one: sum(self.pricer.seconds(one).values()))
+        return min(fitting, key=self.pricer.to_loss_s)
 
     def _nothing(self, possible: Sequence[Shape]) -> str:
         pricer, wish = self.pricer, self.wish
@@ -377,7 +377,7 @@ class Search:
             stages=stages if shape.pp > 1 else (),
             sequence_parallel=bool(wish.sequence_parallel),
         )
-        if refused := impossible(plan, self.pricer.profile, self.pricer.topology, self.batch):
+        if refused := self.pricer.impossible(plan):
             return str(refused)
         steps = wish.grad_accum_steps
         return (

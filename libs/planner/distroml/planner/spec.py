@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from distroml.planner.compressing import NO_COMPRESSION, NONE, SHARD_SCHEMES, Compressing, Tried, compressing
+from distroml.planner.compression import AUTO, UnknownScheme, parse_spec, read_wish
 from distroml.planner.gpus import custom_gpu, gpu
 from distroml.planner.plan import RECOMPUTE, PlanRefused, Recompute
 from distroml.planner.topology import Device, Topology, described
@@ -134,6 +136,7 @@ def read_spec(spec: object, *, live: bool = False) -> Spec:
     optimizer = cast("Optimizer", how.choice("optimizer", OPTIMIZERS) or "adamw")
     precision = cast("Precision | None", how.choice("precision", PRECISIONS))
     recompute = cast("str | None", how.choice("recompute", (*RECOMPUTE, "auto")))
+    packed = _compressing(how, problems)
     how.close()
     if problems:
         raise PlanRefused("\n".join(problems))
@@ -142,6 +145,7 @@ def read_spec(spec: object, *, live: bool = False) -> Spec:
         optimizer=optimizer,
         precision=precision or (transformer.params_dtype if transformer else "fp32"),
         master_weights=transformer is not None,
+        compressing=packed,
     )
     wanted = None if recompute in (None, "auto") else cast("Recompute", recompute)
     return Spec(
@@ -152,6 +156,26 @@ def read_spec(spec: object, *, live: bool = False) -> Spec:
         global_batch=cast("int", global_batch),
         training=training,
         recompute=wanted,
+    )
+
+
+def _compressing(how: _Reader, problems: list[str]) -> Compressing:
+    wanted = str(how.any("compress") or NONE)
+    shard = cast("str", how.choice("compress_shard", SHARD_SCHEMES) or NONE)
+    ms_per_mib = how.number("compress_ms_per_mib")
+    try:
+        if read_wish(wanted) == AUTO:
+            raise PlanRefused("auto chooses by what is measured on the machines; on paper name a scheme, such as int8")
+        return compressing(wanted, shard, tried=worked(ms_per_mib, wanted, shard))
+    except (UnknownScheme, PlanRefused) as error:
+        problems.append(f"{how.name('compress')}: {error}")
+        return NO_COMPRESSION
+
+
+def worked(ms_per_mib: float | None, *schemes: str) -> tuple[Tried, ...]:
+    """What `distroml bench comm` measured: milliseconds of work for a MiB of float32 gradients; nothing for None."""
+    return tuple(
+        Tried(parse_spec(scheme).name, 2, ms_per_mib * 1e-3 / (1 << 18)) for scheme in schemes if ms_per_mib is not None
     )
 
 

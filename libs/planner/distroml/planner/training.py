@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from distroml.planner.compressing import NO_COMPRESSION, Compressing
 from distroml.planner.plan import PlanRefused
 
 Optimizer = Literal["adamw", "adam", "momentum", "sgd"]
@@ -25,15 +26,13 @@ class Training:
         precision: dtype of matrix products and activations; parameters are stored as the profile says.
         master_weights: 16-bit parameters are accompanied by 32-bit copies, gradients and states (18 bytes per
             parameter under Adam), as Megatron keeps them.
-        compression: bytes of a gradient over the bytes that are sent for it along dp_replicate.
-        codec_s_per_byte: time of compressing and decompressing one byte of gradient.
+        compressing: how gradients are compressed when they are exchanged.
     """
 
     optimizer: Optimizer = "adamw"
     precision: Precision = "bf16"
     master_weights: bool = False
-    compression: float = 1.0
-    codec_s_per_byte: float = 0.0
+    compressing: Compressing = NO_COMPRESSION
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -42,11 +41,6 @@ class Training:
         ):
             if value not in known:
                 raise PlanRefused(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        if not self.compression >= 1 or not self.codec_s_per_byte >= 0:
-            raise PlanRefused(
-                f"compression must be at least 1 and codec_s_per_byte at least 0, got {self.compression} and "
-                f"{self.codec_s_per_byte}"
-            )
 
     @property
     def compute_itemsize(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from distroml.planner.plan import PlanRefused
-from distroml.planner.profile import ModelProfile, Saved, Unit, Work
+from distroml.planner.profile import ModelProfile, Saved, Shape, Unit, Work
 from distroml.planner.training import ITEMSIZE, Precision
 
 Attention = Literal["core", "flash"]
@@ -141,6 +141,12 @@ def _block(model: Transformer, c: int) -> Unit:
         shape="layer",
         parameters=matrices + split_biases + whole,
         split_parameters=matrices + split_biases,
+        shapes=(
+            Shape((h + 2 * kv, h), divided=0),
+            Shape((h, h), divided=1),
+            Shape((f, h), 2 if gated else 1, divided=0),
+            Shape((h, f), divided=1),
+        ),
         forward=Work(flops=forward, attention_flops=tiled, moved_bytes=moved),
         backward=Work(flops=2 * forward, attention_flops=2 * tiled, moved_bytes=backward_moved),
         split=1.0,
@@ -169,6 +175,7 @@ def _embedding(model: Transformer, c: int) -> Unit:
         shape="before",
         parameters=model.vocab * h + (0 if model.modern else s * h),
         split_parameters=model.vocab * h,
+        shapes=(Shape((model.vocab, h), divided=0), *(() if model.modern else (Shape((s, h)),))),
         forward=Work(moved_bytes=4 * s * h * c),
         backward=Work(moved_bytes=4 * s * h * c),
         saved={"none": saved, "selective": saved, "full": saved},
@@ -191,6 +198,8 @@ def _head(model: Transformer, c: int) -> Unit:
         shape="after",
         parameters=norm + v * h,
         split_parameters=v * h,
+        # Where it is the embedding's, the embedding tells of it.
+        shapes=(Shape((v, h), divided=0),) if model.modern else (),
         forward=Work(flops=flops, moved_bytes=whole + split),
         backward=Work(flops=2 * flops, moved_bytes=2 * (whole + split)),
         split=1.0,

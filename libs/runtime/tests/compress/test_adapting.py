@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from distroml.objectstore.memory import MemoryObjectStore
 from distroml.runtime.compress.control import NONE, Change
 from distroml.runtime.training.adapting import Adapting, probe_link
+from distroml.runtime.training.catalogue import LocalCatalogue
+from distroml.runtime.training.recording import SchemeRecord
+from distroml.runtime.training.storage import Storage
 from distroml.workerlink import SchemeChanged
 from libs.runtime.tests.compress.synthetic import mbit, setting
 
@@ -28,6 +32,7 @@ class SeenOne:
     exposed_s: float = 0.0
     gradient_norm: float = 1.0
     residual_norm: float = 1.0
+    cosine: float | None = None
 
 
 @dataclass
@@ -84,7 +89,7 @@ def train(adapting: Adapting, exchange: Pretended, first: int, last: int) -> dic
 def test_the_link_is_probed_before_the_first_step_and_its_choice_set_and_told() -> None:
     exchange, told = Pretended(10), []
     adapting = made(exchange, recorded := [], told)
-    adapting.start(0, "", 0.2)
+    adapting.start(0, "", lambda: 0.2)
     assert len(exchange.probes) == 4  # small messages, and one large one that is slow enough
     assert exchange.due[1] == list(enumerate(adapting.schemes))
     assert [(one.bucket, one.to_scheme, one.from_step, one.generation) for one in told] == [
@@ -103,7 +108,7 @@ def test_a_probe_reads_the_link(rate: float) -> None:
 def test_a_link_that_gets_fast_is_followed_within_forty_steps() -> None:
     exchange, told = Pretended(10), []
     adapting = made(exchange, [], told)
-    adapting.start(0, "", 0.2)
+    adapting.start(0, "", lambda: 0.2)
     train(adapting, exchange, 1, 50)
     exchange.rate = 100_000
     used = train(adapting, exchange, 51, 91)
@@ -117,7 +122,7 @@ def test_every_rank_decides_alike_and_only_one_speaks() -> None:
     told: list[SchemeChanged] = []
     speaker, silent = made(one, [], told), made(other, [])
     for adapting, exchange in ((speaker, one), (silent, other)):
-        adapting.start(0, "", 0.2)
+        adapting.start(0, "", lambda: 0.2)
         first = train(adapting, exchange, 1, 30)
         exchange.rate = 1000
         assert train(adapting, exchange, 31, 80)[80] != first[30]
@@ -129,7 +134,7 @@ def test_steps_that_are_made_again_use_what_was_recorded_of_them() -> None:
     recorded: list[Change] = []
     exchange = Pretended(10)
     adapting = made(exchange, recorded)
-    adapting.start(0, "", 0.2)
+    adapting.start(0, "", lambda: 0.2)
     first = train(adapting, exchange, 1, 40)
     kept = adapting.keep()
     exchange.rate = 1000
@@ -138,16 +143,46 @@ def test_steps_that_are_made_again_use_what_was_recorded_of_them() -> None:
     # The link is slow again, and the process goes back to its checkpoint of step 40.
     again = Pretended(10)
     survivor = made(again, list(recorded), told := [])
-    survivor.start(40, kept, 0.2)
+    survivor.start(40, kept, lambda: 0.2)
     last = max(change.from_step for change in recorded)
     used = train(survivor, again, 41, last)
     assert used == {step: first[step] for step in range(41, last + 1)}
     assert {one.reason for one in told if one.from_step == 41} == {"Resumed"}
 
 
+def test_processes_that_all_come_anew_use_what_was_kept_of_changes() -> None:
+    """The link does not do again what it did; the record of the generation before tells."""
+    store = MemoryObjectStore()
+    storage = Storage(store, "job-1", LocalCatalogue(store, "job-1"))
+    exchange = Pretended(10)
+    first_record = SchemeRecord(storage, 3)
+    assert first_record.read() == []
+    adapting = Adapting(exchange, exchange.set_scheme, exchange.work, recorded := [], None, 3, first_record.write)
+    adapting.start(0, "", lambda: 0.2)
+    first = train(adapting, exchange, 1, 40)
+    kept = adapting.keep()
+    exchange.rate = 1000
+    first |= train(adapting, exchange, 41, 80)
+    assert first[80] != first[40]
+    again = Pretended(10)
+    fresh = made(again, remembered := SchemeRecord(storage, 4).read())
+    assert remembered == recorded
+    fresh.start(40, kept, lambda: 0.2)
+    last = max(change.from_step for change in recorded)
+    assert train(fresh, again, 41, last) == {step: first[step] for step in range(41, last + 1)}
+
+
+def test_a_record_that_cannot_be_read_is_as_good_as_none(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryObjectStore()
+    storage = Storage(store, "job-1", LocalCatalogue(store, "job-1"))
+    store.put("schemes/job-1/00000002.json", b"[{")
+    assert SchemeRecord(storage, 3).read() == []
+    assert "cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize("kept", ["{", '{"buckets": [], "link": {"latency_s": 0.1, "s_per_byte": 1.0}}'])
 def test_a_state_of_other_buckets_or_none_begins_anew(kept: str) -> None:
     exchange = Pretended(10)
     adapting = made(exchange, [])
-    adapting.start(40, kept, 0.2)
+    adapting.start(40, kept, lambda: 0.2)
     assert exchange.due[41] == list(enumerate(adapting.schemes))

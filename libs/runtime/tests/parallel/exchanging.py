@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -215,6 +216,58 @@ def broken(world: World, plan: str, compress: str) -> dict[str, Any]:
         told += parallel.exchange.non_finite
     parallel.close()
     return {"norms": norms, "kept": kept, "told": [[one.rank, one.parameter, one.step] for one in told]}
+
+
+def broken_early(world: World) -> dict[str, Any]:
+    """In the second step rank 1 has an infinite gradient in the bucket that is exchanged first of several.
+
+    Returns:
+        "moved": whether each bucket's residual changed in that step, in the order of exchanges; "nan" likewise.
+    """
+    parallel = spread(
+        world, "dp_replicate=2,bucket_mb=0.0005", Quirks(width=8), MICROBATCH, torch.float32, compress="int8"
+    )
+    exchange = parallel.exchange
+    last = exchange.buffers[0].spec.segments[0].name
+    step(parallel, 1)
+    before = [buffer.kept() for buffer in exchange.buffers]
+    if world.rank == 1:
+        dict(parallel.part.held)[last].register_hook(lambda gradient: gradient * float("inf"))
+    step(parallel, 2)
+    flats = parallel.gradients.flats
+    found = {
+        "moved": [not torch.equal(old, new.kept()) for old, new in zip(before, exchange.buffers, strict=True)],
+        "nan": [bool(flat.isnan().any()) for flat in flats],
+    }
+    parallel.close()
+    return found
+
+
+def asked(world: World) -> dict[str, Any]:
+    """Steps in which ranks tell one another what exchanges took, rank 1 late in each; samples are taken of some."""
+    plan = f"dp_replicate={world.world_size},bucket_mb=0.001"
+    parallel = spread(world, plan, Quirks(width=8), MICROBATCH, torch.float32, compress="auto")
+    exchange = parallel.exchange
+    for buffer in exchange.buffers:
+        exchange.set_scheme(buffer.number, parse_scheme("int8"), from_step=1)
+    buckets, cosines, seconds, late_s = len(exchange.buffers), {}, [], 0.3
+    for number in range(1, 8 * buckets + 1):
+        told = exchange.ask([float(world.rank)])
+        if world.rank == 1 and number < 5:
+            time.sleep(late_s)
+        step(parallel, number)
+        means, _ = told.wait()
+        for one in exchange.measured():
+            if one.cosine is not None:
+                cosines[one.bucket] = one.cosine
+        if 2 < number < 6:
+            seconds.append(sum(one.exposed_s for one in exchange.measured()))
+    sent = {way[2]: size for way, size in exchange.wire.take().items()}
+    parallel.close()
+    return {
+        "buckets": buckets, "means": means, "cosines": cosines, "seconds": seconds, "sampled": sent.get("sample", 0),
+        "late_s": late_s,
+    }  # fmt: skip
 
 
 def left_alone(world: World) -> str:

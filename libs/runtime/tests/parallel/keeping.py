@@ -11,6 +11,7 @@ import torch
 from distroml.objectstore.filesystem import open_object_store
 from distroml.runtime.checkpoint import RESIDUALS, Agreement, Whole, capture, restore
 from distroml.runtime.elastic import World
+from distroml.runtime.parallel.gradients import local_of
 from libs.runtime.tests.checkpoint.common import JOB
 from libs.runtime.tests.checkpoint.crossing import gather, save_agreed
 from libs.runtime.tests.parallel.exchanging import MICROBATCH, step
@@ -45,3 +46,43 @@ def leg(
     saved = save_agreed(store, agreed, world.rank, world.world_size, step=last + 10)
     parallel.close()
     return {"sha": saved, "bits": digest.hexdigest()}
+
+
+def owed(world: World, folder: str, plan: str, sha: str) -> dict[str, Any]:
+    """One plain step after a compressed run, with what that kept and without: how far the parameters differ by it.
+
+    Returns:
+        "residuals", the norm of what was kept; "differs", how far that is from the learning rate times it; how many
+        residuals a save has "before" and "after" the step.
+    """
+    store = open_object_store(Path(folder) / "objects")
+    ends: list[dict[str, torch.Tensor]] = []
+    kept: dict[str, torch.Tensor] = {}
+    counts: list[int] = []
+    for heeds in (False, True):
+        parallel = spread(world, plan, Quirks(tied=True, width=8), MICROBATCH, torch.float32)
+        optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1, momentum=0.9)
+        more = parallel.blank_kept()
+        whole = parallel.part.whole if parallel.part.whole.place else Whole.of(parallel.module)
+        restore(
+            store, JOB, sha, parallel.part.state, optimizer,
+            rank=world.rank, more=more, whole=whole, optional=(RESIDUALS,), own=parallel.own_place,
+        )  # fmt: skip
+        if heeds:
+            parallel.keep(more)
+            kept = {name: local_of(one).clone() for name, one in more[RESIDUALS].items()}
+            counts.append(len(parallel.kept()[RESIDUALS]))
+        step(parallel, 3)
+        optimizer.step()
+        if heeds:
+            counts.append(len(parallel.kept()))
+        ends.append({name: one.clone() for name, one in parallel.local_tensors()})
+        parallel.close()
+    without, fed = ends
+    off = [float((without[name] - fed[name] - 0.1 * one).norm()) for name, one in kept.items()]
+    return {
+        "residuals": sum(float(one.norm()) for one in kept.values()),
+        "differs": sum(off),
+        "before": counts[0],
+        "after": counts[1],
+    }

@@ -87,6 +87,26 @@ def test_a_gradient_that_is_no_number_stays_out_of_residuals(pool: Pool, plan: s
     assert answers[1]["kept"][0] == answers[1]["kept"][1], "the broken bucket's residuals are as they were"
 
 
+def test_buckets_after_a_broken_one_keep_what_they_had(pool: Pool) -> None:
+    for found in pool.run(f"{RANKS}broken_early", 2):
+        assert len(found["moved"]) > 2
+        assert not any(found["moved"])
+        assert all(found["nan"])
+
+
+def test_ranks_learn_what_exchanges_took_and_how_true_they_were(pool: Pool) -> None:
+    """Of seconds the least of any rank: one that comes late makes the others wait, which is not the link's doing."""
+    answers = pool.run(f"{RANKS}asked", 2, 120)
+    first, other = answers
+    assert first["means"] == other["means"] == [0.5]
+    assert first["seconds"] == other["seconds"]
+    assert 0 < min(first["seconds"]) < first["late_s"], "the late rank itself waits for nobody"
+    assert first["cosines"] == other["cosines"]
+    assert len(first["cosines"]) == first["buckets"], "every bucket has its turn"
+    assert all(0.95 < cosine <= 1.0 + 1e-9 for cosine in first["cosines"].values())
+    assert first["sampled"] > 0
+
+
 def test_a_peer_that_goes_away_is_an_error(pool: Pool) -> None:
     assert pool.run(f"{RANKS}left_alone", 2) == ["lost", "gone"]
 

@@ -107,3 +107,14 @@ def test_compression_may_begin_and_end_with_a_restart(pool: Pool, tmp_path: Path
     answers = pool.run(LEG, 2, 120, sha=sha, first=3, last=4, compress=loads, **given)
     assert len({answer["bits"] for answer in answers}) == 1
     assert bool(kept(tmp_path, answers[0]["sha"])) == (loads != "none")
+
+
+@pytest.mark.parametrize("plan", ["dp_replicate=2", "dp_shard=2"])
+def test_what_is_kept_when_compression_ends_is_told_once(pool: Pool, tmp_path: Path, plan: str) -> None:
+    """The plain step after it moves parameters by the residuals' sum, too, and nothing is kept after it."""
+    given = {"folder": str(tmp_path), "plan": "dp_replicate=2", "compress": "int4"}
+    sha = pool.run(LEG, 2, 120, sha="", first=1, last=2, **given)[0]["sha"]
+    for found in pool.run("libs.runtime.tests.parallel.keeping:owed", 2, folder=str(tmp_path), plan=plan, sha=sha):
+        assert found["residuals"] > 0
+        assert found["differs"] < 1e-4 * found["residuals"]
+        assert found["before"] > 0 == found["after"]

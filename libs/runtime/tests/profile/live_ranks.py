@@ -12,8 +12,10 @@ from torch import nn
 
 from distroml.planner import Measurement, Wish, parse_wish
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel import Precision, plan
+from distroml.runtime.parallel import Precision
+from distroml.runtime.parallel.given import predicted
 from distroml.runtime.parallel.live import Workload, plan_live, survey, tune_bucket
+from distroml.runtime.parallel.plan import plan as make_plan
 from distroml.runtime.parallel.remembered import remember
 from libs.runtime.tests.profile.memory_ranks import Tower, batch, loss
 
@@ -80,7 +82,7 @@ def choose_twice(world: World, cache: str, wish: str, slower: float) -> dict[str
 
 def buckets(world: World, cache: str) -> dict[str, Any]:
     """A given plan whose buckets are tuned, and the same asked for again."""
-    given = plan("dp_replicate=2", world_size=world.world_size, global_batch=GLOBAL_BATCH, microbatch=2)
+    given = make_plan("dp_replicate=2", world_size=world.world_size, global_batch=GLOBAL_BATCH, microbatch=2)
     first, again = (tune_bucket(_work(Tower()), world, given, Path(cache)) for _ in range(2))
     return {
         "same": [
@@ -91,6 +93,33 @@ def buckets(world: World, cache: str) -> dict[str, Any]:
         "reason": first.plan.reasons[-1],
         "probed": [one.links is not None for one in (first, again)],
         "predicted": first.prediction is not None,
+    }
+
+
+def choose_and_give(world: World, cache: str, given: str, compress: str) -> dict[str, Any]:
+    """A searched plan with compression, then a given one, before and after the search: what is told of it."""
+    folder = Path(cache)
+    work = replace(_work(Tower()), compress=compress)
+    plan = make_plan(given, world_size=world.world_size, global_batch=GLOBAL_BATCH)
+    before = predicted(plan, work, world, folder)
+    searched = plan_live(work, world, parse_wish("auto"), folder)
+    after = predicted(plan, work, world, folder)
+    taught = ("", "")
+    if after is not None and after.prediction is not None and world.is_main:
+        taught = remember(after, Measurement(step_seconds=3 * after.prediction.step_seconds), folder)
+    torch.distributed.barrier()
+    corrected = predicted(plan, work, world, folder)
+    assert searched is not None
+    assert searched.prediction is not None
+    return {
+        "before": before,
+        "searched": searched.prediction.as_dict().get("compression"),
+        "plan": str(plan),
+        "given": None if after is None else str(after.plan),
+        "reasons": () if after is None else after.plan.reasons,
+        "promised": [0.0 if one is None else one.prediction.step_seconds for one in (after, corrected)],
+        "compression": None if after is None else after.prediction.as_dict().get("compression"),
+        "taught": taught,
     }
 
 

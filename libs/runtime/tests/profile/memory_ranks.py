@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel import parallelize
+from distroml.runtime.parallel import ParallelModel, parallelize
 
 # So many samples that the peak lies in the passes, not in what the optimizer computes on the way.
 WIDTH, SAMPLES = 64, 64
@@ -56,9 +58,7 @@ def loss(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 def peak(world: World, plan: str) -> dict[str, int]:
     """Bytes of the second step at its peak, as torch's trackers name them."""
-    parallel = parallelize(
-        Tower, plan, world=world, loss=loss, sample=batch(), global_batch=SAMPLES * world.world_size, microbatch=SAMPLES
-    )
+    parallel = _spread(world, plan, "none")
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3, foreach=False)
     x = batch()
 
@@ -77,3 +77,31 @@ def peak(world: World, plan: str) -> dict[str, int]:
     snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     parallel.close()
     return {str(getattr(kind, "value", kind)): size for kind, size in snapshot.items()}
+
+
+def _spread(world: World, plan: str, compress: str) -> ParallelModel:
+    return parallelize(
+        Tower,
+        plan,
+        world=world,
+        loss=loss,
+        sample=batch(),
+        global_batch=SAMPLES * world.world_size,
+        microbatch=SAMPLES,
+        compress=compress,
+    )
+
+
+def kept(world: World, plan: str, schemes: list[str]) -> list[dict[str, Any]]:
+    """What compression by each scheme keeps after two steps, and what it sent in the second one."""
+    found: list[dict[str, Any]] = []
+    for scheme in schemes:
+        parallel = _spread(world, plan, scheme)
+        assert parallel.exchange is not None
+        for number in (1, 2):
+            parallel.exchange.wire.take()
+            parallel.finish(parallel.forward_backward([batch()], number))
+        sent = {way[2]: size for way, size in parallel.exchange.wire.take().items()}
+        found.append({"state_bytes": parallel.exchange.state_bytes, "sent": sent.get(scheme, 0)})
+        parallel.close()
+    return found

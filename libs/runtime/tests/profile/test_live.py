@@ -89,3 +89,21 @@ def test_buckets_of_a_given_plan_are_tuned_once_and_alike(pool: Pool, tmp_path: 
     assert found["reason"].startswith(f"bucket_mb={found['sizes'][0]:g}: hides most of the exchange")
     assert found["probed"] == [True, False], "what was measured serves again"
     assert not found["predicted"], "a prediction that fails would have the plan made anew"
+
+
+def test_a_given_plan_is_predicted_once_a_search_has_surveyed_the_model(pool: Pool, tmp_path: Path) -> None:
+    """With compression: timed here, priced, and told of."""
+    arguments = {"cache": str(tmp_path), "given": "dp_replicate=2", "compress": "int8"}
+    found = pool.run(f"{RANKS}:choose_and_give", 2, timeout_s=120, **arguments)[0]
+    assert found["before"] is None
+    assert found["given"].startswith("dp_replicate=2")
+    assert found["reasons"][0] == "the plan was given, not searched for"
+    first, corrected = found["promised"]
+    assert corrected > 1.5 * first > 0
+    assert found["taught"] == ["a step takes 3.00 times what was predicted", "the next prediction reckons with it"]
+    told = found["compression"]
+    assert told["scheme"] == "int8"
+    assert told["codec_measured"]
+    assert told["codec_seconds"] > 0
+    assert told["sent_bytes"]["dp_replicate"] < 0.3 * told["dense_bytes"]["dp_replicate"]
+    assert found["searched"] is not None

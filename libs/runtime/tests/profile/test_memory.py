@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from distroml.planner import Device, Level, Pricer, Topology, Training, parse_wish
-from distroml.planner.plan import Plan
+from distroml.planner import Device, Level, Prediction, Pricer, Topology, Training, compressing, parse_wish
+from distroml.planner.plan import DEFAULT_BUCKET_MB, Plan
 from distroml.runtime.profile import profile
 from libs.runtime.tests.profile.memory_ranks import SAMPLES, WIDTH, Tower, batch, loss
 from tests.numerics.pool import Pool
@@ -17,18 +17,24 @@ OUTSIDE = WIDTH * WIDTH + 8 * WIDTH
 
 
 def predicted(plan: str) -> dict[str, float]:
+    return dict(prediction(plan).bytes)
+
+
+def prediction(plan: str, compress: str = "none") -> Prediction:
     device = Device(name="cpu", flops={"fp32": 1e11}, memory_bytes=1e12, memory_bytes_per_s=1e10, margin=0.0)
     topology = Topology(device=device, levels=(Level(name="node", extent=4, latency_s=1e-5, bytes_per_s=1e9),))
     wish = parse_wish(plan)
     chosen = Plan(
         dp_replicate=wish.dp_replicate or 1,
         dp_shard=wish.dp_shard or 1,
+        tp=wish.tp or 1,
         recompute=wish.recompute or "none",
         reshard_after_forward=wish.reshard_after_forward is not False,
         microbatch=SAMPLES,
+        bucket_mb=wish.bucket_mb or DEFAULT_BUCKET_MB,
     )
-    pricer = Pricer(profile(Tower(), loss, batch()), topology, Training(precision="fp32"), SAMPLES * chosen.dp)
-    return dict(pricer.predict(chosen).bytes)
+    training = Training(precision="fp32", compressing=compressing(compress))
+    return Pricer(profile(Tower(), loss, batch()), topology, training, SAMPLES * chosen.dp).predict(chosen)
 
 
 def test_saved_bytes_are_those_that_autograd_saves():
@@ -84,3 +90,28 @@ def test_a_rank_needs_what_was_predicted(pool: Pool, plan: str, size: int):
         steps = 4 * 10  # each parameter's count of steps
         assert ours["optimizer"] == real.get("OptState", real.get("Optstate")) - steps
         assert sum(ours.values()) == pytest.approx(real["Total"], rel=0.05)
+
+
+SCHEMES = ["bf16", "int8", "topk:0.01", "randomk:0.01+int8", "powersgd:4", "powersgd:2+int8"]
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("plan", "size"),
+    [
+        ("dp_replicate=2,bucket_mb=0.1", 2),
+        ("dp_replicate=4", 4),
+        ("dp_replicate=2,dp_shard=2", 4),
+        ("dp_replicate=2,tp=2", 4),
+    ],
+)
+def test_residuals_and_bytes_on_the_wire_are_those_that_were_predicted(pool: Pool, plan: str, size: int):
+    everywhere = pool.run("libs.runtime.tests.profile.memory_ranks:kept", size, plan=plan, schemes=SCHEMES)
+    for place, scheme in enumerate(SCHEMES):
+        ours = prediction(plan, scheme)
+        assert ours.compressed is not None
+        most = max(rank[place]["state_bytes"] for rank in everywhere)
+        assert ours.bytes["residuals"] == pytest.approx(most, rel=0.03), scheme
+        sent = max(rank[place]["sent"] for rank in everywhere)
+        assert ours.compressed.sent_bytes["dp_replicate"] == pytest.approx(sent, rel=0.05), scheme

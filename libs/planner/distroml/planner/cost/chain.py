@@ -5,14 +5,17 @@ Units of one shape cost the same: each sum costs one evaluation per shape.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from distroml.planner.codes import Sides
 from distroml.planner.cost.collectives import all_reduce_s
 from distroml.planner.cost.compute import Measured, Roofline, rank_parameters
 from distroml.planner.plan import Recompute
-from distroml.planner.profile import MeasuredUnit, ModelProfile, Unit
+from distroml.planner.profile import MeasuredUnit, ModelProfile, Shape, Unit
 from distroml.planner.topology import Device, Route
 from distroml.planner.training import Training
 
@@ -73,6 +76,7 @@ class Chain:
         self._times: dict[tuple[float, int, bool, Recompute, Route], Times] = {}
         self._sizes: dict[int, Sizes] = {}
         self._saved: dict[tuple[int, bool, Recompute], Sums] = {}
+        self._sides: dict[object, tuple[Sides, ...]] = {}
 
     def spans(self, stages: Sequence[int]) -> list[Span]:
         """The units of each stage: what comes before the chain lies on the first, what comes after on the last."""
@@ -156,6 +160,18 @@ class Chain:
         # Shared parameters are split where their first unit's are.
         return elements / tp if self.units[group[0]].split_parameters >= elements else float(elements)
 
+    def sides(self, tp: int, shards: int, spans: Sequence[Span]) -> tuple[Sides, ...]:
+        """The trainable tensors of these stages as one rank of tp and dp_shard has them, seen as matrices."""
+        key = (tp, shards, *spans)
+        if key not in self._sides:
+            counted: Counter[tuple[int, int]] = Counter()
+            for start, end in spans:
+                for unit in self.units[start:end]:
+                    for shape in unit.shapes:
+                        counted[_as_matrix(shape, tp, shards)] += shape.many
+            self._sides[key] = tuple(Sides(*sides, many) for sides, many in sorted(counted.items()))
+        return self._sides[key]
+
     def saved(self, tp: int, sequence: bool, recompute: Recompute) -> Sums:
         """Bytes per sample that forward passes leave on one tp rank, unit by unit."""
         key = (tp, sequence, recompute)
@@ -164,6 +180,17 @@ class Chain:
                 self._each(lambda unit: saved_bytes(unit, tp, self._along(unit, sequence), recompute))
             )
         return self._saved[key]
+
+
+def _as_matrix(shape: Shape, tp: int, shards: int) -> tuple[int, int]:
+    """Rows and columns of one rank's part: dp_shard divides the first dimension, and of cuts the least sum counts."""
+    sizes = list(shape.sizes)
+    if shape.divided is not None:
+        sizes[shape.divided] = -(-sizes[shape.divided] // tp)
+    if sizes:
+        sizes[0] = -(-sizes[0] // shards)
+    cuts = [(math.prod(sizes[:cut]), math.prod(sizes[cut:])) for cut in range(len(sizes) + 1)]
+    return min(cuts, key=sum)
 
 
 def saved_bytes(unit: Unit, tp: int, sequence: bool, recompute: Recompute) -> float:

@@ -1,11 +1,10 @@
-"""Seconds of what data-parallel ranks exchange: gathered units, scattered gradients, sums of gradients."""
+"""Seconds of what ranks exchange that hold parts of parameters: gathered units, scattered gradients."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from distroml.planner.cost.collectives import all_reduce_s, exposed_s, gather_s
+from distroml.planner.cost.collectives import exposed_s, gather_s
 from distroml.planner.topology import Route
 
 
@@ -31,7 +30,7 @@ def shard_s(
     load: StageLoad,
     *,
     gather_bytes: int,
-    scatter_bytes: int,
+    scatter_bytes: float,
     times: int,
     again: bool,
     overlap: float,
@@ -50,25 +49,3 @@ def shard_s(
     forward = first + exposed_s(gathers - first, load.forward_s, overlap)
     backward = last + exposed_s((gathers if again else 0.0) + scatters - last, load.backward_s, overlap)
     return (forward + backward) * times
-
-
-def replicate_s(
-    route: Route,
-    bytes_: float,
-    *,
-    bucket_bytes: float,
-    compression: float,
-    codec_s_per_byte: float,
-    window_s: float,
-    overlap: float,
-) -> float:
-    """Seconds that the sum of gradients along dp_replicate outlasts the backward pass of the last microbatch.
-
-    The last bucket fills at the pass's very end and stands uncovered.
-    """
-    if not route or not bytes_:
-        return 0.0
-    buckets = max(1, math.ceil(bytes_ / bucket_bytes))
-    whole = all_reduce_s(route, bytes_ / compression, count=buckets) + bytes_ * codec_s_per_byte
-    last = whole / buckets
-    return last + exposed_s(whole - last, window_s, overlap)

@@ -10,7 +10,7 @@ WIDTH = 1400
 INSIDE = 24.0
 """From a panel's edge to what is in it."""
 
-PARTS = ("#3b5bdb", "#0b8296", "#7c5cc4", "#c2702e", "#2f9e62", "#b4446c", "#8a8f3c", "#6b7483")
+PARTS = ("#3b5bdb", "#0b8296", "#7c5cc4", "#c2702e", "#2f9e62", "#b4446c", "#8a8f3c", "#6b7483", "#d98ba6")
 """Colours of the parts of memory, in their order; far apart in lightness as well as in hue."""
 
 _COLOURS = {

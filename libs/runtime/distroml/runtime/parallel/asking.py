@@ -1,4 +1,4 @@
-"""What ranks ask of one another beside their exchanges: means of a few numbers, and how fast the link is."""
+"""What ranks ask of one another beside their exchanges: means and minima of a few numbers, how fast the link is."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class Asked:
 
     Attributes:
         values: of this rank, then their means; the seconds of the probe behind them, float64.
+        least: of this rank, then their minima over the ranks.
         probed_bytes: that one rank sent in the probe; 0 where there was none. Known after `wait`.
         job: that answers it.
     """
 
     values: torch.Tensor
+    least: torch.Tensor
     probed_bytes: int = 0
     job: Job | None = None
 
@@ -51,6 +53,7 @@ def answer(group: dist.ProcessGroup, asked: Asked, probe_bytes: int) -> None:
         asked.probed_bytes = sent_bytes("sum", message.nbytes, ranks)
     dist.all_reduce(asked.values, group=group)
     asked.values /= ranks
+    dist.all_reduce(asked.least, op=dist.ReduceOp.MIN, group=group)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -23,8 +23,11 @@ class Measured:
         sent_bytes: by one rank, in this step.
         gradient_norm: root of the sum over ranks of each one's squared norm, normalised.
         residual_norm: the same of what they kept before this exchange.
-        exchange_s: seconds that the exchange took in the step before, mean over ranks; 0 in the first.
-        exposed_s: of those, seconds for which the training thread waited.
+        exchange_s: seconds that the exchange took in the step before, on the rank that took least; 0 where ranks were
+            not asked since. Whoever comes last waits for nobody: others' seconds have its delay in them, and whatever
+            held up their processors.
+        exposed_s: for which the training thread waited, on the rank that waited least.
+        cosine: of a slice of what came out to the same slice of the plain sum; None where none was sampled.
     """
 
     bucket: int
@@ -35,6 +38,7 @@ class Measured:
     residual_norm: float
     exchange_s: float
     exposed_s: float
+    cosine: float | None = None
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class Buffer:
         changes: schemes to come, by the step from which they hold.
         seconds: that the last exchange took.
         waited_s: for which the training thread waited for it.
+        least_s: both of these, on the rank that has least; 0 where ranks were not asked.
         measured: of the last exchange.
         velocity: this rank's own momentum, where that is exchanged in place of gradients.
     """
@@ -64,6 +69,7 @@ class Buffer:
     changes: dict[int, Scheme] = field(default_factory=lambda: dict[int, Scheme]())
     seconds: float = 0.0
     waited_s: float = 0.0
+    least_s: tuple[float, float] = (0.0, 0.0)
     measured: Measured | None = None
     velocity: torch.Tensor | None = None
 

@@ -21,6 +21,7 @@ from distroml.runtime.elastic import Pending
 from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import BucketSpec
 from distroml.runtime.parallel.buffers import Buffer, Measured
+from distroml.runtime.parallel.sampling import Sample, sampled_bucket, take_sample
 from distroml.runtime.parallel.substitutes import Substitute
 from distroml.runtime.typed import floats, integers, norm_of
 
@@ -29,6 +30,8 @@ _AXIS = "dp_replicate"
 _AGREEMENT = "agreement"
 # What shows how fast the link is.
 _PROBE = "probe"
+# What shows whether schemes point where the plain sum does.
+_SAMPLE = "sample"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class _Step:
     summed: bool = False
     held: list[Job] = field(default_factory=lambda: list[Job]())
     told: bool = False
+    # Whether any bucket so far had a gradient that is no finite number.
+    broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +67,6 @@ class _Agreed:
     broken: bool
     gradient_norm: float
     residual_norm: float
-    exchange_s: float
-    exposed_s: float
 
 
 class CompressedExchange:
@@ -74,7 +77,9 @@ class CompressedExchange:
     all rounds of one before the next: so nothing comes between, and nothing of it holds up the backward pass.
 
     A gradient that is no finite number is agreed upon before its bucket is exchanged: no rank's residuals change by
-    that bucket, its sum is NaN everywhere, and `non_finite` tells whose fault it is.
+    that bucket or a later one of the step, their sums are NaN everywhere, and `non_finite` tells whose fault it is.
+    Buckets before it were exchanged as ever: what they gave and what is kept of them add up, so that a step that is
+    taken nevertheless loses nothing.
 
     Args:
         group: the ranks that differ along dp_replicate only, of this exchange alone; None: this rank is the only one,
@@ -83,6 +88,7 @@ class CompressedExchange:
         seed: of the job.
         device: of the gradients.
         sums: along the axis, of this exchange alone; None: the back end's own over `group`.
+        samples: whether now and then a part of a bucket is summed as it is, too, for the cosine to it.
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class CompressedExchange:
         seed: int,
         device: torch.device,
         sums: Chosen | None = None,
+        samples: bool = False,
     ) -> None:
         self._group = group
         self._peers = Peers(group, sums, sums.arrangement if sums is not None else None)
@@ -102,6 +109,7 @@ class CompressedExchange:
         self.world_size = self._peers.world_size
         self.sums = sums
         self._scheme = scheme if self.world_size > 1 else Dense()
+        self._samples = samples
         self.wire = WireCount()
         self.non_finite: tuple[NonFinite, ...] = ()
         self.substitute: Substitute | None = None
@@ -151,11 +159,14 @@ class CompressedExchange:
 
     def open(self, step: int) -> None:
         """A new step. The waits of the step before are over."""
+        self._note_waits()
+        self._step = _Step(step)
+        self.non_finite = ()
+
+    def _note_waits(self) -> None:
         for number, job in self._jobs.items():
             self._buffers[number].waited_s = job.waited_s
         self._jobs.clear()
-        self._step = _Step(step)
-        self.non_finite = ()
 
     def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
         """See `Exchange`. Padding in `flat` is zero, before and after."""
@@ -211,9 +222,15 @@ class CompressedExchange:
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
         """Begin to make `values` their means over the ranks, and to time a dense sum, before what is begun next.
 
-        Every rank of the axis asks the same.
+        With it ranks tell one another what the exchanges of the step before took, which `measured` then has. Every
+        rank of the axis asks the same, between two steps.
         """
-        asked = Asked(torch.tensor([*values, 0.0], dtype=torch.float64, device=self._device))
+        self._note_waits()
+        took = [seconds for one in self._buffers.values() for seconds in (one.seconds, one.waited_s)]
+        asked = Asked(
+            torch.tensor([*values, 0.0], dtype=torch.float64, device=self._device),
+            torch.tensor(took, dtype=torch.float64, device=self._device),
+        )
         asked.job = self._lane.job(functools.partial(self._answer, asked, probe_bytes))
         self._lane.begin(asked.job)
         return asked
@@ -221,9 +238,13 @@ class CompressedExchange:
     def _answer(self, asked: Asked, probe_bytes: int) -> None:
         if self._group is not None:
             answer(self._group, asked, probe_bytes)
-            for name, size in ((_PROBE, probe_bytes), (_AGREEMENT, asked.values.nbytes)):
+            told = ((_PROBE, probe_bytes), (_AGREEMENT, asked.values.nbytes), (_AGREEMENT, asked.least.nbytes))
+            for name, size in told:
                 for level, sent in self._peers.bytes_of("sum", size).items():
                     self.wire.add(_AXIS, level, name, sent)
+            least = floats(asked.least)
+            for buffer, both in zip(self._buffers.values(), zip(least[::2], least[1::2], strict=True), strict=True):
+                buffer.least_s = both
 
     # ---- what is kept
 
@@ -263,9 +284,12 @@ class CompressedExchange:
         plain = buffer.plain
         work = flat if flat.dtype == torch.float32 or plain else flat.float()
         agreed = self._agree(step, buffer, work)
+        sample = self._sample(step, buffer, work) if agreed.unit > 0 and not (step.broken or agreed.broken) else None
         started = time.perf_counter()
         if agreed.broken:
             self._blame(step, buffer, work)
+            step.broken = True
+        if step.broken:
             for segment in buffer.spec.segments:
                 flat[segment.offset : segment.offset + segment.numel] = math.nan
         elif agreed.unit > 0 or plain:
@@ -288,9 +312,23 @@ class CompressedExchange:
             sent_bytes=self._count(buffer.scheme.name),
             gradient_norm=agreed.gradient_norm,
             residual_norm=agreed.residual_norm,
-            exchange_s=agreed.exchange_s,
-            exposed_s=agreed.exposed_s,
+            exchange_s=buffer.least_s[0],
+            exposed_s=buffer.least_s[1],
+            cosine=None if sample is None else sample.cosine(work),
         )
+
+    def _sample(self, step: _Step, buffer: Buffer, work: torch.Tensor) -> Sample | None:
+        """A part of the bucket summed as it is, where it is this one's turn; the same on every rank."""
+        if not self._samples or self._group is None or buffer.plain:
+            return None
+        filled = [one.number for one in self._buffers.values() if one.spec.numel]
+        place = sampled_bucket(step.number, len(filled))
+        if place < 0 or filled[place] != buffer.number:
+            return None
+        sample = take_sample(work, step.number, self._group)
+        for level, sent in self._peers.bytes_of("sum", sample.nbytes).items():
+            self.wire.add(_AXIS, level, _SAMPLE, sent)
+        return sample
 
     def _agree(self, step: _Step, buffer: Buffer, work: torch.Tensor) -> _Agreed:
         """One small sum for all that ranks must know alike, so that none changes its residuals while another does not.
@@ -308,21 +346,17 @@ class CompressedExchange:
                 (~fine).double(),
                 torch.where(fine, norm.square(), 0.0),
                 torch.stack(squares).sum() if squares else torch.zeros_like(norm),
-                torch.full_like(norm, buffer.seconds),
-                torch.full_like(norm, buffer.waited_s),
             ]
         )
         self._peers.sum(told)
         self._count(_AGREEMENT)
-        terms, broken, gradient, residual, seconds, waited_s = floats(told)
+        terms, broken, gradient, residual = floats(told)
         unit = float(step.terms) if step.summed else terms
         return _Agreed(
             unit=unit,
             broken=broken > 0,
             gradient_norm=math.sqrt(gradient) / unit if unit > 0 else 0.0,
             residual_norm=math.sqrt(residual),
-            exchange_s=seconds / self.world_size,
-            exposed_s=waited_s / self.world_size,
         )
 
     def _blame(self, step: _Step, buffer: Buffer, work: torch.Tensor) -> None:

@@ -142,7 +142,14 @@ def replica_exchange(plan: Plan, world: World, compression: Compression, seed: i
         return None
     group = _own_group(plan, world)
     sums = fastest_sums(world, group)
-    return CompressedExchange(group, compression.first_scheme, seed=seed, device=world.device, sums=sums)
+    return CompressedExchange(
+        group,
+        compression.first_scheme,
+        seed=seed,
+        device=world.device,
+        sums=sums,
+        samples=compression.adapts,
+    )
 
 
 def shard_sums(mesh: Mesh, roots: Sequence[nn.Module], compression: Compression, seed: int) -> ShardSums | None:

@@ -14,7 +14,9 @@ from torch import nn
 
 from distroml.planner import (
     Alternative,
+    Candidate,
     Choice,
+    Compressing,
     Corrections,
     MeasuredUnit,
     ModelProfile,
@@ -24,17 +26,20 @@ from distroml.planner import (
     Topology,
     Training,
     Wish,
+    compressing,
     search,
     wish_of,
 )
 from distroml.planner.picture import Drawing
+from distroml.runtime.compress.control import LADDER
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.parallel.divide import Loss
 from distroml.runtime.parallel.lean import lean_copy
 from distroml.runtime.parallel.precision import Precision, loss_in
-from distroml.runtime.parallel.remembered import LivePlan, corrections_of, key_of, read, write
+from distroml.runtime.parallel.remembered import LivePlan, corrections_of, keep, key_of, read, write
 from distroml.runtime.parallel.weights import WeightSource
 from distroml.runtime.profile import ProfileRefused, profile
+from distroml.runtime.profile.codecs import codec_slows, time_codecs
 from distroml.runtime.profile.machine import measure_device
 from distroml.runtime.profile.optimizers import MakeOptimizer, description_of, kind_of
 from distroml.runtime.profile.probe import Probed, probe_links
@@ -62,6 +67,8 @@ class Workload:
         microbatch: samples of a pass, where that is given.
         precision: of passes, as in training.
         weights: values for a model without memory.
+        compress: how gradients are summed along dp_replicate: "none", a scheme, or "auto".
+        compress_shard: the same along dp_shard.
     """
 
     model: nn.Module
@@ -72,6 +79,15 @@ class Workload:
     microbatch: int | None = None
     precision: Precision = "fp32"
     weights: WeightSource | None = None
+    compress: str = "none"
+    compress_shard: str = "none"
+
+    @property
+    def how(self) -> str:
+        """What beside model, batch and machines tells one way of training from another."""
+        packed = f" compress={self.compress}/{self.compress_shard}"
+        plain = self.compress == self.compress_shard == "none"
+        return f"{self.precision} {description_of(self.optimizer)}{'' if plain else packed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +97,7 @@ class Survey:
     Attributes:
         profile: the model.
         topology: the machines, measured.
-        training: how it is trained.
+        training: how it is trained, and what compressing its gradients takes.
         units: real times of the model's units.
         links: the probe behind the topology.
     """
@@ -118,8 +134,22 @@ def survey(work: Workload, world: World, cache: Path) -> Survey:
         budget_s=_TIMING_S,
         precision=work.precision,
     )
-    training = Training(optimizer=kind_of(work.optimizer), precision="fp32")
+    training = Training(
+        optimizer=kind_of(work.optimizer), precision="fp32", compressing=_compressing(work, world, collectives)
+    )
     return Survey(described, links.topology(device), training, units, links)
+
+
+def _compressing(work: Workload, world: World, collectives: Collectives) -> Compressing:
+    """What compression of `work` costs here, timed where any is asked for. Collective."""
+    ladder = [Candidate(rung.scheme, rung.extra) for rung in LADDER]
+    wanted = compressing(work.compress, work.compress_shard, ladder=ladder)
+    if not wanted.on and wanted.shard == "none":
+        return wanted
+    schemes = dict.fromkeys([*(one.scheme for one in wanted.candidates), wanted.shard])
+    degrees = [size for size in range(2, world.world_size + 1) if world.world_size % size == 0]
+    tried = time_codecs(work.model, list(schemes), degrees, collectives)
+    return replace(wanted, tried=tried, slows=max(collectives.gather(codec_slows(world))))
 
 
 def choose(found: Survey, global_batch: int, wish: Wish, corrections: Corrections | None = None) -> Choice:
@@ -171,8 +201,7 @@ def plan_live(work: Workload, world: World, wish: Wish, cache: Path) -> LivePlan
         # Parts of unequal size are for plans of whole copies only, among which there is nothing to choose.
         return None
     collectives = Collectives(world)
-    how = f"{work.precision} {description_of(work.optimizer)}"
-    key = key_of(work.model, work.sample, global_batch, microbatch, how, wish, world)
+    key = key_of(work.model, work.sample, global_batch, microbatch, work.how, repr(wish), world)
     known = collectives.gather(read(cache, key) if world.is_main else None)[0]
     if known is not None:
         return known
@@ -191,26 +220,10 @@ def plan_live(work: Workload, world: World, wish: Wish, cache: Path) -> LivePlan
         except PlanRefused as error:
             found = error
         else:
-            inputs = {
-                "world_size": world.world_size,
-                "global_batch": global_batch,
-                "parameters": surveyed.profile.parameters,
-                "seconds": round(time.monotonic() - started, 2),
-                "corrected": dict(corrections.seconds),
-            }
-            others = [_told(one.prediction, one.reason) for one in choice.alternatives]
-            found = LivePlan(
-                plan=choice.plan,
-                inputs=json.dumps(inputs),
-                prediction=choice.prediction,
-                best=json.dumps(others[:_BEST]),
-                alternatives=json.dumps(others),
-                drawing=Drawing.of(choice.prediction, surveyed.topology, name=surveyed.profile.name).to_json(),
-                links=surveyed.links,
-                corrections=corrections,
-                key=key,
-            )
+            found = live_plan(choice, surveyed, work, world, corrections, key)
+            found = replace(found, inputs=_with_seconds(found.inputs, time.monotonic() - started), links=surveyed.links)
             write(cache, found)
+            keep(cache, "survey", survey_key(work, world), surveyed)
     agreed = collectives.gather(found)[0]
     if isinstance(agreed, PlanRefused):
         raise agreed
@@ -249,6 +262,38 @@ def tune_bucket(work: Workload, world: World, given: Plan, cache: Path) -> LiveP
         links=found.links,
         key=found.key,
     )
+
+
+def survey_key(work: Workload, world: World) -> str:
+    """Tells surveys apart: whatever was asked of a plan, they are the same."""
+    return key_of(work.model, work.sample, work.global_batch, work.microbatch, work.how, "survey", world)
+
+
+def live_plan(
+    choice: Choice, surveyed: Survey, work: Workload, world: World, corrections: Corrections, key: str
+) -> LivePlan:
+    """A choice as the ranks of `world` keep and tell it."""
+    inputs = {
+        "world_size": world.world_size,
+        "global_batch": work.global_batch,
+        "parameters": surveyed.profile.parameters,
+        "corrected": dict(corrections.seconds),
+    }
+    others = [_told(one.prediction, one.reason) for one in choice.alternatives]
+    return LivePlan(
+        plan=choice.plan,
+        inputs=json.dumps(inputs),
+        prediction=choice.prediction,
+        best=json.dumps(others[:_BEST]),
+        alternatives=json.dumps(others),
+        drawing=Drawing.of(choice.prediction, surveyed.topology, name=surveyed.profile.name).to_json(),
+        corrections=corrections,
+        key=key,
+    )
+
+
+def _with_seconds(inputs: str, seconds: float) -> str:
+    return json.dumps({**json.loads(inputs), "seconds": round(seconds, 2)})
 
 
 def _simple_unless_worth_it(best: Callable[[Wish], Choice], wish: Wish, world_size: int) -> Choice:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from distroml.planner import Plan
 from distroml.runtime.checkpoint import ANCHOR, OUTER, OWN, RESIDUALS
+from distroml.runtime.checkpoint.whole import clean
 from distroml.runtime.comm import WireCount
 from distroml.runtime.compress import parse_spec, scheme_of
 from distroml.runtime.compress.optim import CompressedOptimizer
@@ -75,6 +76,8 @@ class ParallelModel:
         self._loss = loss
         self._seed = seed
         self._step = 0
+        # Normalised, by parameter: the sum over ranks of what an earlier run kept of gradients.
+        self._owed: dict[str, torch.Tensor] = {}
         self._precision: Precision = precision
         self._residuals = compression.residuals
         self._trainable = trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
@@ -221,6 +224,7 @@ class ParallelModel:
         pending.wait()
         self.counted(votes[1])
         self.gradients.wait()
+        self.feed_back(votes[1])
         self.gradients.drop_unused([bool(votes[2 + place] > 0) for place in range(len(fired))])
         scale = 1.0 / votes[1]
         norm = self.gradients.norm().double() * scale
@@ -328,10 +332,23 @@ class ParallelModel:
         for name in self.part.counted:
             yield name, whole_of(name, mine.get(name), self.part, self.mesh)
 
+    def feed_back(self, terms: torch.Tensor) -> None:
+        """Add to the summed gradients what an earlier run with compression still owed them; once, before the norm.
+
+        Args:
+            terms: global count of this step's loss terms.
+        """
+        for name, parameter in self._trainable:
+            owed = self._owed.pop(clean(name), None)
+            if owed is not None and parameter.grad is not None:
+                own = local_of(parameter.grad)
+                own.add_((local_of(owed) * terms).to(own.dtype))
+        self._owed.clear()
+
     def kept(self) -> dict[str, Any]:
         """What a checkpoint has of compression, beside the model's and the optimizer's state. Collective."""
         if self.exchange is None:
-            return {}
+            return {RESIDUALS: dict(self._owed)} if self._owed else {}
         folded = folded_residuals(self.exchange, self._trainable)
         kept: dict[str, Any] = {RESIDUALS: folded} if folded else {}
         if self._keeps_own:
@@ -353,7 +370,7 @@ class ParallelModel:
 
     def blank_kept(self) -> dict[str, Any]:
         """What a load fills of `kept`, as far as the checkpoint has it."""
-        blank: dict[str, Any] = {RESIDUALS: blank_residuals(self._trainable)} if self.exchange is not None else {}
+        blank: dict[str, Any] = {RESIDUALS: blank_residuals(self._trainable)}
         if self.meetings is not None:
             for key in (OUTER, ANCHOR):
                 blank[key] = {name: torch.empty_like(one) for name, one in self.meetings.velocities().items()}
@@ -361,6 +378,8 @@ class ParallelModel:
 
     def keep(self, saved: Mapping[str, Any], step: int = 0) -> bool:
         """Go on with what a load found of `kept`: of this world exactly where that was asked for, else of any.
+
+        Without compression it is owed to the next step's gradients.
 
         Args:
             saved: what was loaded.
@@ -370,6 +389,7 @@ class ParallelModel:
             Whether it was of this world, and this rank goes on exactly.
         """
         if self.exchange is None:
+            self._owed = dict(saved.get(RESIDUALS, {}))
             return False
         own: Mapping[str, Any] = saved.get(OWN) or {}
         mine: Mapping[str, Any] = own.get(self.own_place[1]) or {}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -21,7 +21,6 @@ from distroml.planner import (
     Plan,
     PlanRefused,
     Prediction,
-    Wish,
     contradicts,
     learn,
 )
@@ -29,8 +28,10 @@ from distroml.runtime.elastic import World
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.profile.probe import Probed
 
+Kept = TypeVar("Kept")
+
 # Another one where plans are priced or surveyed in another way: what was kept then is no answer any more.
-_METHOD = 3
+_METHOD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class LivePlan:
         links: the probe, where one was made or used.
         corrections: what earlier runs had taught.
         key: of this model on these machines, under which measurements are remembered.
+        searched: whether the planner chose the plan; else it was given, and only predicted.
     """
 
     plan: Plan
@@ -59,6 +61,7 @@ class LivePlan:
     links: Probed | None = None
     corrections: Corrections = field(default_factory=Corrections)
     key: str = ""
+    searched: bool = True
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
@@ -68,11 +71,11 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def key_of(
-    model: nn.Module, sample: Any, global_batch: int, microbatch: int | None, how: str, wish: Wish, world: World
+    model: nn.Module, sample: Any, global_batch: int, microbatch: int | None, how: str, question: str, world: World
 ) -> str:
-    """Tells models, their code, batches, ways of training (`how`) and machines apart."""
+    """Tells models, their code, batches, ways of training (`how`), questions and machines apart."""
     digest = hashlib.sha256()
-    for part in (repr(model), global_batch, microbatch, how, repr(wish), torch.__version__, os.cpu_count()):
+    for part in (repr(model), global_batch, microbatch, how, question, torch.__version__, os.cpu_count()):
         digest.update(f"{part}\n".encode())
     digest.update(f"{world.world_size} {world.device.type} {os.uname().nodename} {_METHOD}".encode())
     leaves, _ = trees.flatten(sample)
@@ -87,23 +90,34 @@ def key_of(
 
 def read(cache: Path, key: str) -> LivePlan | None:
     """What was chosen before, or None."""
-    try:
-        return msgspec.json.decode(_path(cache, "plan", key).read_bytes(), type=LivePlan)
-    except (OSError, msgspec.DecodeError, PlanRefused):
-        return None  # not there, or of another release: it is searched again
+    return kept(cache, "plan", key, LivePlan)
 
 
 def write(cache: Path, live: LivePlan) -> None:
     """Keep a choice; which links it rests on is kept by the probe itself."""
-    _replace(_path(cache, "plan", live.key), msgspec.json.encode(replace(live, links=None)))
+    keep(cache, "plan", live.key, replace(live, links=None))
 
 
 def corrections_of(cache: Path, key: str) -> Corrections:
     """What earlier runs taught."""
+    return kept(cache, "corrections", key, Corrections) or Corrections()
+
+
+def keep(cache: Path, what: str, key: str, value: object) -> None:
+    """Write `value` down under a kind and a key."""
+    path = _path(cache, what, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_bytes(msgspec.json.encode(value))
+    scratch.replace(path)
+
+
+def kept(cache: Path, what: str, key: str, type_: type[Kept]) -> Kept | None:
+    """What `keep` wrote, or None: it is not there, or of another release."""
     try:
-        return msgspec.json.decode(_path(cache, "corrections", key).read_bytes(), type=Corrections)
-    except (OSError, msgspec.DecodeError):
-        return Corrections()
+        return msgspec.json.decode(_path(cache, what, key).read_bytes(), type=type_)
+    except (OSError, msgspec.MsgspecError, PlanRefused):
+        return None
 
 
 def remember(live: LivePlan, measured: Measurement, cache: Path) -> tuple[str, str]:
@@ -118,17 +132,10 @@ def remember(live: LivePlan, measured: Measurement, cache: Path) -> tuple[str, s
     if not how:
         return "", ""
     taught = learn(live.prediction, measured, live.corrections)
-    _replace(_path(cache, "corrections", live.key), msgspec.json.encode(taught))
+    keep(cache, "corrections", live.key, taught)
     _path(cache, "plan", live.key).unlink(missing_ok=True)
-    return how, "the next generation is planned with it"
+    return how, "the next generation is planned with it" if live.searched else "the next prediction reckons with it"
 
 
 def _path(cache: Path, what: str, key: str) -> Path:
     return cache / f"{what}-{key}.json"
-
-
-def _replace(path: Path, body: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_bytes(body)
-    scratch.replace(path)

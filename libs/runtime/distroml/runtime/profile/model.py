@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from distroml.planner import ModelProfile, Saved, Unit, Work
+from distroml.planner import ModelProfile, Saved, Shape, Unit, Work
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.pipeline.errors import NoCut
 from distroml.runtime.parallel.pipeline.fakes import creation_number, now
@@ -302,6 +302,7 @@ class _Run:
             split_parameters=divided,
             frozen_parameters=sum(p.numel() for _, p in mine if not p.requires_grad),
             tensors=sum(p.requires_grad for _, p in mine),
+            shapes=self._shapes(index, trained),
             forward=Work(flops=counted.forward.flops / samples, moved_bytes=counted.forward.moved_bytes / samples),
             backward=Work(flops=counted.backward.flops / samples, moved_bytes=counted.backward.moved_bytes / samples),
             split=(counted.forward.split_flops + counted.backward.split_flops) / flops if flops else 0.0,
@@ -321,6 +322,16 @@ class _Run:
             tp_reduced_bytes=counted.reduced_bytes / samples,
             tp_collectives=counted.collectives,
         )
+
+    def _shapes(self, index: int, trained: Sequence[tuple[str, nn.Parameter]]) -> tuple[Shape, ...]:
+        """Shapes of a unit's trainable tensors, those left out that an earlier unit has, too."""
+        found: dict[tuple[tuple[int, ...], int | None], int] = {}
+        for name, parameter in trained:
+            if index == min(self._units_of(name)):
+                layout = self._split.layout(name) if self._split is not None else None
+                key = (tuple(parameter.shape), None if layout is None else layout.dim)
+                found[key] = found.get(key, 0) + 1
+        return tuple(Shape(sizes, many, divided) for (sizes, divided), many in found.items())
 
     def tied(self, units: Sequence[Unit]) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]:
         """Groups of places in `units` that share parameters, and how many they share."""

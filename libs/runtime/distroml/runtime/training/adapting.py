@@ -50,12 +50,17 @@ class SeenBucket(Protocol):
 
     @property
     def exchange_s(self) -> float:
-        """Seconds that the exchange took, mean over ranks."""
+        """Seconds that the exchange took, on the rank that took least."""
         ...
 
     @property
     def exposed_s(self) -> float:
-        """Of those, seconds for which computing waited."""
+        """Seconds for which computing waited, on the rank that waited least."""
+        ...
+
+    @property
+    def cosine(self) -> float | None:
+        """Of what came out to the plain sum, where that was sampled."""
         ...
 
 
@@ -116,6 +121,7 @@ class Adapting:
         recorded: changes of the whole training so far, kept over generations; grows here.
         tell: how rank 0 speaks of changes; None on other ranks.
         generation: that is told.
+        keep: how rank 0 keeps what is recorded for processes that come after this one; None on other ranks.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class Adapting:
         recorded: list[Change],
         tell: Tell | None,
         generation: int,
+        keep: Callable[[Sequence[Change]], None] | None = None,
     ) -> None:
         self._exchange = exchange
         self._set_scheme = set_scheme
@@ -133,27 +140,29 @@ class Adapting:
         self._recorded = recorded
         self._tell = tell
         self._generation = generation
+        self._keep = keep
         self._state: State | None = None
         self._replay = Replay(())
         self._asked: Answer | None = None
         self._step_s = 0.0
         self._loss = math.nan
 
-    def start(self, step: int, kept: str, compute_s: float) -> None:
+    def start(self, step: int, kept: str, compute_s: Callable[[], float]) -> None:
         """Choose what holds from the first step after `step` on. Collective.
 
         Args:
             step: the last one that was made; 0 for none.
             kept: what `keep` gave then; empty for nothing.
-            compute_s: about what a step's computing takes.
+            compute_s: measures about what a step's computing takes, equal on all ranks; it is not asked where that
+                is kept. Collective.
         """
         state = self._restored(kept)
         if state is None:
-            state = first(self._setting, probe_link(self._exchange), compute_s)
+            state = first(self._setting, probe_link(self._exchange), compute_s())
             # What was recorded beyond the checkpoint belongs to a controller that is gone.
             self._recorded[:] = [change for change in self._recorded if change.from_step <= step + 1]
             changes = tuple(replace(change, from_step=step + 1) for change in begun(state))
-            self._recorded += changes
+            self._record(changes)
         else:
             why = f"as it was after step {step}"
             changes = tuple(
@@ -195,7 +204,7 @@ class Adapting:
             return
         (step_s,), probed_s = asked.wait()
         seen = tuple(
-            Seen(one.exchange_s, one.exposed_s, one.residual_norm, one.gradient_norm)
+            Seen(one.exchange_s, one.exposed_s, one.residual_norm, one.gradient_norm, one.cosine)
             for one in self._exchange.measured()
         )
         probe = Probe(asked.probed_bytes, probed_s) if asked.probed_bytes else None
@@ -206,7 +215,7 @@ class Adapting:
             self._apply(again)
         elif step >= self._replay.last_step:
             self._state, changes = decide(self._setting, self._state, measured)
-            self._recorded += changes
+            self._record(changes)
             self._apply(changes)
 
     def note(self, step_s: float, loss: float) -> None:
@@ -217,6 +226,11 @@ class Adapting:
     def schemes(self) -> tuple[str, ...]:
         """The buckets' schemes, as they were decided last."""
         return self._state.schemes if self._state is not None else ()
+
+    def _record(self, changes: Sequence[Change]) -> None:
+        self._recorded += changes
+        if changes and self._keep is not None:
+            self._keep(self._recorded)
 
     def _apply(self, changes: Iterable[Change]) -> None:
         for change in changes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from distroml.runtime.compress import Layout
 from distroml.runtime.compress.control import LADDER, NONE, TOLD, Change, gain, link_of
@@ -16,16 +18,18 @@ from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.parallel.buffers import Measured
 from distroml.runtime.parallel.compressed import Asked, CompressedExchange
 from distroml.runtime.parallel.reducer import GradientReducer
+from distroml.runtime.profile.codecs import codec_slows
 from distroml.runtime.training.adapting import Adapting
-from distroml.runtime.training.offers import codec_costs, codec_slows, layout_of, setting_of
+from distroml.runtime.training.offers import codec_costs, layout_of, setting_of
+from distroml.runtime.training.recording import SchemeRecord
+from distroml.runtime.training.step import to_device
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import CompressionAdvised
 
 log = logging.getLogger("distroml.runtime.train")
 
-# What computing takes is not known before step 1; on a slow link the wire's time decides whatever it is, and ten steps
-# later it is measured.
-_UNKNOWN_COMPUTE_S = 0.2
+# A backward pass takes about twice as long as the forward pass: a step's computing before any was made.
+_PASSES = 3
 _SKIPPED, _COUNTED = 3, 20
 # A hint is not worth more time than this many elements take to try.
 _HINT_ELEMENTS = 1 << 18
@@ -52,10 +56,12 @@ class _Adaptable:
         self.exchange.set_scheme(self.numbers[bucket], parse_scheme(scheme), from_step)
 
 
-def adapting_of(parallel: ParallelModel, link: Link, world: World, recorded: list[Change]) -> Adapting | None:
+def adapting_of(
+    parallel: ParallelModel, link: Link, world: World, recorded: list[Change], record: SchemeRecord
+) -> Adapting | None:
     """The controller of this generation; None where no other rank has the same gradients. Collective.
 
-    `recorded` becomes what any rank remembers of earlier generations.
+    `recorded` becomes what any rank remembers of earlier generations, or `record` has of them.
 
     Raises:
         PeerLost: another rank is gone.
@@ -63,7 +69,8 @@ def adapting_of(parallel: ParallelModel, link: Link, world: World, recorded: lis
     exchange, plan = parallel.exchange, parallel.plan
     if exchange is None:
         return None
-    recorded[:] = max(parallel.collectives.gather(list(recorded)), key=len)
+    known = recorded or (record.read() if world.is_main else [])
+    recorded[:] = max(parallel.collectives.gather(list(known)), key=len)
     buffers = [buffer for buffer in exchange.buffers if buffer.spec.numel]
     layouts = [buffer.layout for buffer in buffers]
     mine = codec_costs(layouts, exchange.world_size, world.device) if exchange.world_size > 1 and layouts else {}
@@ -84,12 +91,40 @@ def adapting_of(parallel: ParallelModel, link: Link, world: World, recorded: lis
         recorded,
         link.send if world.is_main else None,
         world.generation,
+        record.write if world.is_main else None,
     )
 
 
-def start(adapting: Adapting, step: int, kept: str) -> None:
-    """Choose what holds after `step`. Collective."""
-    adapting.start(step, kept, _UNKNOWN_COMPUTE_S)
+def start(adapting: Adapting, parallel: ParallelModel, sample: Any, share: int, step: int, kept: str) -> None:
+    """Choose what holds after `step`. Collective.
+
+    Args:
+        adapting: of this generation.
+        parallel: that is trained; where nothing is kept, its forward pass is timed, which changes nothing.
+        sample: one microbatch.
+        share: microbatches of a step on one rank.
+        step: the last one that was made.
+        kept: what a checkpoint has of the controller.
+    """
+    adapting.start(step, kept, lambda: _PASSES * share * _forward_s(parallel, sample))
+
+
+def _forward_s(parallel: ParallelModel, sample: Any) -> float:
+    """Seconds of a microbatch's forward pass, the slowest rank's; the second one, since the first warms up."""
+    device = parallel.mesh.world.device
+    batch, spent_s = to_device(sample, device), 0.0
+    was_training = parallel.module.training
+    parallel.module.eval()
+    try:
+        for _ in range(2):
+            started = time.perf_counter()
+            total, _ = parallel.measure(batch)
+            # Reading the value waits for the device.
+            float(total)
+            spent_s = time.perf_counter() - started
+    finally:
+        parallel.module.train(was_training)
+    return max(parallel.collectives.gather(spent_s))
 
 
 def wire_bytes(parallel: ParallelModel) -> dict[str, int]:

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from distroml.runtime.comm.rounds import drive
-from distroml.runtime.compress import Layout, Piece, Round, Scheme, Turn
+from distroml.runtime.compress import Layout, Piece
 from distroml.runtime.compress.control import LADDER, NONE, Bucket, Offer, Setting
 from distroml.runtime.compress.parse import parse_scheme
-from distroml.runtime.elastic import World
 from distroml.runtime.parallel.buckets import BucketSpec
-from distroml.workerlink import environment
+from distroml.runtime.profile.codecs import TRIED, tried
 
 # A backward pass takes about two thirds of a step's computing; its buckets get ready one after the other.
 _FORWARD = 1 / 3
-# Enough elements that a codec's fixed costs do not count; more would only take longer.
-TRIED = 1 << 20
-_TRIES = 2
-
-
-def tried(scheme: Scheme, layout: Layout, world_size: int, device: torch.device) -> tuple[int, float]:
-    """Rounds of an exchange, and seconds that this rank computes in it; answers are its own payloads again."""
-    state = scheme.prepare(layout, world_size, device)
-    best_s, count = float("inf"), 0
-    for step in range(1, _TRIES + 1):
-        flat = torch.linspace(-1.0, 1.0, layout.numel, device=device)
-        turn = Turn(0, world_size, step, 0, 0, 1.0)
-        driven = drive(
-            scheme.rounds(flat, layout, state, turn),
-            lambda wanted: _own(wanted, world_size),
-            lambda: _synchronise(device),
-        )
-        best_s, count = min(best_s, driven.computing_s), driven.rounds
-    return count, best_s
-
-
-def _own(wanted: Round, world_size: int) -> torch.Tensor:
-    payload = wanted.payload
-    if wanted.how == "sum":
-        return payload
-    if wanted.how == "gather":
-        return payload.expand(world_size, -1).contiguous()
-    return payload.view(world_size, -1)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def layout_of(spec: BucketSpec) -> Layout:
@@ -86,12 +50,3 @@ def setting_of(
         ]
         buckets.append(Bucket(layout.numel, _FORWARD + (1 - _FORWARD) * done / whole, tuple(offers)))
     return Setting(tuple(buckets), codec_slows=codec_slows)
-
-
-def codec_slows(world: World) -> float:
-    """Share of the codecs' time that computing loses: none where the exchange's thread has a core of its own."""
-    if world.device.type != "cpu":
-        return 1.0
-    ranks = int(os.environ.get(environment.LOCAL_WORLD_SIZE, world.world_size))
-    free = (os.cpu_count() or 1) - ranks * torch.get_num_threads()
-    return 0.0 if free >= ranks else 1.0

@@ -7,19 +7,24 @@ import json
 import logging
 import os
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from distroml.objectstore import ObjectExists, ObjectStore, ObjectStoreError
 from distroml.planner import Measurement, Prediction, parse_wish
 from distroml.planner.feedback import AGREEMENT
 from distroml.runtime.comm.algorithms import Chosen
-from distroml.runtime.elastic import World
+from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
+from distroml.runtime.parallel.compression import agree_on
+from distroml.runtime.parallel.given import predicted
 from distroml.runtime.parallel.live import Workload, plan_live, tune_bucket
 from distroml.runtime.parallel.remembered import LivePlan, cache_folder, remember
+from distroml.runtime.parallel.weights import WeightSource
 from distroml.runtime.training.settings import Settings
 from distroml.runtime.training.source import ModelSource
 from distroml.runtime.training.types import StepInfo
@@ -54,40 +59,37 @@ class Planned:
         self._told = False
         data = settings.data
         request = settings.plan
+        searches = request == "auto"
         tunes = isinstance(request, str) and bool(parse_wish(request).tune_bucket)
         work: Workload | None = None
-        if request == "auto" or tunes:
+        if searches or tunes:
+            # Ranks that want different compression would survey different things.
+            agree_on(settings.compression, Collectives(world))
             model, weights = source.to_survey()
-            work = Workload(
-                model=model,
-                loss=settings.loss,
-                sample=sample,
-                optimizer=settings.optimizer,
-                global_batch=data.global_batch,
-                microbatch=data.microbatch,
-                precision=settings.precision,
-                weights=weights,
-            )
-        if work is not None and not tunes:
+            work = _workload(settings, sample, model, weights)
+        if work is not None and searches:
             wished = ["sequence_parallel=no"] if settings.compiled else []
             if settings.compression.outer is not None:
                 wished += ["dp_shard=1", "tp=1", "pp=1"]
-            wish = parse_wish(",".join(wished) or "auto")
-            self._live = plan_live(work, world, wish, self._cache)
-        if self._live is None:
-            given = choose_plan(
-                source.blank(),
-                request or "auto",
-                world,
-                loss=settings.loss,
-                sample=sample,
-                global_batch=data.global_batch,
-                microbatch=data.microbatch,
-            )
-            self._live = tune_bucket(work, world, given, self._cache) if work is not None and tunes else None
-        else:
-            given = self._live.plan
-        self.plan: Plan = given if self._live is None else self._live.plan
+            self._live = plan_live(work, world, parse_wish(",".join(wished) or "auto"), self._cache)
+        if self._live is not None:
+            self.plan: Plan = self._live.plan
+            return
+        blank = source.blank()
+        given = choose_plan(
+            blank,
+            request or "auto",
+            world,
+            loss=settings.loss,
+            sample=sample,
+            global_batch=data.global_batch,
+            microbatch=data.microbatch,
+        )
+        if work is not None and tunes:
+            self._live = tune_bucket(work, world, given, self._cache)
+        elif world.is_main and world.world_size > 1:
+            self._live = predicted(given, _workload(settings, sample, blank, None), world, self._cache)
+        self.plan = given if self._live is None else self._live.plan
 
     def tell(self, parameters: int, sums: Chosen | None) -> None:
         """Say which plan this generation trains with, how it sums gradients, and what is promised of it."""
@@ -109,7 +111,7 @@ class Planned:
         self._link.send(
             PlanChosen(
                 generation=world.generation,
-                plan=self.plan.to_json(),
+                plan=(self.plan if live is None else replace(self.plan, reasons=live.plan.reasons)).to_json(),
                 inputs=json.dumps(inputs),
                 prediction=_told(live) if live is not None else "",
                 best=live.best if live is not None else "",
@@ -183,6 +185,21 @@ def links_told(generation: int, live: LivePlan | None, sums: Chosen | None) -> L
     )
 
 
+def _workload(settings: Settings, sample: Any, model: nn.Module, weights: WeightSource | None) -> Workload:
+    return Workload(
+        model=model,
+        loss=settings.loss,
+        sample=sample,
+        optimizer=settings.optimizer,
+        global_batch=settings.data.global_batch,
+        microbatch=settings.data.microbatch,
+        precision=settings.precision,
+        weights=weights,
+        compress=settings.compression.scheme,
+        compress_shard=settings.compression.shard,
+    )
+
+
 def _told(live: LivePlan) -> str:
     """The prediction as an event tells it, with the plan's picture where there is room for it."""
     if live.prediction is None:
@@ -197,12 +214,12 @@ def _verdict(measured: Measurement, prediction: Prediction | None) -> str:
     """How the measurement stands to the prediction; memory is named first, since it ends runs."""
     if prediction is None:
         return "NotPredicted"
-    for real, predicted, more, less in (
+    for real, promised, more, less in (
         (measured.peak_bytes, prediction.peak_bytes_per_rank, "MoreMemory", "LessMemory"),
         (measured.step_seconds, prediction.step_seconds, "Slower", "Faster"),
     ):
-        if real and predicted and abs(real / predicted - 1) > AGREEMENT:
-            return more if real > predicted else less
+        if real and promised and abs(real / promised - 1) > AGREEMENT:
+            return more if real > promised else less
     return "AsPredicted"
 
 

@@ -24,6 +24,7 @@ from distroml.runtime.training.controlling import Advisor, adapting_of, start
 from distroml.runtime.training.evaluation import evaluate
 from distroml.runtime.training.fingerprint import fingerprint
 from distroml.runtime.training.planned import Planned
+from distroml.runtime.training.recording import SchemeRecord
 from distroml.runtime.training.reports import Reporter
 from distroml.runtime.training.restoring import restore_agreed
 from distroml.runtime.training.saves import Saves
@@ -172,9 +173,10 @@ class Run:
         )
         self._planned.tell(parameter_count(self._source.blank()), self.parallel.sums)
         if settings.compression.adapts:
-            self._adapting = adapting_of(self.parallel, self._link, world, self._recorded)
+            record = SchemeRecord(self._storage, world.generation)
+            self._adapting = adapting_of(self.parallel, self._link, world, self._recorded, record)
         if self._adapting is not None:
-            start(self._adapting, self.step, kept)
+            start(self._adapting, self.parallel, self._sample, self.plan.grad_accum_steps, self.step, kept)
 
     def _whole(self) -> Whole | None:
         """The model of which this rank holds a part; None where every rank saves the same."""

@@ -1,0 +1,209 @@
+"""Bytes that compression schemes send and keep of one buffer of gradients, counted as the runtime's schemes send them.
+
+Free of tensors: a test holds every number against the schemes themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+from distroml.planner.compression import Spec
+
+How = Literal["sum", "gather", "scatter"]
+Code = Callable[[int], int]
+"""Bytes of the code of so many elements."""
+
+# As in the runtime's `schemes.exchange` and `parallel.shardsums`.
+_ONE_PHASE_BYTES = 16_384
+_ALIGN_BYTES = 8
+_ALIGN_ELEMENTS = 16
+_SHARD_HEAD_BYTES = 8
+_TOPK_CHUNK = 65_536
+
+# Copies of an element while it is encoded: of a float16 the value and what arrives of it; of Top-K and random-K those
+# that were chosen, with their places.
+_HALVES_BYTES, _CHOSEN_BYTES, _DRAWN_BYTES = 8, 16, 32
+
+
+class Message(NamedTuple):
+    """One round of an exchange: what one rank hands in."""
+
+    how: How
+    bytes: int
+
+    def sent_bytes(self, ranks: int) -> float:
+        """What one of `ranks` ranks puts on the wire for it."""
+        share = self.bytes * (ranks - 1)
+        return share if self.how == "gather" else (2 if self.how == "sum" else 1) * share / ranks
+
+
+class Sides(NamedTuple):
+    """So many matrices of these sides."""
+
+    rows: int
+    columns: int
+    many: float
+
+
+class Buffer(NamedTuple):
+    """What is exchanged at once: its elements, and the matrices among them where anybody counted those."""
+
+    elements: int
+    matrices: tuple[Sides, ...] = ()
+
+
+def _float32(n: int) -> int:
+    return 4 * n
+
+
+def _float16(n: int) -> int:
+    return 4 + 2 * n
+
+
+def _bfloat16(n: int) -> int:
+    return 2 * n
+
+
+def _blocks(block: int, bits: int) -> Code:
+    return lambda n: 4 * -(-n // block) + -(-n * bits // 8)
+
+
+_CODES: dict[str, Code] = {
+    "": _float32,
+    "bf16": _bfloat16,
+    "fp16": _float16,
+    "int8": _blocks(256, 8),
+    "int4": _blocks(128, 4),
+    "sign": _blocks(1024, 1),
+}
+
+
+def code_of(spec: Spec) -> Code:
+    """The code of a scheme that sends codes of whole buffers."""
+    if spec.kind != "topk":
+        return _CODES[spec.kind]
+    values, ratio = _CODES[spec.payload], Fraction(repr(spec.ratio))
+
+    def greatest(n: int) -> int:
+        kept = max(1, math.ceil(ratio * n))
+        return 4 * -(-n // _TOPK_CHUNK) + 2 * kept + values(kept)
+
+    return greatest
+
+
+def messages(spec: Spec, buffer: Buffer, ranks: int) -> list[Message]:
+    """The rounds of one exchange among `ranks` ranks."""
+    if ranks == 1 or not buffer.elements:
+        return []
+    match spec.kind:
+        case "none":
+            return [Message("sum", 4 * buffer.elements)]
+        case "randomk":
+            count = min(buffer.elements, max(1, math.ceil(spec.ratio * buffer.elements)))
+            return _exchanged([(_CODES[spec.payload], count)], ranks) if spec.payload else [Message("sum", 4 * count)]
+        case "powersgd":
+            low = _low_rank(spec, buffer)
+            rest = _CODES["int8" if spec.payload == "int8" else "bf16"]
+            factors = _CODES[spec.payload]
+            first = _exchanged([(factors, low.basis), (rest, low.whole)], ranks)
+            return first + _exchanged([(factors, low.factor)], ranks)
+        case _:
+            return _exchanged([(code_of(spec), buffer.elements)], ranks)
+
+
+def kept_bytes(spec: Spec, buffer: Buffer, ranks: int) -> int:
+    """What a rank keeps of the buffer from one step to the next: residuals, and what else goes on."""
+    if ranks == 1 or spec.kind == "none" or not buffer.elements:
+        return 0
+    kept = 4 * buffer.elements
+    if spec.kind == "powersgd":
+        return kept + 4 * _low_rank(spec, buffer).factor
+    if spec.kind != "randomk" and len(messages(spec, buffer, ranks)) > 1:
+        # Of two phases: what the owner of a part loses of its sum.
+        return kept + 4 * _part(buffer.elements, ranks)
+    return kept
+
+
+def working_bytes(spec: Spec, buffer: Buffer, ranks: int) -> int:
+    """What lies beside the gradients while the buffer is exchanged, at most: messages, and copies on the way to them.
+
+    As it is with the kernels of this project; codes that are made by single operations take a few copies more.
+    """
+    told = messages(spec, buffer, ranks)
+    if spec.kind == "none" or not told:
+        return 0
+    # What is gathered is there from all ranks; of two phases the scattered codes are still there, sent and got.
+    gathered = max((one.bytes * (1 + ranks) for one in told if one.how == "gather"), default=0)
+    scattered = max((3 * one.bytes + one.bytes // ranks for one in told if one.how == "scatter"), default=0)
+    n, at_once = buffer.elements, max(gathered, scattered)
+    encoded = _part(n, ranks) if len(told) > 1 else n
+    match spec.kind:
+        case "fp16":
+            return max(at_once, _float16(n) + _HALVES_BYTES * encoded)
+        case "topk":
+            kept = max(1, math.ceil(Fraction(repr(spec.ratio)) * encoded))
+            return max(at_once, code_of(spec)(n) + _CHOSEN_BYTES * kept)
+        case "randomk":
+            return at_once + _DRAWN_BYTES * max(1, math.ceil(spec.ratio * n))
+        case "powersgd":
+            low = _low_rank(spec, buffer)
+            return at_once + 4 * (4 * low.basis + 4 * low.factor + 2 * low.whole)
+        case _:
+            return at_once
+
+
+def shard_message(spec: Spec, elements: int, ranks: int) -> Message:
+    """The one round of a coded sum of `elements` gradients along dp_shard."""
+    code = _CODES[spec.kind](-(-elements // ranks))
+    return Message("scatter", ranks * _aligned(_SHARD_HEAD_BYTES + code))
+
+
+class _LowRank(NamedTuple):
+    """Elements of the first and of the second factors, and of what goes whole."""
+
+    basis: int
+    factor: int
+    whole: int
+
+
+def _low_rank(spec: Spec, buffer: Buffer) -> _LowRank:
+    code, rest = _CODES[spec.payload], _CODES["int8" if spec.payload == "int8" else "bf16"]
+    basis = factor = covered = 0.0
+    for rows, columns, many in buffer.matrices:
+        both = code(spec.rank * rows) + code(spec.rank * columns)
+        if spec.rank < min(rows, columns) and 2 * both <= rest(rows * columns):
+            basis += many * spec.rank * rows
+            factor += many * spec.rank * columns
+            covered += many * rows * columns
+    return _LowRank(round(basis), round(factor), max(0, buffer.elements - round(covered)))
+
+
+def _part(elements: int, ranks: int) -> int:
+    """Elements that the first rank owns in two phases."""
+    return min(-(-elements // (ranks * _ALIGN_ELEMENTS)) * _ALIGN_ELEMENTS, elements)
+
+
+def _aligned(bytes_: int) -> int:
+    return -(-bytes_ // _ALIGN_BYTES) * _ALIGN_BYTES
+
+
+def _exchanged(vectors: Sequence[tuple[Code, int]], ranks: int) -> list[Message]:
+    """The rounds in which these vectors are summed together: one phase or two."""
+    vectors = [(code, n) for code, n in vectors if n]
+    slots = sum(_aligned(code(n)) for code, n in vectors)
+    if not vectors or ranks <= 2 or (ranks - 1) * slots <= _ONE_PHASE_BYTES:
+        return [Message("gather", slots)] if vectors else []
+    return list(_two_phases(vectors, ranks))
+
+
+def _two_phases(vectors: Sequence[tuple[Code, int]], ranks: int) -> Iterator[Message]:
+    # What travels as float32 needs no owner.
+    for code, n in vectors:
+        if code is _float32:
+            yield Message("sum", 4 * n)
+    if stride := sum(_aligned(code(_part(n, ranks))) for code, n in vectors if code is not _float32):
+        yield Message("scatter", ranks * stride)
+        yield Message("gather", stride)

@@ -1,0 +1,151 @@
+"""Compression in prices: bytes as schemes send them, time of codecs, memory of residuals, and choices by all of it."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+
+from distroml.planner import (
+    Candidate,
+    Compressing,
+    Plan,
+    PlanRefused,
+    Pricer,
+    Refused,
+    Tried,
+    compressing,
+    parse_wish,
+    search,
+)
+from distroml.planner.codes import Buffer, Sides, code_of, kept_bytes, messages
+from distroml.planner.compression import UnknownScheme, parse_spec
+from libs.planner.tests.models import TRAINING, gpt, machines
+from libs.planner.tests.test_pricing import BATCH, MODEL, plans, predict
+
+KEPT_PARTS = ("residuals", "buffers", "margin")
+
+
+def under(scheme, shard="none", **values):
+    return replace(TRAINING, compressing=compressing(scheme, shard, **values))
+
+
+@given(plans())
+def test_compression_only_touches_the_sums_of_gradients(plan):
+    plain, packed = predict(plan), predict(plan, training=under("int8"))
+    assert {**packed.seconds, "dp_replicate": 0} == {**plain.seconds, "dp_replicate": 0}
+    assert {**packed.bytes, **dict.fromkeys(KEPT_PARTS, 0)} == {**plain.bytes, **dict.fromkeys(KEPT_PARTS, 0)}
+    assert (packed.bytes["residuals"] > 0) == (plan.dp_replicate > 1)
+    slow = under("int8", tried=[Tried("int8", 8, 1.0)])
+    told = predict(plan, training=slow)
+    assert plan.dp_replicate == 1 or told.seconds["dp_replicate"] > plain.seconds["dp_replicate"] + 1
+    assert plain.compressed is None
+    assert packed.compressed is not None
+    assert packed.compressed.scheme == ("int8" if plan.dp_replicate > 1 else "none")
+
+
+def test_a_code_takes_what_its_format_says():
+    assert code_of(parse_spec("int8"))(1024) == 1024 + 4 * 4
+    assert code_of(parse_spec("int4"))(1024) == 512 + 4 * 8
+    assert code_of(parse_spec("sign"))(1024) == 128 + 4
+    assert code_of(parse_spec("topk:0.01"))(100_000) == 2 * 4 + 1000 * (2 + 4)
+
+
+def test_what_is_sent_is_as_the_scheme_sends_it():
+    plan = Plan(dp_replicate=8, microbatch=1)
+    found = {}
+    for scheme in ("none", "int8", "int4", "powersgd:4"):
+        told = predict(plan, training=under("bf16" if scheme == "none" else scheme)).compressed
+        found[scheme] = told.dense_bytes["dp_replicate"] if scheme == "none" else told.sent_bytes["dp_replicate"]
+    elements = MODEL.parameters
+    assert found["none"] == pytest.approx(2 * 2 * elements * 7 / 8)  # 16-bit gradients, both halves of a ring
+    # Two phases of codes, with a scale of 4 bytes for each block.
+    assert found["int8"] == pytest.approx(2 * elements * (1 + 4 / 256) * 7 / 8, rel=1e-3)
+    assert found["int4"] == pytest.approx(2 * elements * (1 / 2 + 4 / 128) * 7 / 8, rel=1e-3)
+    factors = 4 * sum(
+        shape.many * sum(shape.sizes) for unit in MODEL.units for shape in unit.shapes
+    )  # elements of both factors at rank 4
+    rest = elements - sum(shape.many * shape.sizes[0] * shape.sizes[1] for unit in MODEL.units for shape in unit.shapes)
+    assert found["powersgd:4"] == pytest.approx(2 * (4 * factors + 2 * rest) * 7 / 8, rel=0.01)
+
+
+def test_codecs_without_a_core_of_their_own_hide_behind_nothing():
+    plan, tried = Plan(dp_replicate=8, microbatch=1), [Tried("int8", 8, 1e-10)]
+    alone, beside = (
+        predict(plan, machines(outer=1e12), under("int8", tried=tried, slows=slows)).seconds["dp_replicate"]
+        for slows in (0.0, 1.0)
+    )
+    assert beside > alone
+    told = predict(plan, training=under("int8", tried=tried)).compressed
+    assert told.codec_s == pytest.approx(1e-10 * MODEL.parameters)
+    assert told.measured
+    assert not predict(plan, training=under("int8")).compressed.measured
+
+
+def test_shards_are_scattered_as_codes_and_keep_nothing():
+    plan = Plan(dp_shard=8, microbatch=1)
+    plain, packed = predict(plan), predict(plan, training=under("none", "int4"))
+    assert packed.compressed.sent_bytes["dp_shard"] == pytest.approx(
+        packed.compressed.dense_bytes["dp_shard"] * (1 / 2 + 4 / 128) / 2, rel=1e-3
+    )
+    assert packed.seconds["dp_shard"] < plain.seconds["dp_shard"]
+    assert packed.bytes["residuals"] == 0
+
+
+def test_compressed_shards_go_with_no_tp():
+    pricer = Pricer(MODEL, machines(), under("none", "int8"), BATCH)
+    refused = pricer.price(Plan(tp=2, dp_shard=4, microbatch=1))
+    assert isinstance(refused, Refused)
+    assert "compress_shard=int8 is not possible with tp=2" in refused.reason
+    found = search(MODEL, machines(), under("none", "int8"), BATCH, wish=parse_wish("dp_shard=4"))
+    assert found.plan.tp == 1
+
+
+def test_residuals_are_reckoned_when_plans_are_held_against_memory():
+    plan = Plan(dp_replicate=8, microbatch=1)
+    whole = predict(plan).peak_bytes_per_rank / (1 << 30)
+    tight = machines(memory_gib=whole * 1.1)
+    assert not isinstance(Pricer(MODEL, tight, TRAINING, BATCH).price(plan), Refused)
+    refused = Pricer(MODEL, tight, under("int8"), BATCH).price(plan)
+    assert isinstance(refused, Refused)
+    assert refused.missing_bytes > 0
+
+
+def test_a_cheap_exchange_changes_the_choice():
+    """On slow links whole copies lose to a divided model; where gradients are hardly sent, they win."""
+    slow = machines(nodes=2, per_node=1, inner=1e9, outer=2e7)
+    model = gpt(layers=4, hidden=256, seq=128)
+    dense = search(model, slow, TRAINING, BATCH)
+    sparse = search(model, slow, under("powersgd:1"), BATCH)
+    assert dense.plan.dp_replicate == 1
+    assert sparse.plan.dp_replicate == 2
+    assert sparse.prediction.step_seconds < dense.prediction.step_seconds
+
+
+def test_auto_takes_a_lossier_scheme_only_where_it_saves_more_than_it_costs():
+    ladder = [Candidate("none"), Candidate("int8", 0.005), Candidate("powersgd:1", 0.22)]
+    plan = Plan(dp_replicate=2, microbatch=1)
+    chosen = []
+    for rate in (1e12, 5e9, 1e5):
+        links = machines(nodes=2, per_node=1, outer=rate)
+        chosen.append(predict(plan, links, under("auto", ladder=ladder)).compressed.scheme)
+    assert chosen == ["none", "int8", "powersgd:1"]
+    told = predict(plan, machines(nodes=2, per_node=1, outer=1e12), under("auto", ladder=ladder))
+    assert told.bytes["residuals"] > 0, "the controller may go over to a lossy scheme at any step"
+
+
+def test_what_cannot_be_asked_for_is_refused():
+    with pytest.raises(UnknownScheme):
+        compressing("int9")
+    with pytest.raises(PlanRefused, match="compress_shard must be one of"):
+        compressing("none", "sign")
+    with pytest.raises(PlanRefused, match="needs a scheme"):
+        compressing("auto")
+    with pytest.raises(PlanRefused, match="share from 0 to 1"):
+        Compressing(slows=2.0)
+
+
+def test_a_rank_alone_sends_and_keeps_nothing():
+    buffer = Buffer(4096, (Sides(64, 64, 1),))
+    for scheme in ("none", "int8", "powersgd:4", "randomk:0.01"):
+        assert messages(parse_spec(scheme), buffer, 1) == []
+        assert kept_bytes(parse_spec(scheme), buffer, 1) == 0

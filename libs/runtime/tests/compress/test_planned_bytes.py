@@ -1,0 +1,124 @@
+"""What the planner counts of a scheme, without tensors, is what the scheme sends, keeps and needs on the way."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from distroml.planner.codes import Buffer, Sides, kept_bytes, messages, working_bytes
+from distroml.planner.compression import parse_spec
+from distroml.runtime.compress import Layout, Piece, Turn
+from distroml.runtime.compress.parse import parse_scheme
+from distroml.runtime.compress.schemes.matrices import as_matrix
+from distroml.runtime.compress.simulate import SimulatedRanks, exchanged
+
+SHAPES = [(512, 256), (256,), (256, 512), (64, 64), (1024,), (96, 3, 3, 4)]
+SCHEMES = [
+    "none",
+    "bf16",
+    "fp16",
+    "int8",
+    "int4",
+    "sign",
+    "topk:0.01",
+    "topk:0.05+int8",
+    "randomk:0.01",
+    "randomk:0.01+int8",
+    "powersgd:4",
+    "powersgd:4+int8",
+    "powersgd:16+bf16",
+]
+
+
+def layout() -> Layout:
+    pieces: list[Piece] = []
+    numel = 0
+    for number, shape in enumerate(SHAPES):
+        pieces.append(Piece(str(number), numel, shape))
+        numel += pieces[-1].numel
+    return Layout(numel, tuple(pieces))
+
+
+def buffer() -> Buffer:
+    return Buffer(layout().numel, tuple(Sides(*as_matrix(shape), 1) for shape in SHAPES))
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes of storages that came up within it and were there at once."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known = known
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(one, torch.Tensor) and (key := one.untyped_storage()._cdata) not in self.known:
+                size = one.untyped_storage().nbytes()
+                self.known.add(key)
+                self.now += size
+                self.most = max(self.most, self.now)
+                weakref.finalize(one.untyped_storage(), self._gone, key, size)
+        return result
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_bytes_are_sent_and_kept_as_counted(name: str, ranks: int) -> None:
+    scheme, spec, whole = parse_scheme(name), parse_spec(name), layout()
+    told = sum(one.sent_bytes(ranks) for one in messages(spec, buffer(), ranks))
+    assert told == pytest.approx(scheme.sent_bytes(whole, ranks), abs=4)
+    if ranks > 1:
+        simulated = SimulatedRanks(scheme, whole, ranks)
+        simulated.exchange([torch.randn(whole.numel) for _ in range(ranks)])
+        state = simulated.states[0]
+        tensors = [one for one in (state.residual, state.owned, *state.extra.values()) if one is not None]
+        assert kept_bytes(spec, buffer(), ranks) == sum(one.nbytes for one in tensors)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "none"])
+def test_a_rank_needs_as_much_beside_its_gradients_as_counted(name: str, ranks: int) -> None:
+    whole = layout()
+    simulated = SimulatedRanks(parse_scheme(name), whole, ranks)
+    flats = [torch.randn(whole.numel) for _ in range(ranks)]
+    simulated.exchange([flat.clone() for flat in flats])
+    turns = [Turn(rank, ranks, 2, 0, 0, 1.0) for rank in range(ranks)]
+    generators = [
+        simulated.scheme.rounds(flat, whole, state, turn)
+        for flat, state, turn in zip(flats, simulated.states, turns, strict=True)
+    ]
+    state = simulated.states[0]
+    there = [flats[0], state.residual, state.owned, *state.extra.values()]
+    peak = Peak({one.untyped_storage()._cdata for one in there if one is not None})
+    answers: list[torch.Tensor | None] = [None] * ranks
+    while True:
+        try:
+            with peak:
+                mine = answers[0]
+                answers[0] = None
+                asked = [next(generators[0]) if mine is None else generators[0].send(mine)]
+                del mine
+            asked += [
+                next(generator) if answer is None else generator.send(answer)
+                for generator, answer in zip(generators[1:], answers[1:], strict=True)
+            ]
+        except StopIteration:
+            break
+        came = exchanged(asked)
+        with peak:
+            # As the exchange does it: sums come back where they were, all else in a tensor of its own.
+            first = asked[0].payload
+            answers = [first.copy_(came[0]) if asked[0].how == "sum" else torch.empty_like(came[0]).copy_(came[0])]
+            del first
+        answers += came[1:]
+        del asked, came
+    ours = working_bytes(parse_spec(name), buffer(), ranks)
+    assert ours == pytest.approx(peak.most, rel=0.25, abs=0.1 * whole.numel)
