@@ -112,9 +112,7 @@ def compression_lines(prediction: Prediction) -> list[str]:
         lines.append(f"encoding and decoding takes {seconds_text(found.codec_s)} a step ({how})")
     if found.residual_bytes or found.working_bytes:
         kept, on_the_way = bytes_text(found.residual_bytes), bytes_text(found.working_bytes)
-        lines.append(
-            f"compression takes up to {kept} of residuals, and {on_the_way} beside gradients that are exchanged"
-        )
+        lines.append(f"compression takes up to {kept} of residuals, and {on_the_way} beside what is exchanged")
     return lines
 
 
