@@ -29,19 +29,19 @@ def leg(
     optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1, momentum=0.9)
     whole = parallel.part.whole if parallel.part.whole.place else Whole.of(parallel.module)
     if sha:
-        more = parallel.blank_kept()
+        more = parallel.keeping.blank()
         restore(
             store, JOB, sha, parallel.part.state, optimizer,
-            rank=world.rank, more=more, whole=whole, optional=(RESIDUALS,), own=parallel.own_place,
+            rank=world.rank, more=more, whole=whole, optional=(RESIDUALS,), own=parallel.keeping.own_place,
         )  # fmt: skip
-        parallel.keep(more)
+        parallel.keeping.keep(more)
     for number in range(first, last + 1):
         step(parallel, number)
         optimizer.step()
     digest = hashlib.sha256()
     for name, value in parallel.full_tensors():
         digest.update(name.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    state = capture(parallel.part.state, optimizer, whole=whole, **parallel.kept())
+    state = capture(parallel.part.state, optimizer, whole=whole, **parallel.keeping.kept())
     agreed = Agreement(world.rank, gather, whole).agree(state)
     saved = save_agreed(store, agreed, world.rank, world.world_size, step=last + 10)
     parallel.close()
@@ -62,20 +62,20 @@ def owed(world: World, folder: str, plan: str, sha: str) -> dict[str, Any]:
     for heeds in (False, True):
         parallel = spread(world, plan, Quirks(tied=True, width=8), MICROBATCH, torch.float32)
         optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1, momentum=0.9)
-        more = parallel.blank_kept()
+        more = parallel.keeping.blank()
         whole = parallel.part.whole if parallel.part.whole.place else Whole.of(parallel.module)
         restore(
             store, JOB, sha, parallel.part.state, optimizer,
-            rank=world.rank, more=more, whole=whole, optional=(RESIDUALS,), own=parallel.own_place,
+            rank=world.rank, more=more, whole=whole, optional=(RESIDUALS,), own=parallel.keeping.own_place,
         )  # fmt: skip
         if heeds:
-            parallel.keep(more)
+            parallel.keeping.keep(more)
             kept = {name: local_of(one).clone() for name, one in more[RESIDUALS].items()}
-            counts.append(len(parallel.kept()[RESIDUALS]))
+            counts.append(len(parallel.keeping.kept()[RESIDUALS]))
         step(parallel, 3)
         optimizer.step()
         if heeds:
-            counts.append(len(parallel.kept()))
+            counts.append(len(parallel.keeping.kept()))
         ends.append({name: one.clone() for name, one in parallel.local_tensors()})
         parallel.close()
     without, fed = ends

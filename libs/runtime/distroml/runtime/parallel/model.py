@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,8 +12,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from distroml.planner import Plan
-from distroml.runtime.checkpoint import ANCHOR, OUTER, OWN, RESIDUALS
-from distroml.runtime.checkpoint.whole import clean
 from distroml.runtime.comm import WireCount
 from distroml.runtime.compress import parse_spec, scheme_of
 from distroml.runtime.compress.optim import CompressedOptimizer
@@ -29,13 +27,13 @@ from distroml.runtime.parallel.compression import (
 from distroml.runtime.parallel.divide import Loss, Part
 from distroml.runtime.parallel.gathering import whole_of
 from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
+from distroml.runtime.parallel.keeping import Keeping
 from distroml.runtime.parallel.loss import check_loss
-from distroml.runtime.parallel.meetings import PARAMETERS, Apart, Meetings
+from distroml.runtime.parallel.meetings import Apart, Meetings
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.precision import Precision, computing_in
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange, fastest_sums
-from distroml.runtime.parallel.residuals import blank_residuals, folded_residuals, keep_folded, keep_own, own_state
 from distroml.runtime.parallel.substitutes import substitute_of
 from distroml.runtime.typed import backward
 
@@ -54,6 +52,7 @@ class ParallelModel:
         gradients: of the current step.
         sums: the algorithms by which gradients are summed along dp_replicate; None: there is nothing to sum.
         meetings: of replicas that step by themselves; None: they sum gradients at every step.
+        keeping: what checkpoints have of compression.
     """
 
     def __init__(
@@ -77,9 +76,7 @@ class ParallelModel:
         self._seed = seed
         self._step = 0
         # Normalised, by parameter: the sum over ranks of what an earlier run kept of gradients.
-        self._owed: dict[str, torch.Tensor] = {}
         self._precision: Precision = precision
-        self._residuals = compression.residuals
         self._trainable = trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
         self._plain = plan.world_size == plan.dp_replicate
         agree_on(compression, self.collectives)
@@ -120,6 +117,14 @@ class ParallelModel:
         self._dense_bytes = [] if self.exchange is not None else [s.numel * s.dtype.itemsize for s in layout.values()]
         if self.exchange is not None:
             self.exchange.prepare(layout)
+        self.keeping = Keeping(
+            self.exchange,
+            self.meetings,
+            trainable,
+            plan=plan,
+            rank=mesh.world.rank,
+            residuals=compression.residuals,
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass."""
@@ -224,7 +229,7 @@ class ParallelModel:
         pending.wait()
         self.counted(votes[1])
         self.gradients.wait()
-        self.feed_back(votes[1])
+        self.keeping.feed_back(votes[1])
         self.gradients.drop_unused([bool(votes[2 + place] > 0) for place in range(len(fired))])
         scale = 1.0 / votes[1]
         norm = self.gradients.norm().double() * scale
@@ -331,75 +336,6 @@ class ParallelModel:
         mine = dict(self.part.held)
         for name in self.part.counted:
             yield name, whole_of(name, mine.get(name), self.part, self.mesh)
-
-    def feed_back(self, terms: torch.Tensor) -> None:
-        """Add to the summed gradients what an earlier run with compression still owed them; once, before the norm.
-
-        Args:
-            terms: global count of this step's loss terms.
-        """
-        for name, parameter in self._trainable:
-            owed = self._owed.pop(clean(name), None)
-            if owed is not None and parameter.grad is not None:
-                own = local_of(parameter.grad)
-                own.add_((local_of(owed) * terms).to(own.dtype))
-        self._owed.clear()
-
-    def kept(self) -> dict[str, Any]:
-        """What a checkpoint has of compression, beside the model's and the optimizer's state. Collective."""
-        if self.exchange is None:
-            return {RESIDUALS: dict(self._owed)} if self._owed else {}
-        folded = folded_residuals(self.exchange, self._trainable)
-        kept: dict[str, Any] = {RESIDUALS: folded} if folded else {}
-        if self._keeps_own:
-            kept[OWN] = {self.own_place[1]: own_state(self.exchange, str(self.plan))}
-        if self.meetings is not None:
-            kept[OUTER] = self.meetings.velocities()
-            if self.meetings.between:
-                kept[ANCHOR] = self.meetings.anchors()
-        return kept
-
-    @property
-    def _keeps_own(self) -> bool:
-        return self._residuals == "exact" or self.meetings is not None
-
-    @property
-    def own_place(self) -> tuple[str, str]:
-        """Where a checkpoint has what only this rank kept."""
-        return OWN, str(self.mesh.world.rank)
-
-    def blank_kept(self) -> dict[str, Any]:
-        """What a load fills of `kept`, as far as the checkpoint has it."""
-        blank: dict[str, Any] = {RESIDUALS: blank_residuals(self._trainable)}
-        if self.meetings is not None:
-            for key in (OUTER, ANCHOR):
-                blank[key] = {name: torch.empty_like(one) for name, one in self.meetings.velocities().items()}
-        return blank
-
-    def keep(self, saved: Mapping[str, Any], step: int = 0) -> bool:
-        """Go on with what a load found of `kept`: of this world exactly where that was asked for, else of any.
-
-        Without compression it is owed to the next step's gradients.
-
-        Args:
-            saved: what was loaded.
-            step: after which it was saved.
-
-        Returns:
-            Whether it was of this world, and this rank goes on exactly.
-        """
-        if self.exchange is None:
-            self._owed = dict(saved.get(RESIDUALS, {}))
-            return False
-        own: Mapping[str, Any] = saved.get(OWN) or {}
-        mine: Mapping[str, Any] = own.get(self.own_place[1]) or {}
-        exact = self._keeps_own and keep_own(self.exchange, str(self.plan), mine)
-        if not exact:
-            keep_folded(self.exchange, self._trainable, saved.get(RESIDUALS, {}))
-        if self.meetings is not None:
-            own_parameters = mine.get(PARAMETERS) if exact else None
-            self.meetings.resume(step, saved.get(OUTER), saved.get(ANCHOR), own_parameters)
-        return exact
 
     def close(self) -> None:
         """Take the hooks off the model, and end what exchanges gradients."""

@@ -58,7 +58,7 @@ def separate(state: MutableMapping[str, Any], parallel: ParallelModel, *, main: 
 
     That is rank 0's optimizer state, and between two meetings the model that one would make. Raises `PeerLost`.
     """
-    own = state[OWN][parallel.own_place[1]]
+    own = state[OWN][parallel.keeping.own_place[1]]
     inner = state["optimizer"].get("state", {})
     own[_INNER] = {name: dict(values) for name, values in inner.items()}
     if not main:

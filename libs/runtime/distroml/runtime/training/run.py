@@ -134,7 +134,7 @@ class Run:
             collectives=self.parallel.collectives,
             fresh=self._fresh,
             whole=self._whole() or NOTHING_ELSE,
-            own=self.parallel.own_place,
+            own=self.parallel.keeping.own_place,
         )
         kept = ""
         if found.ref is None:
@@ -147,9 +147,9 @@ class Run:
             self.evaluated = place["evaluated"]
             kept = place.get("control", "")
             self.restored = found.ref
-            if self.parallel.keep(more, self.step) and self.parallel.meetings is not None:
+            if self.parallel.keeping.keep(more, self.step) and self.parallel.meetings is not None:
                 assert self._optimizer is not None
-                rejoin(self._optimizer, self.parallel.part.held, more, self.parallel.own_place)
+                rejoin(self._optimizer, self.parallel.part.held, more, self.parallel.keeping.own_place)
             if self._scheduler is not None:
                 self._scheduler.load_state_dict(more["lr_scheduler"])
             log.info("restored the checkpoint of step %d in %.2f s", found.ref.step, found.seconds)
@@ -208,7 +208,7 @@ class Run:
         """A new optimizer and scheduler, and the further state that a checkpoint fills."""
         self._optimizer = fresh_optimizer(self.settings, self.parallel.parameters())
         self._scheduler = self.settings.lr_scheduler(self._optimizer) if self.settings.lr_scheduler else None
-        return self.parallel.part.state, self._optimizer, {**self._more(), **self.parallel.blank_kept()}
+        return self.parallel.part.state, self._optimizer, {**self._more(), **self.parallel.keeping.blank()}
 
     def _more(self) -> dict[str, Any]:
         more: dict[str, Any] = {
@@ -331,7 +331,7 @@ class Run:
         if self.reporter.last is not None:
             self.reporter.record(self.reporter.last, why)
         whole = self._whole() or NOTHING_ELSE
-        more = {**self._more(), **self.parallel.kept()}
+        more = {**self._more(), **self.parallel.keeping.kept()}
         state = capture(self.parallel.part.state, self._optimizer, whole=whole, **more)
         if self.parallel.meetings is not None:
             separate(state, self.parallel, main=self.world.is_main)

@@ -119,7 +119,7 @@ class Stepper:
         pending.wait()
         self._parallel.counted(votes[1])
         gradients.wait()
-        self._parallel.feed_back(votes[1])
+        self._parallel.keeping.feed_back(votes[1])
         comm_wait_s = time.perf_counter() - waited
         if own is None:
             scale = 1.0 / votes[1]
