@@ -85,11 +85,13 @@ class Planned:
             global_batch=data.global_batch,
             microbatch=data.microbatch,
         )
+        self.plan = given
         if work is not None and tunes:
             self._live = tune_bucket(work, world, given, self._cache)
+            self.plan = given if self._live is None else self._live.plan
         elif world.is_main and world.world_size > 1:
+            # Only told of: every rank trains by the plan as it was given.
             self._live = predicted(given, _workload(settings, sample, blank, None), world, self._cache)
-        self.plan = given if self._live is None else self._live.plan
 
     def tell(self, parameters: int, sums: Chosen | None) -> None:
         """Say which plan this generation trains with, how it sums gradients, and what is promised of it."""
