@@ -76,9 +76,8 @@ def main() -> int:
             found = kept.get(*key)
             if found is None:
                 setting = asdict(Setting(exchange, BUCKET_MB, rate))
-                ranks.ask(
-                    {"do": "stand", "name": "it", "setting": setting, "seed": seed, "lesson": options.lesson}, 600
-                )
+                stand = {"do": "stand", "name": "it", "setting": setting, "size": usual.size, "seed": seed}
+                ranks.ask({**stand, "lesson": options.lesson}, 600)
                 before = pair[0].sent_bytes()
                 ranks.ask({"do": "block", "name": "it", "steps": steps, "size": usual.size}, 3600)
                 sent = pair[0].sent_bytes() - before

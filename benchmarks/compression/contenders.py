@@ -17,12 +17,15 @@ from compression.learning import Lesson
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
+from distroml.objectstore.memory import MemoryObjectStore
 from distroml.runtime.compress.control import Change
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import World
 from distroml.runtime.link import NullLink
 from distroml.runtime.parallel import parallelize
 from distroml.runtime.training.controlling import adapting_of, start
+from distroml.runtime.training.recording import SchemeRecord
+from distroml.runtime.training.storage import Storage
 
 CLIP = 1.0
 WARMUP_STEPS = 20
@@ -146,17 +149,18 @@ class Adapted(Own):
 
     Attributes:
         changes: all that it decided so far.
-        choosing_s: what trying codecs and the link before step 1 took.
+        choosing_s: what trying codecs, the link and a forward pass before step 1 took.
     """
 
-    def __init__(self, lesson: Lesson, setting: Setting, seed: int, world: World) -> None:
+    def __init__(self, lesson: Lesson, setting: Setting, seed: int, world: World, sample: Any) -> None:
         super().__init__(lesson, setting, seed, world)
         self.changes: list[Change] = []
         started = time.perf_counter()
-        adapting = adapting_of(self._parallel, NullLink(), world, self.changes)
+        record = SchemeRecord(Storage(MemoryObjectStore(), "benchmark", None), world.generation)
+        adapting = adapting_of(self._parallel, NullLink(), world, self.changes, record)
         assert adapting is not None
         self._adapting = adapting
-        start(adapting, 0, "")
+        start(adapting, self._parallel, sample, 1, 0, "")
         self.choosing_s = time.perf_counter() - started
 
     def step(self, batch: Any) -> None:
@@ -181,13 +185,19 @@ class Replayed(Own):
 
 
 def contender(
-    lesson: Lesson, setting: Setting, seed: int, world: World, changes: Sequence[Change] | None = None
+    lesson: Lesson, setting: Setting, seed: int, world: World, size: int, changes: Sequence[Change] | None = None
 ) -> Contender:
-    """What `setting` names, with first weights by `seed`; `changes` are what "own:auto" is to repeat. Collective."""
+    """What `setting` names, with first weights by `seed`. Collective.
+
+    Args:
+        lesson, setting, seed, world: what is learnt, how, and by whom.
+        size: this rank's part of a step's batch.
+        changes: what "own:auto" is to repeat; None: it decides.
+    """
     dist.barrier()
     if setting.exchange == "own:auto":
         if changes is None:
-            return Adapted(lesson, setting, seed, world)
+            return Adapted(lesson, setting, seed, world, lesson.batch(seed, 0, size, world))
         return Replayed(lesson, setting, seed, world, changes)
     if setting.exchange.startswith("own:"):
         return Own(lesson, setting, seed, world)

@@ -58,7 +58,7 @@ class Rank:
         """Held-out losses after each `every` steps, up to `steps` or until one is at most `goal`."""
         recorded = [Change(**change) for change in changes] if changes is not None else None
         what = self._lesson(lesson)
-        made = contender(what, Setting(**setting), seed, self.world, recorded)
+        made = contender(what, Setting(**setting), seed, self.world, size, recorded)
         losses: list[float] = []
         started = time.perf_counter()
         for step in range(1, steps + 1):
@@ -70,10 +70,12 @@ class Rank:
         made.close()
         return {"losses": losses, "seconds": time.perf_counter() - started}
 
-    def stand(self, name: str, setting: dict[str, Any], seed: int = 0, lesson: str = "gpt") -> dict[str, Any]:
+    def stand(
+        self, name: str, setting: dict[str, Any], size: int, seed: int = 0, lesson: str = "gpt"
+    ) -> dict[str, Any]:
         """Make a contender ready under a name. Seconds: of choosing schemes, where it does."""
         what = self._lesson(lesson)
-        made = contender(what, Setting(**setting), seed, self.world)
+        made = contender(what, Setting(**setting), seed, self.world, size)
         self._standing[name] = made, what, seed
         return {"seconds": made.choosing_s if isinstance(made, Adapted) else 0.0}
 

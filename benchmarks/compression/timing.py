@@ -53,7 +53,8 @@ class _Link:
 
     def stand(self, one: Setting) -> float:
         """Make one ready; the seconds that its making took."""
-        answers = self._ranks.ask({"do": "stand", "name": _name(one), "setting": asdict(one)}, 600)
+        task = {"do": "stand", "name": _name(one), "setting": asdict(one), "size": self._tokens}
+        answers = self._ranks.ask(task, 600)
         return max(answer["seconds"] for answer in answers)
 
     def block(self, one: Setting, steps: int, timeout_s: float = 3600) -> tuple[list[float], float]:
