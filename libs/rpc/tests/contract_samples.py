@@ -69,6 +69,7 @@ class Spec:
     log_cap_bytes: int = 0
     compress: str = ""
     sync_every: int = 0
+    backend: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
