@@ -47,8 +47,14 @@ def _timed(kept: Kept, mbit: float, options: argparse.Namespace) -> Timed:
     key = ("timed", mbit, options.tokens, options.blocks, options.block_steps, *options.hooks, *options.own)
     found = kept.get(*key)
     if found is None:
+        settings = [one for one in _settings(options.hooks, options.own) if not kept.get("broken", one)]
         measured = timed(
-            mbit, _settings(options.hooks, options.own), options.tokens, options.blocks, options.block_steps
+            mbit,
+            settings,
+            options.tokens,
+            options.blocks,
+            options.block_steps,
+            lambda one: kept.put(True, "broken", one),
         )
         found = kept.put(asdict(measured), *key)
     return Timed(**found)
