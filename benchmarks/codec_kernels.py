@@ -138,13 +138,13 @@ def fractions(numel: int, repetitions: int, with_torch: bool, device: torch.devi
                 ctypes.memmove(target.data_ptr(), source.data_ptr(), 4 * numel)
 
     copies = max(1, 1_000_000 // numel)
-    todo = {"memcpy": copy, **works(numel, with_torch, device)}
-    found: dict[str, list[float]] = {name: [] for name in todo}
-    for work in todo.values():
+    timed = {"memcpy": copy, **works(numel, with_torch, device)}
+    found: dict[str, list[float]] = {name: [] for name in timed}
+    for work in timed.values():
         work()
     for number in range(repetitions):
-        turn = number % len(todo)
-        for name, work in [*todo.items()][turn:] + [*todo.items()][:turn]:
+        turn = number % len(timed)
+        for name, work in [*timed.items()][turn:] + [*timed.items()][:turn]:
             copied = seconds(copy) / copies
             if name == "memcpy":
                 found[name].append(copied / (seconds(work) / copies))

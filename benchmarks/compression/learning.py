@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
@@ -76,13 +76,9 @@ class Digits:
     """A convolutional net on scikit-learn's digits, every fifth held out; `size` is in images per rank."""
 
     def __init__(self) -> None:
-        digits = load_digits()
-        images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0
-        labels = torch.tensor(digits.target, dtype=torch.int64)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        held, train = order[::5], order[torch.arange(len(order)) % 5 != 0]
-        self._train = images[train], labels[train]
-        self._held_out = images[held], labels[held]
+        images, labels, held_images, held_labels = _example_digits()["load"](seed=0)
+        self._train = images, labels
+        self._held_out = held_images, held_labels
 
     @staticmethod
     def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, int]:
@@ -117,6 +113,11 @@ class Digits:
 
 
 LESSONS: dict[str, Callable[[], Lesson]] = {"gpt": Text, "digits": Digits}
+
+
+def _example_digits() -> dict[str, Any]:
+    # By path: the examples' scripts bear the same name.
+    return runpy.run_path(str(Path(__file__).parents[2] / "examples" / "digits" / "train.py"), run_name="digits")
 
 
 def _chosen(known: int, count: int, seed: int, step: int, world: World) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from distroml.agent.adapters.processes import Identity, kill_session
+from distroml.agent.adapters.processes import Identity, kill_session, read_identity
 from distroml.agent.domain.exits import ExitRecord
 from distroml.workerlink import environment as names
 
@@ -122,6 +122,20 @@ async def _connect(folder: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWr
         return await asyncio.open_unix_connection(f"/proc/self/fd/{handle}/holder.sock")
     finally:
         os.close(handle)
+
+
+def number_of(folder: Path) -> int:
+    """N of a helper's folder `kind.N`."""
+    return int(folder.name.partition(".")[2])
+
+
+def newest_living(folder: Path, kind: str) -> Held | None:
+    """The helper process of this kind that an earlier agent started last below `folder`; None where none runs."""
+    for one in sorted(folder.glob(f"{kind}.*"), key=number_of, reverse=True):
+        identity = read_identity(one)
+        if identity is not None and read_exit(one) is None and identity.holder_lives:
+            return Held(one, identity)
+    return None
 
 
 def read_exit(folder: Path) -> ExitRecord | None:

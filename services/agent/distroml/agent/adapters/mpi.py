@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from distroml.agent import mpihost
-from distroml.agent.adapters.held import Held, read_exit
-from distroml.agent.adapters.processes import read_identity, tail
+from distroml.agent.adapters.held import Held, newest_living
+from distroml.agent.adapters.processes import tail
 from distroml.agent.domain.exits import ExitRecord
 from distroml.agent.launch import LaunchOrder
 from distroml.agent.launcher import CannotStart, Launcher
@@ -43,11 +43,7 @@ class MpiHost:
 
     def adopt(self) -> None:
         """Take over the mpirun that an earlier agent started."""
-        for folder in sorted(self._folder.glob("mpi.*"), key=_number, reverse=True):
-            identity = read_identity(folder)
-            if identity is not None and read_exit(folder) is None and identity.holder_lives:
-                self._held = Held(folder, identity)
-                return
+        self._held = newest_living(self._folder, "mpi")
 
     @property
     def ended(self) -> ExitRecord | None:
@@ -153,7 +149,3 @@ def _complaint(folder: Path) -> str:
     """What mpirun said, without the rules that it draws around it."""
     lines = [line.strip() for line in tail(folder / "stderr").splitlines() if line.strip(" -")]
     return " ".join(lines)[:1000] or f"it said nothing; see {folder}{os.sep}exit.json"
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name.partition(".")[2])

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distroml.agent import storehost
-from distroml.agent.adapters.held import Held, read_exit
-from distroml.agent.adapters.processes import read_identity
+from distroml.agent.adapters.held import Held, newest_living, number_of
 from distroml.agent.domain.exits import ExitRecord
 from distroml.agent.launch import LaunchOrder
 from distroml.agent.launcher import CannotStart, Launcher
@@ -61,12 +60,9 @@ class StoreHost:
 
     def adopt(self) -> bool:
         """Take over the process that an earlier agent started; False where none runs."""
-        for folder in sorted(self._folder.glob("store.*"), key=_number, reverse=True):
-            identity = read_identity(folder)
-            if identity is not None and read_exit(folder) is None and identity.holder_lives:
-                self._watch(Held(folder, identity))
-                return True
-        return False
+        if (held := newest_living(self._folder, "store")) is not None:
+            self._watch(held)
+        return held is not None
 
     async def port(self, serial: int) -> int:
         """The port of the store with this number; starts the process where there is none.
@@ -99,9 +95,9 @@ class StoreHost:
         await held.let_go()
 
     async def _start(self) -> Held:
-        number = max((_number(folder) for folder in self._folder.glob("store.*")), default=0) + 1
+        number = max((number_of(folder) for folder in self._folder.glob("store.*")), default=0) + 1
         for old in self._folder.glob("store.*"):
-            if _number(old) < number - 3:
+            if number_of(old) < number - 3:
                 shutil.rmtree(old, ignore_errors=True)
         folder = self._folder / f"store.{number}"
         folder.mkdir(parents=True)
@@ -156,7 +152,3 @@ async def _connect(folder: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWr
         return await asyncio.open_unix_connection(f"/proc/self/fd/{handle}/{storehost.SOCKET}")
     finally:
         os.close(handle)
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name.partition(".")[2])

@@ -37,6 +37,7 @@ class CompressedOptimizer(Optimizer, ABC):
     def schemes(self, scheme: Spec) -> list[tuple[int, Spec]]:
         """How many steps from now on which scheme holds, while it is not, or not yet, `scheme`; 1 is the next."""
 
+    # Torch overloads it, so that a closure gives back its loss; here there is none to give.
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move by `grad` of each parameter, which is what the ranks' exchange came to."""
         if closure is not None:
