@@ -1,5 +1,11 @@
 """The judge of leases, on a clock that the test moves."""
 
+import asyncio
+from typing import cast
+
+from distroml.statestore.etcd import EtcdClient
+from distroml.statestore.etcd.leases import Leases, name_of
+from distroml.statestore.etcd.messages import KeyValue
 from distroml.statestore.liveness import Judge, Lease
 
 
@@ -75,3 +81,38 @@ def test_a_lease_of_another_boot_gets_a_full_ttl_from_now():
     expired = swept(judge, 15, 5.2, leases=[other])
     assert expired is not None
     assert 8 < expired < 8.6
+
+
+class SlowEtcd:
+    """Two leases that are renewed all the time; the second one is new after a while, and its age is long in coming."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked: list[int] = []
+        self.revoked: list[int] = []
+        self.ended = asyncio.Event()
+
+    def clock(self) -> float:
+        return self.now
+
+    async def range_all(self, prefix: bytes) -> tuple[list[KeyValue], int]:
+        self.now += 0.08
+        if self.asked.count(1) > 1 or self.revoked:
+            self.ended.set()
+        ids = (1, 2) if self.now > 0.87 else (1,)
+        return [KeyValue(key=prefix + name_of(id).encode(), value=b"1") for id in ids], 1
+
+    async def age_s(self, id: int) -> int:
+        self.asked.append(id)
+        self.now += 0.25 if id == 2 else 0
+        return 0
+
+    async def revoke(self, id: int) -> None:
+        self.revoked.append(id)
+
+
+async def test_a_lease_is_not_over_because_etcd_was_slow_to_tell_of_another() -> None:
+    etcd = SlowEtcd()
+    await asyncio.wait_for(Leases(cast("EtcdClient", etcd), "lease/", clock=etcd.clock).judge(etcd.ended), 60)
+    assert etcd.asked[:2] == [1, 2]
+    assert etcd.revoked == []

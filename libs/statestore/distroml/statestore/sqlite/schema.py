@@ -42,7 +42,11 @@ CREATE TABLE streams (stream TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT
 CREATE TABLE commands (id TEXT PRIMARY KEY, content_hash BLOB NOT NULL, answer BLOB NOT NULL, at_ms INTEGER NOT NULL);
 CREATE INDEX commands_by_age ON commands (at_ms);
 CREATE TABLE cursors (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sealed (stream TEXT PRIMARY KEY, version INTEGER NOT NULL, parts BLOB NOT NULL)
 """
+# Files of format 1 made before streams were retired get this table at their next opening; who does not know it folds
+# the events of retired streams, and comes to the same states.
+_SEALED = _TABLES.rpartition(";")[2]
 
 
 def connect(path: Path, *, writes: bool) -> sqlite3.Connection:
@@ -98,6 +102,7 @@ def _prepare(path: Path, create: bool, log_id: str) -> str:
                 f"{path} has format {version}, this release reads {FORMAT}; use the release that wrote it"
             )
         _check(path, connection)
+        connection.execute(_SEALED)
         (found,) = connection.execute("SELECT value FROM meta WHERE name = 'log_id'").fetchone() or ("",)
         if log_id and found != log_id:
             raise StateStoreDown(f"{path} belongs to deployment {found!r}, not {log_id!r}; give that deployment's file")
