@@ -2,12 +2,13 @@ import pytest
 
 from distroml.eventstore import memory, sqlite
 from distroml.eventstore.conformance import EventStoreConformance
+from distroml.eventstore.retiring_conformance import RetiringConformance
 from distroml.statestore.memory import MemoryDatabase
 from distroml.statestore.memory import open_state_store as open_memory_state
 from distroml.statestore.sqlite import open_state_store
 
 
-class TestMemory(EventStoreConformance):
+class TestMemory(EventStoreConformance, RetiringConformance):
     @pytest.fixture
     async def stores(self):
         database = MemoryDatabase("dep-1")
@@ -17,7 +18,7 @@ class TestMemory(EventStoreConformance):
         await state.close()
 
 
-class TestSqlite(EventStoreConformance):
+class TestSqlite(EventStoreConformance, RetiringConformance):
     @pytest.fixture
     async def stores(self, tmp_path):
         events = sqlite.open_event_store(tmp_path / "store.db", deployment="dep-1")

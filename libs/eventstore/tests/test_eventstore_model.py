@@ -12,6 +12,7 @@ from distroml.eventstore import (
     CommandKnown,
     CommandRecord,
     Commit,
+    CommitRefused,
     Fenced,
     Guard,
     Part,
@@ -37,7 +38,8 @@ commands = st.none() | st.sampled_from(["c1", "c2", "c3"])
 commits = st.tuples(st.just("commit"), appends, parts, guards, commands)
 cas = st.tuples(st.just("cas"), KEYS, OFF, VALUES)
 deletes = st.tuples(st.just("delete"), KEYS, OFF)
-OPERATIONS = st.lists(commits | commits | cas | deletes, max_size=12)
+retires = st.tuples(st.just("retire"), STREAMS, OFF, st.lists(KEYS, max_size=2, unique=True))
+OPERATIONS = st.lists(commits | commits | cas | deletes | retires, max_size=12)
 
 
 class Model:
@@ -45,6 +47,7 @@ class Model:
 
     def __init__(self):
         self.revision, self.log, self.keys, self.commands, self.changes = 0, [], {}, {}, []
+        self.sealed = {}
 
     def version(self, stream):
         return sum(s == stream for s, _ in self.log)
@@ -71,11 +74,28 @@ class Model:
         self.revision += 1
         for append in commit.appends:
             self.log += [(append.stream, append.expected + n) for n in range(1, len(append.events) + 1)]
+        own = {part.key for part in commit.parts}
+        for append in commit.appends:
+            for key, value in self.sealed.pop(append.stream, {}).items():
+                if key not in own:
+                    self.set(key, value)
         for part in commit.parts:
             self.set(part.key, part.value)
         if commit.command:
             self.commands[commit.command.id] = commit.command
         return self.revision
+
+    def retire(self, stream, version, keys):
+        if version < 1:
+            return CommitRefused
+        if self.version(stream) != version:
+            return WrongExpectedVersion
+        if stream not in self.sealed:
+            self.revision += 1
+            self.sealed[stream] = {key: self.keys[key][1] for key in keys if key in self.keys}
+            for key in self.sealed[stream]:
+                self.set(key, None)
+        return None
 
     def cas(self, key, value, expected):
         if self.at(key) != expected:
@@ -96,7 +116,7 @@ class Model:
 async def attempt(call):
     try:
         return getattr(await call, "revision", None)
-    except (CasConflict, CommandKnown, Fenced, WrongExpectedVersion) as error:
+    except (CasConflict, CommandKnown, CommitRefused, Fenced, WrongExpectedVersion) as error:
         return type(error)
 
 
@@ -130,6 +150,11 @@ async def agree(operations, folder):
             commit = commit_for(model, operation)
             wanted = model.commit(commit)
             got = [await attempt(events.commit(commit)) for events, _ in backends]
+        elif operation[0] == "retire":
+            _, stream, off, keys = operation
+            version = model.version(stream) + off
+            wanted = model.retire(stream, version, keys)
+            got = [await attempt(events.retire(stream, version=version, keys=keys)) for events, _ in backends]
         else:
             kind, key, off, *rest = operation
             expected = max(0, model.at(key) + off)
@@ -140,6 +165,8 @@ async def agree(operations, folder):
         log = await events.read()
         assert [(recorded.stream, recorded.version) for recorded in log] == model.log
         assert [recorded.position for recorded in log] == sorted(recorded.position for recorded in log)
+        assert {name: dict((await events.sealed(name)).parts) for name in await events.retired()} == model.sealed
+        assert sorted(await events.streams()) == sorted({stream for stream, _ in model.log} - model.sealed.keys())
         listing = await state.list("")
         assert [(e.key, e.revision, e.value) for e in listing.entries] == [
             (key, *model.keys[key]) for key in sorted(model.keys)

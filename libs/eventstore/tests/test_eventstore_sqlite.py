@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from distroml.eventstore import Append, Commit, Part, StoreDamaged, StoreDown, StoreFull
+from distroml.eventstore import Append, Commit, Part, Sealed, StoreDamaged, StoreDown, StoreFull
 from distroml.eventstore.conformance import CONTEXT, append, commit_of, event, take
 from distroml.eventstore.sqlite import event_store, open_event_store, verify_log
 from distroml.statestore.sqlite import SqliteDatabase, open_state_store
@@ -40,6 +40,20 @@ async def test_a_closed_store_is_read_again(path):
         await store.read()
     with pytest.raises(StoreDown, match="closed"):
         await store.commit(commit_of(append("s/a/1", 20)))
+
+
+async def test_a_file_from_before_streams_were_retired_takes_them_too(path):
+    await filled(path, 2)
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE sealed")
+    connection.close()
+    store = open_event_store(path)
+    await store.retire("s/a/1", version=2, keys=("p",))
+    await store.close()
+    store = open_event_store(path)
+    assert await store.sealed("s/a/1") == Sealed(2, {"p": b"x" * 3000})
+    assert await verify_log(store) == []
+    await store.close()
 
 
 async def test_closing_ends_every_thread(path):

@@ -11,8 +11,9 @@ from distroml.events import Decider, Position, Rejection, UnknownEvent
 from distroml.eventstore import Append, Fenced, Guard, Part, StoreDown, WrongExpectedVersion, memory, sqlite
 from distroml.eventstore.codec import DataclassCodec, JoinedCodec, JsonState
 from distroml.eventstore.conformance import CONTEXT, commit_of
-from distroml.eventstore.draft import Repository, state_prefix
+from distroml.eventstore.draft import Repository
 from distroml.eventstore.handle import CommandKey, Unit, handle, transact
+from distroml.eventstore.port import state_prefix
 from distroml.eventstore.projection import ProjectionRunner
 from distroml.eventstore.replay import Difference, mend, state_at, verify
 

@@ -13,7 +13,7 @@ import msgspec
 
 from distroml.events import Codec, Decider
 from distroml.eventstore.codec import StateCodec
-from distroml.eventstore.port import Append, EventStore, Part
+from distroml.eventstore.port import Append, EventStore, Part, state_prefix
 
 S = TypeVar("S")
 C = TypeVar("C")
@@ -47,11 +47,6 @@ def evolve_hash(*modules: ModuleType) -> str:
     return digest.hexdigest()
 
 
-def state_prefix(stream: str) -> str:
-    """Where the parts of a stream's state are kept; no other stream's keys start with it."""
-    return f"state/{stream}:"
-
-
 @dataclass(frozen=True, slots=True)
 class Draft(Generic[S, C, E]):
     """A stream's state, with the events decided since it was loaded.
@@ -61,7 +56,7 @@ class Draft(Generic[S, C, E]):
         version: the committed version it was loaded at.
         state: after `events`.
         events: decided, not yet committed.
-        stored: the state's keys as they stand in the store.
+        stored: the state's keys as they stand in the store, or were sealed.
     """
 
     repository: Repository[S, C, E]
@@ -123,13 +118,23 @@ class Repository(Generic[S, C, E]):
         self.evolve_hash = evolve_hash(*modules)
 
     async def load(self, stream: str, *, refold: bool = False) -> Draft[S, C, E]:
-        """The stream's committed state: from its parts where today's `evolve` made them, else folded from events."""
-        stored, _ = await self.store.parts(state_prefix(stream))
+        """The stream's committed state: from its parts where today's `evolve` made them, else folded from events.
+
+        The parts of a retired stream are those that were sealed.
+        """
+        stored = await self._stored(stream)
         found = None if refold else self.read_parts(stream, stored)
         if found is None:
             found = await self.fold(stream)
         state, version = found
         return Draft(self, stream, version, state, (), stored)
+
+    async def _stored(self, stream: str) -> Mapping[str, bytes]:
+        prefix = state_prefix(stream)
+        live, _ = await self.store.parts(prefix)
+        if live or (sealed := await self.store.sealed(stream)) is None:
+            return live
+        return {key: data for key, data in sealed.parts.items() if key.startswith(prefix)}
 
     def read_parts(self, stream: str, stored: Mapping[str, bytes]) -> tuple[S, int] | None:
         """State and version that the parts hold, or None where another `evolve` made them or they are unusable."""

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from distroml.eventstore.port import MAX_COMMIT_BYTES, MAX_COMMIT_OPERATIONS, MAX_EVENT_BYTES, Commit, CommitRefused
+from distroml.eventstore.port import (
+    MAX_COMMIT_BYTES,
+    MAX_COMMIT_OPERATIONS,
+    MAX_EVENT_BYTES,
+    MAX_SEALED_BYTES,
+    MAX_SEALED_PARTS,
+    Commit,
+    CommitRefused,
+    Guard,
+    Sealed,
+)
 from distroml.statestore.keyspace import check_key
 
 
@@ -35,14 +45,52 @@ def check(commit: Commit) -> None:
         )
     _once((append.stream for append in commit.appends), "stream")
     _once((part.key for part in commit.parts), "key")
-    for guard in commit.guards:
-        if (guard.revision is None) == (guard.value is None):
-            _refuse(f"the guard of {guard.key!r} must name a revision or a value, and only one of them")
+    _check_guards(commit.guards)
     for name in (*(append.stream for append in commit.appends), *(part.key for part in commit.parts)):
         try:
             check_key(name)
         except ValueError as error:
             raise CommitRefused(str(error)) from error
+
+
+def check_retiring(version: int, keys: Sequence[str], guards: Sequence[Guard]) -> None:
+    """Raise `CommitRefused` where retiring can never succeed with these."""
+    if version < 1:
+        _refuse(f"a stream is retired at its version, which is 1 at the least; got {version}")
+    if len(keys) > MAX_SEALED_PARTS or len(guards) > MAX_COMMIT_OPERATIONS:
+        _refuse(
+            f"retiring takes {MAX_SEALED_PARTS} keys and {MAX_COMMIT_OPERATIONS} guards at most;"
+            f" got {len(keys)} and {len(guards)}"
+        )
+    _check_guards(guards)
+
+
+def check_sealed(stream: str, parts: Mapping[str, bytes]) -> None:
+    """Raise `CommitRefused` where what a stream would leave behind is more than a commit could bring back."""
+    size = sum(len(key) + len(value) for key, value in parts.items())
+    if len(parts) > MAX_SEALED_PARTS or size > MAX_SEALED_BYTES:
+        _refuse(
+            f"{stream} has {len(parts)} parts of {size} bytes, and no more than {MAX_SEALED_PARTS} of"
+            f" {MAX_SEALED_BYTES} can be retired, for one commit must be able to bring them back; it stays live"
+        )
+
+
+def check_coming_back(streams: Iterable[Sealed]) -> None:
+    """Raise `CommitRefused` where one commit would bring back more than one transaction takes beside the largest."""
+    found = list(streams)
+    parts = sum(len(sealed.parts) for sealed in found)
+    size = sum(len(key) + len(value) for sealed in found for key, value in sealed.parts.items())
+    if parts > MAX_SEALED_PARTS or size > MAX_SEALED_BYTES:
+        _refuse(
+            f"the commit would bring back {len(found)} retired streams with {parts} parts of {size} bytes, and"
+            f" {MAX_SEALED_PARTS} of {MAX_SEALED_BYTES} is the most; decide on fewer streams at once"
+        )
+
+
+def _check_guards(guards: Sequence[Guard]) -> None:
+    for guard in guards:
+        if (guard.revision is None) == (guard.value is None):
+            _refuse(f"the guard of {guard.key!r} must name a revision or a value, and only one of them")
 
 
 def _bytes(commit: Commit) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from distroml.events import Context, NewEvent, Position, Recorded
+from distroml.eventstore.limits import check_coming_back, check_sealed
 from distroml.eventstore.port import (
     COMMAND_TTL_S,
     CommandKnown,
@@ -14,7 +15,9 @@ from distroml.eventstore.port import (
     Committed,
     Fenced,
     Guard,
+    Sealed,
     WrongExpectedVersion,
+    state_prefix,
 )
 from distroml.statestore.port import Entry
 from distroml.statestore.tables import Tables
@@ -55,7 +58,23 @@ class LogTables(Protocol):
         ...
 
     def streams(self, prefix: str, after: str, limit: int) -> list[str]:
-        """Names of streams below a prefix, in order."""
+        """Names of streams below a prefix that are not sealed, in order."""
+        ...
+
+    def retired(self, prefix: str, after: str, limit: int) -> list[str]:
+        """Names of sealed streams below a prefix, in order."""
+        ...
+
+    def sealed(self, stream: str) -> Sealed | None:
+        """What the stream left behind where it is sealed."""
+        ...
+
+    def seal(self, stream: str, sealed: Sealed) -> None:
+        """Write what it leaves behind."""
+        ...
+
+    def unseal(self, stream: str) -> None:
+        """Forget what it left behind."""
         ...
 
     def command(self, id: str, oldest_ms: int) -> CommandRecord | None:
@@ -87,13 +106,14 @@ def write(tables: LogTables, commit: Commit, log: str, now_ms: int) -> Committed
     oldest_ms = now_ms - COMMAND_TTL_S * 1000
     if commit.command is not None and (known := tables.command(commit.command.id, oldest_ms)) is not None:
         raise CommandKnown(known)
-    for guard in commit.guards:
-        if not _holds(guard, tables.keys.entry(guard.key)):
-            raise Fenced(guard.key)
+    _check_guards(tables, commit.guards)
     for append in commit.appends:
         actual = tables.version(append.stream)
         if actual != append.expected:
             raise WrongExpectedVersion(append.stream, append.expected, actual)
+    sealed = ((append.stream, tables.sealed(append.stream)) for append in commit.appends)
+    coming_back = {stream: one for stream, one in sealed if one is not None}
+    check_coming_back(coming_back.values())
 
     revision = tables.keys.advance()
     rows = [
@@ -103,6 +123,12 @@ def write(tables: LogTables, commit: Commit, log: str, now_ms: int) -> Committed
     ]
     if rows:
         tables.add(revision, commit.context, rows)
+    own = {part.key for part in commit.parts}
+    for stream, one in coming_back.items():
+        tables.unseal(stream)
+        for key, value in one.parts.items():
+            if key not in own:
+                tables.keys.put(Entry(key, value, revision))
     for part in commit.parts:
         if part.value is not None:
             tables.keys.put(Entry(part.key, part.value, revision))
@@ -118,6 +144,28 @@ def write(tables: LogTables, commit: Commit, log: str, now_ms: int) -> Committed
             for index, (stream, version, event) in enumerate(rows)
         ),
     )
+
+
+def retire(tables: LogTables, stream: str, version: int, keys: Sequence[str], guards: Sequence[Guard]) -> None:
+    """The body of the transaction that retires a stream; all checks come before the first write."""
+    _check_guards(tables, guards)
+    if (actual := tables.version(stream)) != version:
+        raise WrongExpectedVersion(stream, version, actual)
+    if tables.sealed(stream) is not None:
+        return
+    found = {entry.key: entry.value for entry in tables.keys.entries(state_prefix(stream))}
+    found |= {entry.key: entry.value for key in keys if (entry := tables.keys.entry(key)) is not None}
+    check_sealed(stream, found)
+    revision = tables.keys.advance()
+    for key in found:
+        tables.keys.remove(key, revision)
+    tables.seal(stream, Sealed(version, found))
+
+
+def _check_guards(tables: LogTables, guards: Sequence[Guard]) -> None:
+    for guard in guards:
+        if not _holds(guard, tables.keys.entry(guard.key)):
+            raise Fenced(guard.key)
 
 
 def _holds(guard: Guard, entry: Entry | None) -> bool:

@@ -8,7 +8,7 @@ from itertools import islice
 
 from distroml.events import Context, NewEvent, Position, Recorded, matches
 from distroml.eventstore.log import LogTables, Place, recorded
-from distroml.eventstore.port import CommandRecord
+from distroml.eventstore.port import CommandRecord, Sealed
 from distroml.eventstore.store import TableEventStore
 from distroml.statestore.memory import MemoryDatabase, MemoryTables
 from distroml.statestore.tables import Tables
@@ -24,6 +24,7 @@ class _Rows:
         self.places: list[Place] = []
         self.streams: dict[str, list[Recorded]] = {}
         self.names: list[str] = []
+        self.sealed: dict[str, Sealed] = {}
         self.commands: dict[str, tuple[CommandRecord, int]] = {}
         self.cursors: dict[str, Place] = {}
 
@@ -74,9 +75,25 @@ class MemoryLog:
         return self._rows.places[-1] if self._rows.places else (0, 0)
 
     def streams(self, prefix: str, after: str, limit: int) -> list[str]:
-        """Names of streams below a prefix."""
-        start = bisect_right(self._rows.names, after)
-        return [name for name in self._rows.names[start:] if name.startswith(prefix)][:limit]
+        """Names of streams below a prefix that are not sealed."""
+        start, sealed = bisect_right(self._rows.names, after), self._rows.sealed
+        return [name for name in self._rows.names[start:] if name.startswith(prefix) and name not in sealed][:limit]
+
+    def retired(self, prefix: str, after: str, limit: int) -> list[str]:
+        """Names of sealed streams below a prefix."""
+        return sorted(name for name in self._rows.sealed if name.startswith(prefix) and name > after)[:limit]
+
+    def sealed(self, stream: str) -> Sealed | None:
+        """What the stream left behind where it is sealed."""
+        return self._rows.sealed.get(stream)
+
+    def seal(self, stream: str, sealed: Sealed) -> None:
+        """Write what it leaves behind."""
+        self._rows.sealed[stream] = sealed
+
+    def unseal(self, stream: str) -> None:
+        """Forget what it left behind."""
+        del self._rows.sealed[stream]
 
     def command(self, id: str, oldest_ms: int) -> CommandRecord | None:
         """The record of a command accepted at or after `oldest_ms`."""

@@ -16,6 +16,9 @@ from distroml.events import Context, NewEvent, Position, Recorded
 MAX_EVENT_BYTES = 64 * 1024
 MAX_COMMIT_OPERATIONS = 100
 MAX_COMMIT_BYTES = 1024 * 1024
+MAX_SEALED_PARTS = 24
+MAX_SEALED_BYTES = 384 * 1024
+"""What a retired stream may bring back into the largest commit, within what one transaction of etcd holds."""
 COMMAND_TTL_S = 24 * 3600
 
 
@@ -27,6 +30,7 @@ class EventStoreError(Exception):
     ├── Fenced                 a guard did not hold: this writer has been replaced
     ├── CommandKnown           the command id was accepted before: give its answer again, or refuse other content
     ├── CommitRefused          the commit itself is malformed or past a bound
+    ├── NotSealable            a stream cannot be retired yet: its events are only in the outbox; try later
     ├── StoreFull              the log cannot take more now (disk full, outbox full)
     ├── StoreDamaged           the stored data cannot be trusted; says which file and what to do
     └── StoreDown              the back end did not answer; nothing is known about the outcome
@@ -68,6 +72,17 @@ class CommandKnown(EventStoreError):
 
 class CommitRefused(EventStoreError):
     """The commit is past a bound or contradicts itself; it can never succeed as it is."""
+
+
+class NotSealable(EventStoreError):
+    """The stream's events are not all in the sealed copy of the log yet, without which it cannot leave the state."""
+
+    def __init__(self, stream: str, revision: int, sealed: int) -> None:
+        super().__init__(
+            f"{stream} cannot be retired yet: its last commit has revision {revision}, and the log is sealed up to"
+            f" {sealed}; try again in a minute, and where it stays so see what holds the relay up"
+        )
+        self.stream, self.revision, self.sealed = stream, revision, sealed
 
 
 class StoreFull(EventStoreError):
@@ -134,6 +149,19 @@ class Committed:
     events: tuple[Recorded, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a retired stream left behind: its version, and the parts that left the state, under their whole keys."""
+
+    version: int
+    parts: Mapping[str, bytes]
+
+
+def state_prefix(stream: str) -> str:
+    """Where the parts of a stream's state are kept; no other stream's keys start with it."""
+    return f"state/{stream}:"
+
+
 class Subscription(Protocol):
     """A durable reader. Iterate for events in log order; acknowledge to move its cursor.
 
@@ -170,6 +198,32 @@ class EventStore(Protocol):
         """
         ...
 
+    async def retire(
+        self, stream: str, *, version: int, keys: Sequence[str] = (), guards: Sequence[Guard] = ()
+    ) -> None:
+        """Seal a finished stream: the parts of its state leave the live one, all or none. Repeating it changes nothing.
+
+        Afterwards `version`, `command` and everything that reads the log answer as before; `parts` and `streams`
+        no longer tell of it, and `sealed` does. A commit that expects its version brings it back with its parts, of
+        which those that the commit writes itself are the commit's; one that expects another version is refused.
+
+        Args:
+            stream: its name.
+            version: at which it is finished, 1 or more.
+            keys: that belonged to it alone, such as `fences/<job>`: they leave, and come back, with the parts.
+            guards: it holds only while these do.
+
+        Raises:
+            WrongExpectedVersion, Fenced, NotSealable, StoreFull: nothing was changed.
+            CommitRefused: it has more parts than may ever come back (`MAX_SEALED_PARTS`, `MAX_SEALED_BYTES`).
+            StoreDown: it is not known whether it was retired; trying again is safe.
+        """
+        ...
+
+    async def sealed(self, stream: str) -> Sealed | None:
+        """What a retired stream left behind; None where it is live, or does not exist."""
+        ...
+
     async def read_stream(self, stream: str, *, after: int = 0, limit: int = 1000) -> Sequence[Recorded]:
         """Events of one stream with versions greater than `after`, oldest first."""
         ...
@@ -194,11 +248,21 @@ class EventStore(Protocol):
         ...
 
     async def version(self, stream: str) -> int:
-        """The stream's committed version, 0 where it does not exist."""
+        """The stream's committed version, retired or not; 0 where it does not exist."""
         ...
 
     async def streams(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
-        """Names of streams that start with `prefix` and sort after `after`, in order."""
+        """Names of live streams that start with `prefix` and sort after `after`, in order."""
+        ...
+
+    async def retired(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        """Names of retired streams that start with `prefix`, in an order of the store's own.
+
+        Args:
+            prefix: of the names.
+            after: the last name of the page before.
+            limit: at most this many.
+        """
         ...
 
     async def parts(self, prefix: str) -> tuple[Mapping[str, bytes], int]:

@@ -10,8 +10,8 @@ import msgspec
 
 from distroml.events import Codec, Context, Decider, Position
 from distroml.eventstore.codec import StateCodec
-from distroml.eventstore.draft import Draft, Header, Repository, state_prefix
-from distroml.eventstore.port import Commit, EventStore, WrongExpectedVersion
+from distroml.eventstore.draft import Draft, Header, Repository
+from distroml.eventstore.port import Commit, EventStore, WrongExpectedVersion, state_prefix
 
 S = TypeVar("S")
 C = TypeVar("C")

@@ -15,9 +15,12 @@ from distroml.eventstore.port import (
     CommandRecord,
     Commit,
     Committed,
+    Guard,
+    Sealed,
 )
 from distroml.eventstore.subscription import LogSubscription
 from distroml.statestore.tables import Database
+from distroml.statestore.wake import Wake
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,6 +42,11 @@ class TableEventStore(Generic[T]):
         return self.database.log_id
 
     @property
+    def wake(self) -> Wake:
+        """What is notified of every commit."""
+        return self.database.wake
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
@@ -52,6 +60,17 @@ class TableEventStore(Generic[T]):
         limits.check(commit)
         now_ms = self.database.clock.wall_ms()
         return await self._write(lambda log: rules.write(log, commit, self.log_id, now_ms))
+
+    async def retire(
+        self, stream: str, *, version: int, keys: Sequence[str] = (), guards: Sequence[Guard] = ()
+    ) -> None:
+        """Seal a finished stream: the parts of its state leave the live one, all or none."""
+        limits.check_retiring(version, keys, guards)
+        await self._write(lambda log: rules.retire(log, stream, version, keys, guards))
+
+    async def sealed(self, stream: str) -> Sealed | None:
+        """What a retired stream left behind; None where it is live, or does not exist."""
+        return await self._read(lambda log: log.sealed(stream))
 
     async def read_stream(self, stream: str, *, after: int = 0, limit: int = 1000) -> Sequence[Recorded]:
         """Events of one stream with versions greater than `after`, oldest first."""
@@ -72,12 +91,16 @@ class TableEventStore(Generic[T]):
         return Position(self.log_id, *await self._read(lambda log: log.newest()))
 
     async def version(self, stream: str) -> int:
-        """The stream's committed version, 0 where it does not exist."""
+        """The stream's committed version, retired or not; 0 where it does not exist."""
         return await self._read(lambda log: log.version(stream))
 
     async def streams(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
-        """Names of streams that start with `prefix` and sort after `after`, in order."""
+        """Names of live streams that start with `prefix` and sort after `after`, in order."""
         return await self._read(lambda log: log.streams(prefix, after, limit))
+
+    async def retired(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        """Names of retired streams that start with `prefix`, in order."""
+        return await self._read(lambda log: log.retired(prefix, after, limit))
 
     async def parts(self, prefix: str) -> tuple[Mapping[str, bytes], int]:
         """Stored parts whose keys start with `prefix`, and the revision at which they were read together."""

@@ -12,16 +12,11 @@ from distroml.statestore.wake import Wake
 BATCH = 256
 
 
-class _Wakes(Protocol):
-    @property
-    def wake(self) -> Wake: ...
-
-
 class _Source(Protocol):
     """What a subscription needs of its store."""
 
     @property
-    def database(self) -> _Wakes: ...
+    def wake(self) -> Wake: ...
 
     @property
     def closed(self) -> bool: ...
@@ -46,7 +41,7 @@ class LogSubscription:
     async def __aiter__(self) -> AsyncIterator[Recorded]:
         """Events from the cursor on, waiting for new ones; ends when the subscription or its store is closed."""
         place = await self._source.open_cursor(self._durable, self._start)
-        wake = self._source.database.wake
+        wake = self._source.wake
         while not self._ended:
             seen = wake.count
             batch, place = await self._source.scan(place, self._streams, BATCH)
@@ -64,7 +59,7 @@ class LogSubscription:
     async def close(self) -> None:
         """End the iteration; the cursor stays."""
         self._closed = True
-        self._source.database.wake.notify()
+        self._source.wake.notify()
 
     @property
     def _ended(self) -> bool:

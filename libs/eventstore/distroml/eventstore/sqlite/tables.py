@@ -16,7 +16,7 @@ import msgspec
 
 from distroml.events import Context, NewEvent, Position, Recorded
 from distroml.eventstore.log import Place
-from distroml.eventstore.port import CommandRecord, StoreDamaged
+from distroml.eventstore.port import CommandRecord, Sealed, StoreDamaged
 from distroml.statestore.sqlite.schema import INDEX_BITS
 from distroml.statestore.sqlite.tables import SqliteTables
 from distroml.statestore.tables import Tables
@@ -26,6 +26,7 @@ _FROM = f"SELECT {_COLUMNS} FROM events e LEFT JOIN commits c ON c.revision = e.
 _INDEX_MASK = (1 << INDEX_BITS) - 1
 _LAST = "\U0010ffff"
 _context = msgspec.json.Decoder(Context)
+_parts = msgspec.msgpack.Decoder(dict[str, bytes])
 
 
 def seq_of(place: Place) -> int:
@@ -93,12 +94,35 @@ class SqliteLog:
         return place_of(seq or 0)
 
     def streams(self, prefix: str, after: str, limit: int) -> list[str]:
-        """Names of streams below a prefix."""
+        """Names of streams below a prefix that are not sealed."""
         rows = self._tables.query(
-            "SELECT stream FROM streams WHERE stream >= ? AND stream < ? AND stream > ? ORDER BY stream LIMIT ?",
+            "SELECT stream FROM streams WHERE stream >= ? AND stream < ? AND stream > ?"
+            " AND NOT EXISTS (SELECT 1 FROM sealed WHERE sealed.stream = streams.stream) ORDER BY stream LIMIT ?",
             (prefix, prefix + _LAST, after, limit),
         )
         return [stream for (stream,) in rows]
+
+    def retired(self, prefix: str, after: str, limit: int) -> list[str]:
+        """Names of sealed streams below a prefix."""
+        rows = self._tables.query(
+            "SELECT stream FROM sealed WHERE stream >= ? AND stream < ? AND stream > ? ORDER BY stream LIMIT ?",
+            (prefix, prefix + _LAST, after, limit),
+        )
+        return [stream for (stream,) in rows]
+
+    def sealed(self, stream: str) -> Sealed | None:
+        """What the stream left behind where it is sealed."""
+        rows = self._tables.query("SELECT version, parts FROM sealed WHERE stream = ?", (stream,))
+        return Sealed(rows[0][0], _parts.decode(rows[0][1])) if rows else None
+
+    def seal(self, stream: str, sealed: Sealed) -> None:
+        """Write what it leaves behind."""
+        parts = msgspec.msgpack.encode(sealed.parts)
+        self._tables.execute("INSERT INTO sealed VALUES (?, ?, ?)", (stream, sealed.version, parts))
+
+    def unseal(self, stream: str) -> None:
+        """Forget what it left behind."""
+        self._tables.execute("DELETE FROM sealed WHERE stream = ?", (stream,))
 
     def command(self, id: str, oldest_ms: int) -> CommandRecord | None:
         """The record of a command accepted at or after `oldest_ms`."""

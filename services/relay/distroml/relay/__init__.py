@@ -1,0 +1,1 @@
+"""Brings what was committed in etcd into JetStream and into sealed segments."""

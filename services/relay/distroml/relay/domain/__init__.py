@@ -1,0 +1,1 @@
+"""What the relay decides about its log without looking anywhere: pure."""
