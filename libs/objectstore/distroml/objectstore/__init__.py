@@ -9,6 +9,7 @@ from distroml.objectstore.port import (
     ObjectStoreDown,
     ObjectStoreError,
     ObjectStoreFull,
+    ObjectStoreRefused,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "ObjectStoreDown",
     "ObjectStoreError",
     "ObjectStoreFull",
+    "ObjectStoreRefused",
 ]

@@ -22,6 +22,7 @@ class ObjectStoreError(Exception):
     ├── ObjectDamaged      the bytes do not have the hash that was expected
     ├── ObjectStoreFull    there is no room; nothing was written
     └── ObjectStoreDown    the back end did not answer
+        └── ObjectStoreRefused  it answers and will not serve us until somebody changes something
     """
 
 
@@ -51,6 +52,10 @@ class ObjectStoreFull(ObjectStoreError):
 
 class ObjectStoreDown(ObjectStoreError):
     """The back end cannot be reached or failed in the middle."""
+
+
+class ObjectStoreRefused(ObjectStoreDown):
+    """The back end will not serve us as we are: credentials, clock, owner, protocol. Trying again does not help."""
 
 
 @dataclass(frozen=True, slots=True)

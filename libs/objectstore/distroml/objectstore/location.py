@@ -1,0 +1,77 @@
+"""Where objects are, as one text that settings, agents and workers pass on: `file:///FOLDER` or `s3://BUCKET/PREFIX`."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from distroml.objectstore.filesystem import FilesystemObjectStore
+from distroml.objectstore.port import ObjectStore, ObjectStoreRefused
+
+
+def check_location(location: str) -> None:
+    """Raise `ValueError` unless the location is one that `open_location` understands; nothing is opened."""
+    if urlsplit(location).scheme == "s3":
+        _s3().read_settings(location)
+    else:
+        _folder(location)
+
+
+def open_location(location: str, *, deployment: str | None = None) -> ObjectStore:
+    """The store at a location.
+
+    Args:
+        location: see `distroml.objectstore.s3.settings` for what may follow `s3://`.
+        deployment: what a bucket is claimed for, where a service opens it; a folder says itself whose it is.
+
+    Raises:
+        ValueError: the location is malformed.
+        ObjectStoreRefused: the server will not serve us, or its client is not installed.
+        ObjectStoreDown: no answer.
+    """
+    if urlsplit(location).scheme != "s3":
+        return FilesystemObjectStore(_folder(location))
+    s3 = _s3()
+    return s3.open_object_store(s3.read_settings(location), deployment=deployment)
+
+
+def survey_location(location: str, deployment: str | None) -> None:
+    """Look whether a deployment's objects can be there; writes nothing, and raises what `open_location` does."""
+    if urlsplit(location).scheme == "s3":
+        s3 = _s3()
+        # Somebody waits for the answer.
+        store = s3.S3ObjectStore(replace(s3.read_settings(location), retries=1, read_timeout_s=5.0))
+        try:
+            store.bucket.check(deployment)
+        finally:
+            store.close()
+    else:
+        _folder(location)
+
+
+def http_of(location: str) -> tuple[str, ssl.SSLContext | None] | None:
+    """The server of a location and whom to trust for TLS; None for a folder. Raises as `open_location`."""
+    if urlsplit(location).scheme != "s3":
+        return None
+    settings = _s3().read_settings(location)
+    return settings.endpoint, ssl.create_default_context(cafile=settings.ca_file) if settings.secure else None
+
+
+def _folder(location: str) -> Path:
+    parts = urlsplit(location)
+    if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+        raise ValueError(f"{location!r} is no place for objects: expected file:///FOLDER or s3://BUCKET/PREFIX")
+    return Path(unquote(parts.path))
+
+
+def _s3():
+    # Most processes never need it, and many do not have its client.
+    try:
+        from distroml.objectstore import s3
+    except ModuleNotFoundError as error:
+        raise ObjectStoreRefused(
+            f"objects in s3:// need the package {error.name}, which is not installed: pip install 'distroml[stack]'"
+        ) from error
+    return s3
