@@ -1,0 +1,131 @@
+"""What answers in Elasticsearch's place: each is named, with what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from distroml.logstore import LogStoreDown, LogStoreRefused, Query
+from distroml.logstore.elastic import ElasticLogSearch, check_server, connect
+from distroml.logstore.settings import ElasticSettings, namespace_of
+
+ELASTIC = "X-Elastic-Product: Elasticsearch\r\n"
+
+
+def root(**version: str) -> dict[str, Any]:
+    return {"name": "n", "version": version, "tagline": "…"}
+
+
+def http(status: str, body: object, headers: str = "") -> bytes:
+    data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    kind = "text/html" if isinstance(body, str) else "application/json"
+    head = f"HTTP/1.1 {status}\r\n{headers}content-type: {kind}\r\ncontent-length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+@asynccontextmanager
+async def answering(*answers: bytes) -> AsyncIterator[ElasticSettings]:
+    """A server that gives these answers in turn, and the last of them from then on."""
+    left = list(answers)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if size := re.search(rb"(?i)content-length: (\d+)", head):
+                    await reader.readexactly(int(size[1]))
+                writer.write(left.pop(0) if len(left) > 1 else left[0])
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        yield ElasticSettings(urls=(f"http://127.0.0.1:{port}",), user="u", password="p")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (http("200 OK", root(number="8.19.3"), ELASTIC), "Elasticsearch 8.19.3 is not supported"),
+        (http("200 OK", root(number="7.10.2")), "unknown 7.10.2 is not supported"),
+        (http("200 OK", root(number="2.19.0", distribution="opensearch")), "opensearch 2.19.0 is not supported"),
+        (http("401 Unauthorized", {"error": {"type": "security_exception"}}, ELASTIC), "refuses the credentials"),
+        (http("403 Forbidden", {"error": {"type": "security_exception", "reason": "no"}}, ELASTIC), "privileges"),
+        (http("200 OK", "<html>Prometheus</html>"), "no Elasticsearch"),
+        (http("404 Not Found", "404 page not found"), "404"),
+        (b"+OK this is not HTTP\r\n\r\n", "another protocol"),
+    ],
+)
+async def test_another_server_is_refused_by_name(answer: bytes, said: str) -> None:
+    async with answering(answer) as settings:
+        client = connect(settings)
+        with pytest.raises(LogStoreRefused) as refused:
+            await check_server(client)
+        await client.close()
+    assert said in str(refused.value)
+
+
+async def test_a_busy_and_an_absent_server_are_asked_again(unused: Callable[[], Coroutine[Any, Any, int]]) -> None:
+    async with answering(http("503 Service Unavailable", {"error": {"type": "busy"}}, ELASTIC)) as settings:
+        client = connect(settings)
+        with pytest.raises(LogStoreDown, match="503") as down:
+            await check_server(client)
+        await client.close()
+    assert not isinstance(down.value, LogStoreRefused)
+    client = connect(ElasticSettings(urls=(f"http://127.0.0.1:{await unused()}",)))
+    with pytest.raises(LogStoreDown, match="not reached") as down:
+        await check_server(client)
+    await client.close()
+    assert not isinstance(down.value, LogStoreRefused)
+
+
+async def test_shards_that_are_being_placed_are_waited_for() -> None:
+    serving = http("200 OK", root(number="9.5.3"), ELASTIC)
+    placing = http("503 Service Unavailable", {"error": {"type": "no_shard_available_action_exception"}}, ELASTIC)
+    nothing = http("200 OK", {"hits": {"hits": []}}, ELASTIC)
+    async with answering(serving, placing, placing, nothing) as settings:
+        client = connect(settings)
+        assert (await ElasticLogSearch(client, "dep").search(Query(job="j"))).lines == ()
+        await client.close()
+    async with answering(serving, placing) as settings:
+        client = connect(settings)
+        with pytest.raises(LogStoreDown, match="503: no_shard"):
+            await ElasticLogSearch(client, "dep", placing_s=0.3).search(Query(job="j"))
+        await client.close()
+
+
+@pytest.fixture
+def unused() -> Callable[[], Coroutine[Any, Any, int]]:
+    async def find() -> int:
+        async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+            return server.sockets[0].getsockname()[1]
+
+    return find
+
+
+def test_settings_say_everything_that_is_wrong() -> None:
+    read = ElasticSettings.read
+    assert read({}, "dep") is None
+    good = read(
+        {"DISTROML_ELASTICSEARCH": "https://a:9200/, https://b:9200", "DISTROML_ELASTICSEARCH_API_KEY": "k"}, "d"
+    )
+    assert good is not None
+    assert good.urls == ("https://a:9200", "https://b:9200")
+    assert "k" not in repr(good).replace("default", "")[-4:]
+    with pytest.raises(ValueError, match=r"ends up in logs.*is no address.*go together.*stands instead"):
+        read(
+            {
+                "DISTROML_ELASTICSEARCH": "https://me:secret@a:9200,ftp://b",
+                "DISTROML_ELASTICSEARCH_USER": "u",
+                "DISTROML_ELASTICSEARCH_API_KEY": "k",
+            },
+            "dep",
+        )
+    assert namespace_of("Dep-1/x") == "dep_1_x"
