@@ -37,24 +37,25 @@ def test_a_line_has_who_what_and_where(lines: io.StringIO) -> None:
     with trace.use(span := trace.fresh()), bound(job="job-1"):
         log.info("placed 100% of it", slots=4)
     [line] = read(lines)
-    assert line.pop("timestamp")
+    assert line.pop("@timestamp")
     assert line == {
-        "level": "INFO",
-        "service": "scheduler",
-        "deployment": "dep-1",
-        "logger": "distroml.scheduler.cycle",
+        "log.level": "info",
         "message": "placed 100% of it",
-        "trace_id": span.trace_id,
-        "span_id": span.span_id,
-        "job": "job-1",
-        "slots": 4,
+        "ecs.version": "9.0.0",
+        "service.name": "scheduler",
+        "log.logger": "distroml.scheduler.cycle",
+        "trace.id": span.trace_id,
+        "span.id": span.span_id,
+        "distroml.deployment": "dep-1",
+        "distroml.job": "job-1",
+        "labels.slots": 4,
     }
 
 
 def test_lines_of_other_libraries_look_the_same(lines: io.StringIO) -> None:
     logging.getLogger("somebody").warning("%d things", 3)
     logging.getLogger("asyncio").info("noise")
-    assert [(line["logger"], line["message"]) for line in read(lines)] == [
+    assert [(line["log.logger"], line["message"]) for line in read(lines)] == [
         ("somebody", "3 things"),
         ("asyncio", "noise"),
     ]
@@ -66,14 +67,23 @@ def test_an_exception_stands_in_one_line(lines: io.StringIO) -> None:
     except ValueError:
         log.exception("it failed", job="job-1")
     [line] = read(lines)
-    assert "ValueError: bad\nnews" in str(line["exception"])
+    assert "ValueError: bad\nnews" in str(line["error.stack_trace"])
+    assert (line["error.type"], line["error.message"]) == ("ValueError", "bad\nnews")
+
+
+def test_no_field_makes_an_object_where_another_has_a_text(lines: io.StringIO) -> None:
+    log.warning("away", error=OSError("gone"), labels="a", ratio=float("inf"), found=[1, 2], none=None)
+    [line] = read(lines)
+    assert line["error.message"] == "gone"
+    told = {name: value for name, value in line.items() if name.startswith("labels.")}
+    assert told == {"labels.labels": "a", "labels.ratio": "inf", "labels.found": "[1, 2]", "labels.none": "None"}
 
 
 def test_fields_cannot_pretend_to_be_another_service(lines: io.StringIO) -> None:
-    log.info("x", service="forged", level="DEBUG", trace_id="1")
+    log.info("x", **{"service.name": "forged", "log.level": "debug", "trace.id": "1", "service": "too"})
     [line] = read(lines)
-    assert (line["service"], line["level"]) == ("scheduler", "INFO")
-    assert "trace_id" not in line
+    assert (line["service.name"], line["log.level"]) == ("scheduler", "info")
+    assert "trace.id" not in line
 
 
 class Rude:
@@ -87,7 +97,7 @@ def test_values_without_text_still_make_a_line(lines: io.StringIO) -> None:
     log.info("odd", rude=Rude(), loop=loop, bytes_=b"\xff")
     [line] = read(lines)
     assert line["message"] == "odd"
-    assert "RuntimeError" in str(line["rude"])
+    assert "RuntimeError" in str(line["labels.rude"])
 
 
 def test_a_huge_line_is_cut_and_says_so(lines: io.StringIO) -> None:
@@ -95,8 +105,8 @@ def test_a_huge_line_is_cut_and_says_so(lines: io.StringIO) -> None:
     text = lines.getvalue()
     assert len(text.encode()) <= MAX_LINE_BYTES
     [line] = read(lines)
-    assert line["job"] == "job-1"
-    assert int(str(line["truncated_bytes"])) > 5_000_000
+    assert line["distroml.job"] == "job-1"
+    assert int(str(line["distroml.truncated_bytes"])) > 5_000_000
 
 
 def test_a_thousand_fields_still_fit(lines: io.StringIO) -> None:
@@ -112,7 +122,7 @@ def test_every_record_is_one_bounded_json_line(message: str, fields: dict[str, o
     line = JsonFormatter("s", max_bytes=400).format(record)
     assert "\n" not in line
     assert len(line.encode()) < 400
-    assert json.loads(line)["service"] == "s"
+    assert json.loads(line)["service.name"] == "s"
 
 
 def test_levels_have_names(lines: io.StringIO) -> None:

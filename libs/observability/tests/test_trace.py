@@ -78,6 +78,14 @@ def test_a_span_left_by_an_exception_has_failed(tracing: Tracing, exporter: InMe
     assert exporter.get_finished_spans()[0].status.status_code is StatusCode.ERROR
 
 
+def test_what_is_asked_over_and_over_is_not_recorded(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
+    with trace.use(trace.unsampled()), tracing.span("poll"):
+        inside = trace.current()
+    assert inside is not None
+    assert not inside.sampled
+    assert exporter.get_finished_spans() == ()
+
+
 def test_without_a_parent_a_trace_begins(tracing: Tracing) -> None:
     with tracing.span("a"):
         one = trace.current()

@@ -78,6 +78,7 @@ class Submitted:
     spec: Spec
     at_ms: int
     actor: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -304,10 +304,15 @@ async def test_garbage_on_the_port_hurts_nobody(wire: Wire, garbage: bytes) -> N
     assert (await wire.stub.unary(state("b"))).json == "b"
 
 
-async def test_garbage_inside_a_message_is_refused(wire: Wire) -> None:
+@pytest.mark.parametrize("kind", ["unary", "down", "up", "both"])
+async def test_garbage_inside_a_message_is_refused(wire: Wire, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     async with connect(wire.service.endpoint, TOKEN) as channel:
-        call: Any = channel.unary_unary(f"/{NAME}/unary", lambda raw: raw, lambda raw: raw)
+        way = {"unary": "unary_unary", "down": "unary_stream", "up": "stream_unary", "both": "stream_stream"}[kind]
+        send: Any = getattr(channel, way)(f"/{NAME}/{kind}", lambda raw: raw, lambda raw: raw)
+        noise = b"\xff\xff\xff\xff"
+        call = send(iter([noise]) if kind in ("up", "both") else noise)
         with pytest.raises(RemoteError) as raised:
-            await call(b"\xff\xff\xff\xff")
+            await (call.read() if kind in ("down", "both") else call)
     assert (raised.value.status, raised.value.reason) == (StatusCode.INVALID_ARGUMENT, "Garbled")
+    assert not [record for record in caplog.records if record.exc_info], "noise from outside fills no log"
     assert (await wire.stub.unary(state("a"))).json == "a"

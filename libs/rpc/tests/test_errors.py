@@ -10,7 +10,7 @@ import distroml.eventstore.port
 import distroml.objectstore.port
 import distroml.statestore.port
 from distroml.events import Rejection, UnknownEvent
-from distroml.eventstore import CommandKnown, CommandRecord, EventStoreError, Fenced, WrongExpectedVersion
+from distroml.eventstore import CommandKnown, CommandRecord, EventStoreError, Fenced, NotSealable, WrongExpectedVersion
 from distroml.objectstore import NoSuchObject, ObjectExists, ObjectStoreError
 from distroml.rpc import errors
 from distroml.rpc.errors import TABLE, CallError, RemoteError, problem_of
@@ -34,6 +34,7 @@ MADE = {
     WrongExpectedVersion: WrongExpectedVersion("scheduler/job/x", 1, 2),
     Fenced: Fenced("leases/scheduler/cycle"),
     CommandKnown: CommandKnown(CommandRecord("c", b"", b"")),
+    NotSealable: NotSealable("scheduler/job/x", 7, 5),
     CasConflict: CasConflict("k", 1, 2),
     NoSuchObject: NoSuchObject("k"),
     ObjectExists: ObjectExists("k"),
@@ -95,4 +96,6 @@ def test_the_drawn_tree_is_the_real_one(module: object) -> None:
     roots |= {distroml.statestore.port: StateStoreError, distroml.objectstore.port: ObjectStoreError}
     root = roots[module]
     drawn = set(re.findall(r"[├└]── (\w+)", root.__doc__ or ""))
-    assert drawn == {child.__name__ for child in root.__subclasses__() if child.__module__ == root.__module__}
+    assert drawn == {
+        type_.__name__ for type_ in family(root) if type_ is not root and type_.__module__ == root.__module__
+    }

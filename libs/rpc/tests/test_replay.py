@@ -108,6 +108,31 @@ async def test_wrong_questions_are_answered_clearly(
     assert refused.value.reason == reason
 
 
+async def test_retired_streams_are_folded_verified_and_mended_too(bench: Bench) -> None:
+    for amount in (1, 2):
+        position = await bench.add("sum/job/a", amount)
+    await bench.add("sum/job/b", 5)
+    await bench.store.retire("sum/job/a", version=2)
+    assert await bench.at(position=position) == {"sum/job/a": 3}
+    assert (await bench.sums.load("sum/job/a")).state == Sum(3)
+    sound = await bench.verify()
+    assert {name: (one.version, len(one.differences)) for name, one in sound.items()} == {
+        "sum/job/a": (2, 0),
+        "sum/job/b": (1, 0),
+    }
+    await bench.store.commit(Commit(context=CONTEXT, parts=(Part("state/sum/job/b:state", b'{"total":77}'),)))
+    await bench.store.retire("sum/job/b", version=1)
+    [difference] = (await bench.verify())["sum/job/b"].differences
+    assert (difference.path, difference.folded, difference.stored) == ("total", "5", "77")
+    assert (await bench.verify(job="b", mend=True))["sum/job/b"].mended
+    assert not (await bench.verify(job="b"))["sum/job/b"].differences
+    # Decided on what was sealed, the stream goes on from there; on the parts alone, the log is not folded.
+    await bench.store.retire("sum/job/b", version=1)
+    await bench.add("sum/job/b", 2)
+    assert (await bench.sums.load("sum/job/b")).state == Sum(7)
+    assert await bench.store.retired() == ["sum/job/a"]
+
+
 async def test_a_changed_state_is_found_named_and_mended(bench: Bench) -> None:
     await bench.add("sum/job/a", 1)
     await bench.add("sum/job/b", 2)

@@ -97,6 +97,7 @@ async def test_a_part_can_say_that_it_is_stuck(serve: Serve) -> None:
     await asyncio.sleep(0)
     assert await health(service, "reactor") == NOT_SERVING
     assert b"held at version 3" in (await get(service, "/healthz"))[1]
+    assert b'distroml_service_part_up{part="reactor"} 0.0' in (await get(service, "/metrics"))[1]
     service.report("reactor", None)
     await asyncio.sleep(0)
     assert await health(service, "reactor") == SERVING
@@ -280,7 +281,7 @@ def test_a_signal_drains_the_process(tmp_path: Path, signal_: signal.Signals) ->
     assert out == "closed\n"
     lines = [msgspec.json.decode(line) for line in err.splitlines()]
     assert [line["message"] for line in lines] == ["serving", "draining", "stopped"]
-    assert all(line["service"] == "scheduler" and line["deployment"] == "dep-1" for line in lines)
+    assert all(line["service.name"] == "scheduler" and line["distroml.deployment"] == "dep-1" for line in lines)
 
 
 def test_a_process_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:

@@ -41,6 +41,19 @@ def test_everything_comes_from_environment_and_data_folder(data: Path) -> None:
     assert (settings.cycle_s, settings.depth, settings.eager, settings.drain_s) == (0.25, 4, True, 3.0)
 
 
+def test_objects_are_in_the_data_folder_unless_somebody_says_where(data: Path) -> None:
+    environ = {"DISTROML_DATA": str(data)}
+    assert Mine.read(environ, "scheduler").objects_location == (data / "objects").as_uri()
+    assert Mine.read(environ | {"DISTROML_OBJECTS": "s3://b/p"}, "scheduler").objects_location == "s3://b/p"
+
+
+@pytest.mark.parametrize("location", ["gs://bucket", "s3://me:secret@bucket"])
+def test_a_malformed_location_of_objects_is_named(data: Path, location: str) -> None:
+    with pytest.raises(SettingsError, match=r"DISTROML_OBJECTS: .*s3://") as refused:
+        Mine.read({"DISTROML_DATA": str(data), "DISTROML_OBJECTS": location}, "scheduler")
+    assert "secret" not in str(refused.value)
+
+
 def test_a_token_shows_in_no_repr(data: Path) -> None:
     assert "secret" not in repr(ServiceSettings.read({"DISTROML_DATA": str(data)}, "scheduler"))
 

@@ -1,9 +1,14 @@
-"""Structured logs: one JSON object per line, bounded in length, with the ids that join it to a trace and a job."""
+"""Structured logs: one JSON object per line in the shape of ECS, bounded, with the ids of its trace and its job.
+
+Names have dots instead of objects inside objects, as ECS' own specification for logs allows. Values of fields that only
+one module knows are texts, numbers or yes and no.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -80,35 +85,37 @@ class JsonFormatter(logging.Formatter):
         """The line of one record, without its newline."""
         line: dict[str, object] = {
             names.TIMESTAMP: datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            names.LEVEL: record.levelname,
+            names.LEVEL: record.levelname.lower(),
+            names.MESSAGE: record.getMessage(),
+            names.ECS_VERSION: names.ECS,
             **self._fixed,
             names.LOGGER: record.name,
-            names.MESSAGE: record.getMessage(),
         }
         context = trace.current()
         if context is not None:
             line[names.TRACE_ID], line[names.SPAN_ID] = context.trace_id, context.span_id
-        # What stands above is said by the process itself: a field cannot overwrite it.
+        # A field's name is never one of those above, which the process itself says.
         for fields in (_bound.get(), getattr(record, _FIELDS, {})):
-            line.update((key, value) for key, value in fields.items() if key not in _RESERVED)
+            line.update(_named(key, value) for key, value in fields.items())
         if record.exc_info and record.exc_info[0] is not None:
-            line[names.EXCEPTION] = "".join(traceback.format_exception(*record.exc_info))
+            kind, error, _ = record.exc_info
+            line[names.ERROR_TYPE] = kind.__qualname__
+            line.setdefault(names.ERROR_MESSAGE, _text(error))
+            line[names.STACK_TRACE] = "".join(traceback.format_exception(*record.exc_info))
         text = _dump(line)
         return text if len(text) <= self._max_bytes else _cut(line, self._max_bytes, len(text))
 
 
-_RESERVED: Final = frozenset(
-    {
-        names.TIMESTAMP,
-        names.LEVEL,
-        names.SERVICE,
-        names.LOGGER,
-        names.MESSAGE,
-        names.TRACE_ID,
-        names.SPAN_ID,
-        names.TRUNCATED,
-    }
-)
+def _named(word: str, value: object) -> tuple[str, object]:
+    if word in names.FIELDS:
+        # ECS has an object `error`: what is wrong is always its text.
+        return names.FIELDS[word], _text(value) if word == names.ERROR else value
+    # JSON has no word for infinity, and readers of JSON refuse Python's.
+    plain = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return names.LABELS + word, value if plain else _text(value)
+
+
+_ALWAYS: Final = (names.TIMESTAMP, names.LEVEL, names.MESSAGE, names.ECS_VERSION, names.SERVICE)
 
 
 def _dump(line: Mapping[str, object]) -> str:
@@ -137,7 +144,7 @@ def _cut(line: dict[str, object], max_bytes: int, size: int) -> str:
             return text
         limit //= 2
     # So many fields that none has room: only what every line has, each character at most 12 bytes long.
-    kept = {key: _shorten(line[key], 24) for key in (names.TIMESTAMP, names.LEVEL, names.SERVICE, names.MESSAGE)}
+    kept = {key: _shorten(line[key], 24) for key in _ALWAYS}
     text = _dump(kept | {names.TRUNCATED: size - max_bytes})
     return text if len(text) <= max_bytes else _dump({**kept, names.MESSAGE: "", names.TRUNCATED: size - max_bytes})
 

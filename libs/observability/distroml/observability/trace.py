@@ -53,9 +53,19 @@ def parse(traceparent: str) -> TraceContext | None:
     return TraceContext(trace_id, span_id, bool(int(flags, 16) & 1))
 
 
+def page_url(jaeger_ui: str, trace_id: str) -> str:
+    """Where Jaeger shows a trace; empty where there is no Jaeger or no trace."""
+    return f"{jaeger_ui.rstrip('/')}/trace/{trace_id}" if jaeger_ui and trace_id else ""
+
+
 def current() -> TraceContext | None:
     """The trace context of the running task, if it has one."""
     return _current.get()
+
+
+def unsampled() -> TraceContext:
+    """A context for what is asked over and over: nobody records it, on either side of a call."""
+    return replace(fresh(), sampled=False)
 
 
 @contextmanager

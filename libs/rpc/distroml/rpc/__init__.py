@@ -14,6 +14,7 @@ from distroml.rpc.settings import FORMAT, ServiceSettings, SettingsError
 if TYPE_CHECKING:
     from distroml.rpc.process import launch
     from distroml.rpc.service import PortTaken, Service
+    from distroml.rpc.stores import Stores, open_stores
     from distroml.rpc.tasks import Backoff
 
 __all__ = [
@@ -27,11 +28,13 @@ __all__ = [
     "Service",
     "ServiceSettings",
     "SettingsError",
+    "Stores",
     "caller",
     "calling",
     "connect",
     "errors",
     "launch",
+    "open_stores",
     "system_caller",
     "time_left_s",
 ]
@@ -40,7 +43,9 @@ _LAZY = {
     "Backoff": "distroml.rpc.tasks",
     "PortTaken": "distroml.rpc.service",
     "Service": "distroml.rpc.service",
+    "Stores": "distroml.rpc.stores",
     "launch": "distroml.rpc.process",
+    "open_stores": "distroml.rpc.stores",
 }
 
 

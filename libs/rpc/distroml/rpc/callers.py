@@ -30,7 +30,7 @@ class Caller:
         actor: who asked, as far as the credentials tell.
         project: the project the call is about, `default` where it names none.
         request_id: the id of this call; the same again when the caller repeats it.
-        traceparent: W3C trace context of the call's span.
+        traceparent: W3C trace context of the call's span; empty outside a trace.
         correlation_id: one id for everything that a user's request set off.
     """
 
@@ -72,12 +72,12 @@ def caller() -> Caller:
 def system_caller(*, actor: str = "system", project: str = DEFAULT_PROJECT, correlation_id: str = "") -> Caller:
     """The service acting of itself."""
     request_id = fresh_id("req")
-    context = trace.current() or trace.fresh()
+    context = trace.current()
     return Caller(
         actor=actor,
         project=project,
         request_id=request_id,
-        traceparent=context.traceparent,
+        traceparent=context.traceparent if context else "",
         correlation_id=correlation_id or request_id,
     )
 

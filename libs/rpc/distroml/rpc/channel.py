@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import grpc.aio as aio
 from grpc.aio import AioRpcError, ClientCallDetails, Metadata
 
 from distroml.events import fresh_id
-from distroml.observability import trace
+from distroml.observability import names, trace
 from distroml.rpc import callers, status
 from distroml.rpc.errors import RemoteError
+
+if TYPE_CHECKING:
+    from distroml.observability.tracing import Tracing
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 UNARY_DEADLINE_S: Final = 10.0
@@ -45,16 +49,18 @@ def connect(
     project: str = "",
     deadline_s: float = UNARY_DEADLINE_S,
     options: Sequence[Option] = (),
+    tracing: Tracing | None = None,
 ) -> aio.Channel:
     """A channel to the service at `endpoint` (`host:port`); it dials when first used, and again when it is lost.
 
     Every call carries the token, the actor and project (of the call being served, where there is one), a request id
-    and the trace context. A unary call without a timeout gets `deadline_s`, an upload `UPLOAD_DEADLINE_S`, never more
-    than the call being served has left; streams from the server are not limited. Every failure is a `RemoteError`.
+    and the trace context; with `tracing`, a unary call has a span, a stream none. A unary call without a timeout gets
+    `deadline_s`, an upload `UPLOAD_DEADLINE_S`, never more than the call being served has left; streams from the server
+    are not limited. Every failure is a `RemoteError`.
 
     The channel belongs to the running event loop; make it after a fork.
     """
-    shared = _Shared(endpoint, token, actor, project, deadline_s)
+    shared = _Shared(endpoint, token, actor, project, deadline_s, tracing)
     interceptors = [_UnaryUnary(shared), _UnaryStream(shared), _StreamUnary(shared), _StreamStream(shared)]
     return aio.insecure_channel(endpoint, options=[*CLIENT_OPTIONS, *options], interceptors=cast(Any, interceptors))
 
@@ -62,8 +68,11 @@ def connect(
 class _Shared:
     """What the four kinds of interceptors have in common."""
 
-    def __init__(self, endpoint: str, token: str, actor: str, project: str, deadline_s: float) -> None:
+    def __init__(
+        self, endpoint: str, token: str, actor: str, project: str, deadline_s: float, tracing: Tracing | None
+    ) -> None:
         self._endpoint, self._actor, self._project = endpoint, actor, project
+        self._tracing = tracing
         self._authorization = f"Bearer {token}"
         self.deadline_s = deadline_s
 
@@ -81,15 +90,21 @@ class _Shared:
 
     def _metadata(self) -> list[tuple[str, str]]:
         serving = callers.in_call()
-        span = trace.current() or trace.fresh()
+        span = trace.current()
         return [
             (callers.AUTHORIZATION, self._authorization),
             (callers.ACTOR, self._actor or (serving.actor if serving else "")),
             (callers.PROJECT, self._project or (serving.project if serving else "")),
             (callers.REQUEST_ID, fresh_id("req")),
             (callers.CORRELATION_ID, serving.correlation_id if serving else ""),
-            (callers.TRACEPARENT, span.child().traceparent),
+            (callers.TRACEPARENT, span.traceparent if span else ""),
         ]
+
+    def span(self, method: str | bytes) -> AbstractContextManager[object]:
+        """Around one call: in a span of its own where this process has any."""
+        if self._tracing is None:
+            return nullcontext()
+        return _span(self._tracing, method if isinstance(method, str) else method.decode(), self._endpoint)
 
     def error(self, error: AioRpcError) -> RemoteError:
         return status.decode(error, self._endpoint)
@@ -108,6 +123,26 @@ class _Shared:
                 yield response
         except AioRpcError as error:
             raise self.error(error) from None
+
+
+@contextmanager
+def _span(tracing: Tracing, method: str, endpoint: str) -> Generator[None]:
+    # Here and not above: a command line without spans loads no SDK.
+    from opentelemetry.trace import SpanKind
+
+    from distroml.rpc import spans
+
+    host, _, port = endpoint.rpartition(":")
+    attributes = {
+        **spans.attributes_of(method),
+        names.SPAN_SERVER_ADDRESS: host,
+        **({names.SPAN_SERVER_PORT: int(port)} if port.isdigit() else {}),
+    }
+    with (
+        tracing.span(method.removeprefix("/"), kind=SpanKind.CLIENT, attributes=attributes) as span,
+        spans.status_noted(span),
+    ):
+        yield
 
 
 # Generic in the stubs only.
@@ -133,9 +168,10 @@ class _UnaryUnary(_UnaryUnaryBase):
     async def intercept_unary_unary(
         self, continuation: Callable[..., Any], client_call_details: ClientCallDetails, request: Any
     ) -> Any:
-        details = self._shared.details(client_call_details, self._shared.deadline_s)
-        call = await cast(_Continuation, continuation)(details, request)
-        return await self._shared.awaited(call)
+        with self._shared.span(client_call_details.method):
+            details = self._shared.details(client_call_details, self._shared.deadline_s)
+            call = await cast(_Continuation, continuation)(details, request)
+            return await self._shared.awaited(call)
 
 
 class _UnaryStream(_UnaryStreamBase):

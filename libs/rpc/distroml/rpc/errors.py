@@ -15,6 +15,7 @@ from distroml.eventstore import (
     CommitRefused,
     EventStoreError,
     Fenced,
+    NotSealable,
     StoreDamaged,
     StoreDown,
     StoreFull,
@@ -27,6 +28,7 @@ from distroml.objectstore import (
     ObjectStoreDown,
     ObjectStoreError,
     ObjectStoreFull,
+    ObjectStoreRefused,
 )
 from distroml.statestore import (
     CasConflict,
@@ -208,9 +210,19 @@ def _fenced(error: Fenced) -> Problem:
     return Problem(StatusCode.ABORTED, "Fenced", text, {"key": error.key})
 
 
+def _rejected(rejection: Rejection) -> Problem:
+    if (
+        rejection.reason == "CommandIdReused"
+    ):  # what `distroml.eventstore.handle` says of a command is said of a request
+        id_ = rejection.metadata.get("command", "").rpartition("/")[2]
+        text = f"request id {id_} was accepted before with other content; use a fresh id"
+        return Problem(StatusCode.ALREADY_EXISTS, "RequestIdReused", text, {"request_id": id_})
+    return Problem(StatusCode.FAILED_PRECONDITION, rejection.reason, rejection.message, rejection.metadata)
+
+
 _row(CallError, lambda e: Problem(e.code, e.reason, e.message, e.metadata, e.violations))
 _row(RemoteError, lambda e: Problem(e.status, e.reason, e.message, e.metadata, e.violations))
-_row(Rejection, lambda e: Problem(StatusCode.FAILED_PRECONDITION, e.reason, e.message, e.metadata))
+_row(Rejection, _rejected)
 _plain(UnknownEvent, StatusCode.INTERNAL, "UnknownEvent")
 _plain(TimeoutError, StatusCode.DEADLINE_EXCEEDED, "DeadlineExceeded", "the service did not finish in time: call again")
 
@@ -234,6 +246,7 @@ _row(
     ),
 )
 _plain(CommitRefused, StatusCode.INVALID_ARGUMENT, "CommitRefused")
+_plain(NotSealable, StatusCode.UNAVAILABLE, "NotSealable")
 _plain(StoreFull, StatusCode.RESOURCE_EXHAUSTED, "StoreFull")
 _plain(StoreDamaged, StatusCode.DATA_LOSS, "StoreDamaged")
 _plain(StoreDown, StatusCode.UNAVAILABLE, "StoreDown", "try again")
@@ -252,6 +265,7 @@ _row(ObjectExists, lambda e: Problem(StatusCode.ALREADY_EXISTS, "ObjectExists", 
 _plain(ObjectDamaged, StatusCode.DATA_LOSS, "ObjectDamaged")
 _plain(ObjectStoreFull, StatusCode.RESOURCE_EXHAUSTED, "ObjectStoreFull")
 _plain(ObjectStoreDown, StatusCode.UNAVAILABLE, "ObjectStoreDown", "try again")
+_plain(ObjectStoreRefused, StatusCode.FAILED_PRECONDITION, "ObjectStoreRefused")
 _plain(ObjectStoreError, StatusCode.INTERNAL, "ObjectStoreError")
 
 TABLE: Final[Mapping[type[Exception], Callable[[Exception], Problem]]] = _TABLE

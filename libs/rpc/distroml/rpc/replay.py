@@ -90,7 +90,12 @@ class ReplayServicer(ReplayServiceServicer):
         raise NotFound("NoSuchStream", f"{name!r} is no stream of this service; it has {ours}", stream=name)
 
     async def _names(self, prefix: str) -> list[str]:
+        """Every stream below a prefix, those that were retired after the live ones."""
         found: list[str] = []
-        while page := await self._store.streams(prefix, after=found[-1] if found else "", limit=_PAGE):
-            found += page
-        return found
+        for names in (self._store.streams, self._store.retired):
+            last = ""
+            while page := await names(prefix, after=last, limit=_PAGE):
+                found += page
+                last = page[-1]
+        # One that was retired, or came back, between the two listings is in both.
+        return list(dict.fromkeys(found))

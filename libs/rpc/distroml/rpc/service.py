@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import shutil
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 import grpc.aio as aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -15,8 +19,10 @@ from grpc_reflection.v1alpha import reflection
 
 from distroml.observability import logger, names
 from distroml.observability.exporter import Exporter
+from distroml.observability.exporting import Exporting, exporting
 from distroml.observability.metrics import REGISTRY, gauge
 from distroml.observability.tracing import Tracing
+from distroml.rpc import receiver
 from distroml.rpc.channel import MAX_MESSAGE_BYTES, Option, connect
 from distroml.rpc.serving import Calls
 from distroml.rpc.settings import ServiceSettings, SettingsError, split_address
@@ -42,8 +48,19 @@ STREAM_GRACE_S: Final = 0.5
 """How long open streams may take to end of themselves once `draining` is set; then they are cut."""
 _TASK_GRACE_S: Final = 5.0
 _CALLBACK_GRACE_S: Final = 10.0
+TRACES_GRACE_S: Final = 2.0
+"""How long the last spans may take to leave when the service ends."""
+TRACES: Final = "traces"
+"""The part of health that says whether spans can be exported."""
 
-_INFO = gauge(names.SERVICE_INFO, "1, with the service's name.", (names.SERVICE,))
+_INFO = gauge(names.SERVICE_INFO, "Always 1; its label says which service this is.", (names.LABEL_SERVICE,))
+_PART_UP = gauge(
+    names.SERVICE_PART_UP,
+    "Whether a part of this service works (1) or not (0), a server that it needs among them: `etcd`, `nats`.",
+    (names.LABEL_PART,),
+)
+_DATA_SIZE = gauge(names.DATA_SIZE_BYTES, "Size of the file system with the data folder.")
+_DATA_FREE = gauge(names.DATA_FREE_BYTES, "What this service may still write on the file system with the data folder.")
 _SERVING: Final = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus
 _NOT_SERVING: Final = 2
 
@@ -57,6 +74,12 @@ class PortTaken(SettingsError):
 
     def __init__(self, address: str, why: str) -> None:
         super().__init__([f"cannot listen on {address}: {why}; end what uses the port, or choose another one"])
+
+
+class _Disk(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 class _Health(Protocol):
@@ -77,7 +100,8 @@ class Service:
     def __init__(self, settings: ServiceSettings, *, options: Sequence[Option] = ()) -> None:
         self.settings = settings
         self.draining = asyncio.Event()
-        self.tracing = Tracing(settings.service)
+        self._spans = _exporting(settings)
+        self.tracing = Tracing(settings.service, [self._spans] if self._spans else [], deployment=settings.deployment)
         self._calls = Calls(settings.token, self.tracing)
         self._server: aio.Server = cast(Any, aio).server(
             interceptors=[self._calls],
@@ -136,7 +160,9 @@ class Service:
         Raises:
             SettingsError: the settings do not say where `peer` is.
         """
-        channel = connect(self.settings.peer(peer), self.settings.token, actor=self.settings.service)
+        channel = connect(
+            self.settings.peer(peer), self.settings.token, actor=self.settings.service, tracing=self.tracing
+        )
         self.on_close(lambda: channel.close(None))
         return channel
 
@@ -149,6 +175,7 @@ class Service:
             self._ill.pop(part, None)
         else:
             self._ill[part] = why
+        _PART_UP.labels(part).set(why is None)
         task = asyncio.ensure_future(self._health.set(part, _SERVING if why is None else _NOT_SERVING))
         self._reports.add(task)
         task.add_done_callback(self._reports.discard)
@@ -180,11 +207,16 @@ class Service:
             self.metrics_port = await self._exporter.start(*split_address(settings.metrics_listen))
         except OSError as error:
             raise PortTaken(settings.metrics_listen, error.strerror or str(error)) from None
+        if self._spans is not None:
+            loop = asyncio.get_running_loop()
+            self._spans.trouble = partial(_tell, loop, self.report, TRACES, settings.otel)
         await self._server.start()
         for name in ("", *self._names):
             await self._health.set(name, _SERVING)
         self._serving = True
         _INFO.labels(settings.service).set(1)
+        _DATA_SIZE.set_function(lambda: _disk(settings.data).total)
+        _DATA_FREE.set_function(lambda: _disk(settings.data).free)
         for name in self._work:
             self._spawn(name)
         log.info("serving", endpoint=self.endpoint, metrics_port=self.metrics_port)
@@ -224,7 +256,9 @@ class Service:
         await self._exporter.close()
         for callback in reversed(self._on_close):
             await _call(callback, "close")
-        self.tracing.close()
+        await asyncio.to_thread(self.tracing.close, TRACES_GRACE_S)
+        if self._spans is not None:
+            self._spans.abandon()
         log.info("stopped")
 
     def _spawn(self, name: str) -> None:
@@ -245,6 +279,36 @@ class Service:
         parts |= {name: {"serving": False, "why": why} for name, why in self._ill.items()}
         status = "SERVING" if self._serving and not self._ill else "DEGRADED" if self._serving else "NOT_SERVING"
         return self._serving, {"service": self.settings.service, "status": status, "parts": parts}
+
+
+def _exporting(settings: ServiceSettings) -> Exporting | None:
+    try:
+        return exporting(settings.otel)
+    except ValueError as error:
+        raise SettingsError([str(error)]) from None
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop,
+    report: Callable[[str, str | None], None],
+    part: str,
+    otel: Mapping[str, str],
+    why: str | None,
+) -> None:
+    """Report from another thread; a loop that has ended needs to know nothing any more."""
+    if why is not None:
+        # The exporter says only that it failed.
+        why = receiver.survey(otel) or why
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(report, part, why)
+
+
+def _disk(data: Path) -> _Disk:
+    try:
+        return _Disk(*shutil.disk_usage(data))
+    except OSError:
+        # The metrics page must not fail with the disk: nothing of it can be used.
+        return _Disk(0, 0, 0)
 
 
 async def _call(callback: Callback, when: str) -> None:

@@ -20,7 +20,7 @@ from distroml.events import fresh_id
 from distroml.observability import bound, logger, names, trace
 from distroml.observability.metrics import gauge, histogram
 from distroml.observability.tracing import Tracing
-from distroml.rpc import callers, status
+from distroml.rpc import callers, spans, status
 from distroml.rpc.callers import Caller
 from distroml.rpc.errors import InvalidArgument, Problem, Unauthenticated, Unavailable, problem_of
 
@@ -34,7 +34,9 @@ _MAX_METADATA_CHARS: Final = 256
 _REFUSAL_LOG_INTERVAL_S: Final = 1.0
 
 _DURATION = histogram(
-    names.RPC_SERVER_DURATION, "Calls answered, by outcome; seconds.", (names.LABEL_METHOD, names.LABEL_CODE)
+    names.RPC_SERVER_DURATION,
+    "Seconds until a call was answered or a stream ended, by outcome.",
+    (names.LABEL_METHOD, names.LABEL_CODE),
 )
 _IN_FLIGHT = gauge(names.RPC_SERVER_IN_FLIGHT, "Calls that run now.", (names.LABEL_METHOD,))
 
@@ -95,11 +97,11 @@ class Calls(_InterceptorBase):
         return wrapped
 
     def _wrap(self, method: str, handler: Any) -> _Handler:
-        # A single request is parsed here, after the token check: whoever sends noise is told so, and fills no log.
+        # Requests are parsed here, after the token check: whoever sends noise is told so, and fills no log.
         parse, made = handler.request_deserializer, handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
             return _grpc.stream_stream_rpc_method_handler(
-                self._streaming(method, handler.stream_stream, None), parse, made
+                self._streaming(method, _reading(handler.stream_stream, parse), None), None, made
             )
         if handler.response_streaming:
             return _grpc.unary_stream_rpc_method_handler(
@@ -108,7 +110,7 @@ class Calls(_InterceptorBase):
         if handler.request_streaming:
             # An upload takes as long as its bytes do.
             return _grpc.stream_unary_rpc_method_handler(
-                self._unary(method, handler.stream_unary, None, None), parse, made
+                self._unary(method, _reading(handler.stream_unary, parse), None, None), None, made
             )
         return _grpc.unary_unary_rpc_method_handler(
             self._unary(method, handler.unary_unary, parse, UNARY_DEADLINE_S), None, made
@@ -122,7 +124,7 @@ class Calls(_InterceptorBase):
                 async with asyncio.timeout(None if has_deadline else default_s):
                     return await behavior(_parsed(request, parse), context)
 
-            return await self._answer(method, context, work)
+            return await self._answer(method, context, work, traced=True)
 
         return call
 
@@ -142,21 +144,22 @@ class Calls(_InterceptorBase):
 
             self._streams.add(task)
             try:
-                await self._answer(method, context, work)
+                # A stream lasts as long as an agent does: what happens in it has spans, the stream has none.
+                await self._answer(method, context, work, traced=False)
             finally:
                 self._streams.discard(task)
                 self._cut.discard(task)
 
         return call
 
-    async def _answer(self, method: str, context: _Context, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def _answer(self, method: str, context: _Context, work: Callable[[], Awaitable[Any]], *, traced: bool) -> Any:
         started, code = time.perf_counter(), StatusCode.CANCELLED.name
         _IN_FLIGHT.labels(method).inc()
         try:
             metadata = _metadata(context)
             self._check_token(method, metadata)
             caller = _read_caller(metadata)
-            with self._serving(method, caller, context.time_remaining()):
+            with self._serving(method, caller, context.time_remaining(), traced and not method.startswith(_PUBLIC)):
                 answer = await work()
             code = _code_name(context)
             return answer
@@ -184,32 +187,41 @@ class Calls(_InterceptorBase):
         raise Unauthenticated(
             "WrongToken",
             "the call carries no token, or one of another deployment; "
-            "use the data folder of the control plane that you talk to (--data or DISTROML_DATA)",
+            "use the data folder of the control plane that you talk to (--data or DISTROML_DATA), or its token "
+            "(DISTROML_TOKEN_FILE)",
         )
 
     @contextmanager
-    def _serving(self, method: str, caller: Caller, deadline_s: float | None) -> Generator[None]:
-        """Everything inside happens for `caller`, in a span of its trace."""
-        name = method.removeprefix("/")
-        attributes = {
-            names.SPAN_RPC_SYSTEM: "grpc",
-            names.SPAN_RPC_METHOD: name,
-            names.SPAN_ACTOR: caller.actor,
-        }
-        parent = trace.parse(caller.traceparent) or trace.fresh()
+    def _serving(self, method: str, caller: Caller, deadline_s: float | None, traced: bool) -> Generator[None]:
+        """Everything inside happens for `caller`, in its trace; with a span of its own where the call is `traced`."""
+        above = trace.parse(caller.traceparent)
         with (
-            self._tracing.span(name, kind=SpanKind.SERVER, parent=parent, attributes=attributes),
+            self._span(method, caller, above) if traced else trace.use(above),
             bound(**{names.REQUEST_ID: caller.request_id}),
         ):
-            span = trace.current() or parent
-            with callers.calling(replace(caller, traceparent=span.traceparent), deadline_s):
+            here = trace.current()
+            who = replace(caller, traceparent=here.traceparent if here else "")
+            with callers.calling(who, deadline_s):
                 try:
                     yield
                 except Exception as error:
                     # Here, where the line still gets the ids of the call.
                     if not isinstance(error, aio.AbortError) and problem_of(error) is None:
-                        log.exception("a call failed in a way that nobody foresaw", method=name)
+                        log.exception("a call failed in a way that nobody foresaw", method=method.removeprefix("/"))
                     raise
+
+    @contextmanager
+    def _span(self, method: str, caller: Caller, above: trace.TraceContext | None) -> Generator[None]:
+        attributes = spans.attributes_of(method) | {names.SPAN_ACTOR: caller.actor}
+        name = method.removeprefix("/")
+        with (
+            trace.use(None),
+            self._tracing.span(
+                name, kind=SpanKind.SERVER, parent=above, attributes=attributes, fails=spans.is_servers_fault
+            ) as span,
+            spans.status_noted(span),
+        ):
+            yield
 
 
 def _parsed(request: Any, parse: _Parse | None) -> Any:
@@ -219,6 +231,16 @@ def _parsed(request: Any, parse: _Parse | None) -> Any:
         return parse(request)
     except DecodeError as error:
         raise InvalidArgument([("", f"the request cannot be read: {error}")], reason="Garbled") from None
+
+
+def _reading(behavior: _Behavior, parse: _Parse) -> _Behavior:
+    """`behavior` on a stream of requests that come unparsed."""
+
+    async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield _parsed(request, parse)
+
+    return lambda requests, context: behavior(parsed(requests), context)
 
 
 def _unforeseen(error: Exception) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ipaddress
 import json
@@ -11,6 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self, cast
+
+from distroml.objectstore import ObjectStoreRefused
+from distroml.objectstore.location import check_location
+from distroml.observability.destination import destination, queue_size
+from distroml.rpc.servers import ETCD, NATS, Servers
 
 FORMAT: Final = 1
 """The layout of a data folder that this release reads and writes."""
@@ -51,8 +57,17 @@ class ServiceSettings:
     """Allow addresses other than loopback (`DISTROML_EXPOSE=1`): calls carry their token unencrypted."""
     drain_s: float = 5.0
     """How long running calls may take to end after SIGTERM (`DISTROML_DRAIN_S`), seconds."""
+    retire_after_s: int = 3600
+    """How long after a job's end its streams stay in the live state (`DISTROML_RETIRE_AFTER_S`), seconds."""
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR (`DISTROML_LOG_LEVEL`)."""
+    objects: str = ""
+    """Where objects are: `file:///FOLDER` or `s3://BUCKET/PREFIX`; empty for the data folder's `objects`
+    (`DISTROML_OBJECTS`). Credentials for S3 are found where every S3 client looks for them."""
+    servers: Servers | None = None
+    """What keeps state and log instead of the data folder (`DISTROML_ETCD_*` and `DISTROML_NATS_*`)."""
+    otel: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """OpenTelemetry's standard variables (`OTEL_*`); headers with a secret may be among them."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -64,10 +79,42 @@ class ServiceSettings:
             problems.append("the token is empty; `distroml up` writes one into the data folder")
         if self.log_level not in _LEVELS:
             problems.append(f"log level {self.log_level!r} is unknown; use one of {', '.join(_LEVELS)}")
+        if self.objects:
+            try:
+                check_location(self.objects)
+            except (ValueError, ObjectStoreRefused) as error:
+                problems.append(f"DISTROML_OBJECTS: {error}")
+        if self.servers and not self.objects.startswith("s3://") and (elsewhere := self._elsewhere()):
+            problems.append(
+                f"{ETCD} is set and objects are in {self.objects_location}, which {elsewhere} cannot read; services on "
+                "several machines need DISTROML_OBJECTS=s3://BUCKET/PREFIX"
+            )
+        try:
+            destination(self.otel)
+            queue_size(self.otel)
+        except ValueError as error:
+            problems.append(str(error))
+        if self.retire_after_s < 1:
+            problems.append(
+                f"DISTROML_RETIRE_AFTER_S is {self.retire_after_s}; it is a whole number of seconds, at least 1"
+            )
         if self.drain_s < 0:
             problems.append(f"drain_s is {self.drain_s}; it is a number of seconds, 0 or more")
         if problems:
             raise SettingsError(problems)
+
+    @property
+    def objects_location(self) -> str:
+        """Where objects are, whatever was said."""
+        return self.objects or (self.data / "objects").as_uri()
+
+    def _elsewhere(self) -> str:
+        """What of the deployment is, or may be, on another machine; empty where all is on this one."""
+        for name, address in self.peers.items():
+            with contextlib.suppress(ValueError):
+                if not is_loopback(split_address(address)[0]):
+                    return f"{name} at {address}"
+        return "whoever reaches this service from elsewhere" if self.expose else ""
 
     def peer(self, service: str) -> str:
         """Where `service` is; raises `SettingsError` where nobody said so."""
@@ -91,8 +138,11 @@ class ServiceSettings:
             "data": data,
             "token": _read_token(environ, data, problems),
             "deployment": _read_deployment(environ, data, problems),
+            "otel": {name: value for name, value in environ.items() if name.startswith("OTEL_")},
             "peers": {peer: value for peer in PEERS if (value := environ.get(f"DISTROML_{peer.upper()}"))},
+            "servers": Servers.read(environ, problems),
         }
+        _check_profile(data, values["servers"], problems)
         base = {f.name for f in dataclasses.fields(ServiceSettings)}
         hints = typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
@@ -173,6 +223,19 @@ def _read_deployment(environ: Mapping[str, str], data: Path, problems: list[str]
         problems.append(f"{path} names no deployment")
         return ""
     return deployment
+
+
+def _check_profile(data: Path, servers: object, problems: list[str]) -> None:
+    """A folder whose log is on servers has no other one: without them a service would begin a second log in it."""
+    try:
+        made = cast("object", json.loads((data / "format.json").read_text()))
+    except (OSError, ValueError):
+        return
+    if isinstance(made, dict) and cast("dict[str, object]", made).get("profile") == "stack" and servers is None:
+        problems.append(
+            f"{data} was made for real servers (profile stack), and {ETCD} and {NATS} do not say where they are; "
+            "set both"
+        )
 
 
 def _parse(text: str, type_: object) -> object:

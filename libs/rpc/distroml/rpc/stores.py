@@ -1,0 +1,128 @@
+"""The one place that opens a service's stores: in its data folder, or on the servers that its settings name.
+
+The clients of etcd, NATS and S3 (the extra `stack`) are imported only where their servers are used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from distroml.eventstore import EventStore
+from distroml.eventstore.sqlite import open_event_store
+from distroml.objectstore import ObjectStore
+from distroml.objectstore.location import open_location
+from distroml.rpc.measured import MeasuredEventStore
+from distroml.rpc.settings import ServiceSettings, SettingsError
+from distroml.statestore import StateStore
+from distroml.statestore.sqlite import open_state_store
+
+if TYPE_CHECKING:
+    from distroml.rpc.serverstores import ServerStores
+
+LOOK_S: Final = 5.0
+"""How often the servers are looked at for the service's health, seconds."""
+
+CLOCKS_S: Final = 60.0
+"""How often their clocks are."""
+
+Look = Callable[[], Awaitable[str | None]]
+Report = Callable[[str, str | None], None]
+"""Told the name of a server, and why it does not serve us (None: it does)."""
+
+
+class Stores:
+    """A service's stores, open until the block of `open_stores` ends.
+
+    Attributes:
+        events: the log and the state committed with it.
+        state: keys, leases and watches of the same deployment.
+        servers: the same on etcd and NATS, None where all is embedded.
+    """
+
+    def __init__(
+        self,
+        events: EventStore,
+        state: StateStore,
+        objects: Callable[[], ObjectStore],
+        servers: ServerStores | None = None,
+    ) -> None:
+        self.events, self.state, self.servers = events, state, servers
+        self._open_objects = objects
+        self._objects: ObjectStore | None = None
+
+    @property
+    def objects(self) -> ObjectStore:
+        """The store of objects, claimed for this deployment and opened on first use; raises `ObjectStoreError`."""
+        if self._objects is None:
+            self._objects = self._open_objects()
+        return self._objects
+
+    async def watch(self, report: Report) -> None:
+        """Tell for ever which server does not serve us, and why; returns at once where all is embedded."""
+        if self.servers is None:
+            return
+
+        async def watch_one(part: str, look: Look, every_s: float) -> None:
+            while True:
+                report(part, await look())
+                await asyncio.sleep(every_s)
+
+        # Each for itself: one that is silent holds up no word of the others.
+        async with asyncio.TaskGroup() as watching:
+            for part, look in self.servers.looks.items():
+                watching.create_task(watch_one(part, look, CLOCKS_S if part == "clocks" else LOOK_S))
+
+    def close_objects(self) -> None:
+        """Close the store of objects where it was opened."""
+        if self._objects is not None:
+            self._objects.close()
+
+
+@asynccontextmanager
+async def open_stores(settings: ServiceSettings, *, create: bool = True) -> AsyncGenerator[Stores]:
+    """The deployment's stores, closed with the block: enter it before the service's own, which uses them to its end.
+
+    Nothing is asked of etcd or NATS yet: a service starts while they are away, and says so in its health.
+
+    Args:
+        settings: of the service.
+        create: whether embedded stores are made where they are absent; a reader of the log makes none.
+
+    Raises:
+        StoreDown, StoreDamaged, StoreFull: an embedded store cannot be opened.
+        SettingsError: a client is not installed, or the settings contradict one another.
+        ObjectStoreRefused: the servers' log has its segments in a store of objects that won't serve us.
+    """
+
+    def objects() -> ObjectStore:
+        return open_location(settings.objects_location, deployment=settings.deployment)
+
+    async with AsyncExitStack() as closing:
+        if settings.servers is not None:
+            stores = await _on_servers(settings, objects, closing)
+        else:
+            path = settings.data / "control.sqlite"
+            events = open_event_store(path, create=create, deployment=settings.deployment)
+            closing.push_async_callback(events.close)
+            state = open_state_store(path, create=create, deployment=settings.deployment)
+            closing.push_async_callback(state.close)
+            stores = Stores(MeasuredEventStore(events), state, objects)
+        closing.callback(stores.close_objects)
+        yield stores
+
+
+async def _on_servers(settings: ServiceSettings, objects: Callable[[], ObjectStore], closing: AsyncExitStack) -> Stores:
+    assert settings.servers is not None
+    try:
+        from distroml.rpc import serverstores
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            [f"etcd and NATS need the package {error.name}, which is not installed: pip install 'distroml[stack]'"]
+        ) from error
+    found = await serverstores.open_on_servers(
+        settings.servers, settings.deployment, settings.objects_location, closing
+    )
+    return Stores(MeasuredEventStore(found.events), found.state, objects, found)

@@ -1,0 +1,1 @@
+"""What an operator sees DistroML by: Prometheus' configuration and rules, and Grafana's dashboards."""
