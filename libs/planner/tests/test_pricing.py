@@ -279,29 +279,36 @@ def test_torchs_stages_have_a_buffer_for_each_microbatch():
     assert predict(plan).rank_bytes[1]["buffers"] == 2 * 2 * per_message
 
 
-def test_sums_of_divided_gradients_come_after_the_passes():
-    """Then activations are gone, and both gradients and the buffers that are summed are there."""
+def test_gradients_move_into_the_buckets_in_which_they_are_summed():
+    """Beside them there is one bucket at a time; other engines sum copies after the passes."""
     large = replace(TORCH, units=tuple(replace(unit, saved={"none": unit.saved["full"]}) for unit in TORCH.units))
-    found = predict(Plan(dp_replicate=2, tp=4, microbatch=1), model=large, training=PLAIN).bytes
-    assert found["activations"] == 0
-    assert found["buffers"] == found["gradients"] == found["parameters"]
+    plan = Plan(dp_replicate=2, tp=4, microbatch=1, bucket_mb=16)
+    found = predict(plan, model=large, training=PLAIN).bytes
+    assert found["buffers"] == 16 << 20 < found["gradients"] == found["parameters"]
+    other = predict(plan, model=replace(large, engine="megatron"), training=PLAIN).bytes
+    assert other["activations"] == 0
+    assert other["buffers"] == other["gradients"]
     alone = predict(Plan(dp_replicate=8, microbatch=1), model=large, training=PLAIN).bytes
     assert alone["activations"] > 0
     assert alone["buffers"] == 0, "flat gradients are summed where they lie"
 
 
-def test_only_whole_copies_sum_gradients_beside_the_backward_pass():
+def test_sums_of_gradients_hide_behind_the_backward_pass_as_far_as_they_begin_within_it():
     slow = machines(outer=1e8, overlap=1.0)
-    hidden, shown = (
-        predict(Plan(dp_replicate=8, microbatch=8), replace(slow, device=replace(slow.device, overlap=share)))
-        for share in (1.0, 0.0)
-    )
-    assert hidden.seconds["dp_replicate"] < shown.seconds["dp_replicate"]
-    divided = [
-        predict(Plan(dp_replicate=4, tp=2, microbatch=8), replace(slow, device=replace(slow.device, overlap=share)))
-        for share in (1.0, 0.0)
-    ]
-    assert divided[0].seconds["dp_replicate"] == divided[1].seconds["dp_replicate"]
+
+    def hidden(plan, model=TORCH):
+        """Seconds along dp_replicate that a device saves which computes while it sums."""
+        one, other = (
+            predict(plan, replace(slow, device=replace(slow.device, overlap=share)), model=model, training=PLAIN)
+            for share in (1.0, 0.0)
+        )
+        return other.seconds["dp_replicate"] - one.seconds["dp_replicate"]
+
+    assert hidden(Plan(dp_replicate=8, microbatch=8)) > 0
+    assert hidden(Plan(dp_replicate=4, dp_shard=2, microbatch=8)) > 0
+    assert hidden(tp := Plan(dp_replicate=4, tp=2, microbatch=8)) > 0
+    assert hidden(Plan(dp_replicate=4, pp=2, stages=(4, 4), microbatch=8)) == 0, "stages end with their last pass"
+    assert hidden(tp, replace(TORCH, engine="megatron")) == 0
 
 
 def test_ranks_that_share_processors_fill_one_anothers_waiting():

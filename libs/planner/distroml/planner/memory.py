@@ -141,9 +141,14 @@ class MemoryModel:
         elif not kept and microbatches == 1 and plan.pp == 1:
             self._come_and_go(parts, plan, lasting.held[0], microbatch)
         working = lasting.kept.working
-        parts["buffers"] += lasting.kept.shard_working + (working if alone else 0.0)
+        # Sums along dp_replicate run beside the passes; in a pipeline mostly after them, as in other engines.
+        own = self.chain.profile.engine == "torch"
+        beside = alone or (own and plan.pp == 1)
+        parts["buffers"] += lasting.kept.shard_working + (working if beside else 0.0)
         if plan.dp_replicate > 1 and not kept:
-            parts = self._after_passes(parts, whole, working)
+            # Gradients move into the buckets one by one.
+            bucket = min(plan.bucket_mb * _MIB, whole) if own else whole
+            parts = self._after_passes(parts, whole, bucket + working)
         for part in BYTES[:-1]:
             parts[part] *= self.corrections.memory(part)
         moving = parts["gathered"] + parts["activations"] + parts["transient"] + parts["buffers"]
@@ -226,10 +231,12 @@ class MemoryModel:
             transient=lambda unit: self._transient(unit, plan),
         )
         copies = parts["gathered"] if plan.dp_shard == 1 else 0.0
+        begins_within = parts["gradients"] > plan.bucket_mb * _MIB
         parts.update(step.fullest()._asdict())
         parts["gathered"] += copies
-        # Flat gradients are summed where they lie, and others only after the passes.
-        parts["buffers"] = 0.0
+        if plan.dp_shard == plan.tp == 1 or not begins_within:
+            # Flat gradients are summed where they lie, and a bucket of all gradients is there only after the passes.
+            parts["buffers"] = 0.0
 
     def _come_and_go(self, parts: dict[str, float], plan: Plan, span: Span, microbatch: int) -> None:
         """Take gradients and activations at the moment of the backward pass when both together are largest."""
@@ -245,10 +252,10 @@ class MemoryModel:
         _, parts["activations"], parts["gradients"] = best
 
     @staticmethod
-    def _after_passes(parts: dict[str, float], gradients: float, working: float) -> dict[str, float]:
-        """The larger of two moments: the passes, and the sums along dp_replicate in buffers of the gradients' size."""
+    def _after_passes(parts: dict[str, float], gradients: float, buffers: float) -> dict[str, float]:
+        """The larger of two moments: the passes, and the sums along dp_replicate after them, with their buffers."""
         passing = {"activations": 0.0, "transient": 0.0, "gathered": 0.0}
-        after = {**parts, **passing, "gradients": gradients, "buffers": gradients + working}
+        after = {**parts, **passing, "gradients": gradients, "buffers": buffers}
         return after if sum(after.values()) > sum(parts.values()) else parts
 
     def _buffers(self, plan: Plan, held: Sequence[Span], microbatch: int, microbatches: int, gradients: float) -> float:

@@ -19,6 +19,9 @@ TORCHELASTIC_USE_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 TORCHELASTIC_RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
 TORCHELASTIC_MAX_RESTARTS = "TORCHELASTIC_MAX_RESTARTS"
 TORCHELASTIC_RUN_ID = "TORCHELASTIC_RUN_ID"
+# CUDA reads these two when a process first uses a GPU.
+CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+CUDA_DEVICE_ORDER = "CUDA_DEVICE_ORDER"
 
 LINK_SOCKET = "DISTROML_LINK"
 WORKER = "DISTROML_WORKER"
@@ -30,7 +33,7 @@ NODE = "DISTROML_NODE"
 GENERATION = "DISTROML_GENERATION"
 # Which back end carries the collectives, where the job says so: it decides how ranks are started.
 BACKEND = "DISTROML_BACKEND"
-# Where checkpoints go: `file:///path` today, `s3://bucket/prefix` with the stack.
+# Where checkpoints go: `file:///path` or `s3://bucket/prefix`.
 OBJECTS = "DISTROML_OBJECTS"
 # The job's compression of gradients, such as `auto` or `powersgd:4`; absent for none. A script's own choice wins.
 COMPRESS = "DISTROML_COMPRESS"
@@ -39,4 +42,7 @@ COMPRESS = "DISTROML_COMPRESS"
 SYNC_EVERY = "DISTROML_SYNC_EVERY"
 # `STEP:MANIFEST_HASH` of the checkpoint to start from, absent for none; plain scripts may read it too.
 RESTORE = "DISTROML_RESTORE"
+# W3C trace context of the span in which the first generation formed; absent where nobody traces.
 TRACEPARENT = "TRACEPARENT"
+# "1" in a job's environment: a span for every step, not only for the first of each generation.
+TRACE_STEPS = "DISTROML_TRACE_STEPS"

@@ -182,6 +182,8 @@ class SaveBegun(Message, frozen=True):
     generation: int
     step: int
     world_size: int
+    traceparent: str = ""
+    rank: int = 0
 
 
 class ShardSaved(Message, frozen=True):
@@ -196,6 +198,7 @@ class ShardSaved(Message, frozen=True):
     bytes_written: int
     bytes_reused: int
     seconds: float
+    traceparent: str = ""
 
 
 class SaveFailed(Message, frozen=True):
@@ -234,7 +237,10 @@ class WorkerFailed(Message, frozen=True):
 
 
 class Span(Message, frozen=True):
-    """A finished span of the worker, ids in hex, times in Unix nanoseconds."""
+    """A finished span of the worker, ids in hex, times in Unix nanoseconds; `error` says why it failed.
+
+    `dropped` counts the spans that this process has dropped so far because a buffer was full.
+    """
 
     trace_id: str
     span_id: str
@@ -242,7 +248,9 @@ class Span(Message, frozen=True):
     name: str
     start_ns: int
     end_ns: int
-    attributes: dict[str, str] = {}
+    attributes: dict[str, str | int | float | bool] = {}
+    error: str = ""
+    dropped: int = 0
 
 
 class Stopping(Message, frozen=True):
@@ -280,7 +288,10 @@ class CheckpointRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Generation(Message, frozen=True):
-    """The agreed member set and this worker's place in it. The store is a torch TCPStore that no worker hosts."""
+    """The agreed member set and this worker's place in it. The store is a torch TCPStore that no worker hosts.
+
+    `traceparent` is of the span in which it formed.
+    """
 
     number: int
     rank: int
@@ -292,6 +303,7 @@ class Generation(Message, frozen=True):
     store_port: int
     members: list[Member]
     restore: CheckpointRef | None = None
+    traceparent: str = ""
 
 
 class GenerationBroken(Message, frozen=True):

@@ -150,15 +150,34 @@ class GradientCosts:
             summed = _Sum(all_reduce_s(route, bytes_, count=buckets) + known, 0.0, dense_bytes)
         else:
             summed = self._coded(plan, route, elements, buckets, candidate.scheme)
-        # Sums along dp_replicate run beside the backward pass only where nothing else divides the model.
-        window_s = rank.backward if plan.dp_shard == plan.tp == plan.pp == 1 else 0.0
         slows = self._training.compressing.slows
         beside_s = summed.wire_s + (1 - slows) * summed.codec_s
+        late_s = beside_s * self._late(plan)
         # The last bucket fills at the pass's very end and stands uncovered.
-        last = beside_s / buckets
-        uncovered = slows * summed.codec_s + last
-        uncovered += exposed_s(beside_s - last, window_s, hidden(route, device.overlap))
+        last_s = (beside_s - late_s) / buckets
+        uncovered = slows * summed.codec_s + late_s + last_s
+        uncovered += exposed_s(beside_s - late_s - last_s, rank.backward, hidden(route, device.overlap))
         return uncovered + elements * item * device.copy_s_per_byte, summed, dense_bytes
+
+    def _late(self, plan: Plan) -> float:
+        """The share of gradients whose sums along dp_replicate begin only when the backward pass is over.
+
+        A stage's are whole when its last pass ends; what all tp ranks hold alike is summed along tp first, and FSDP
+        sums what lies outside of the blocks last. Other engines sum those of divided models at the end.
+        """
+        chain, span = self._chain, (0, len(self._chain.units))
+        own = chain.trainable(plan.tp, span)
+        if plan.dp_shard == plan.tp == plan.pp == 1:
+            return 0.0
+        if plan.pp > 1 or chain.profile.engine != "torch" or not own:
+            return 1.0
+        late = 0.0
+        if plan.tp > 1:
+            whole = chain.trainable(1, span)
+            late += whole - (whole - own) * plan.tp / (plan.tp - 1)
+        if plan.dp_shard > 1:
+            late += own - chain.trainable(plan.tp, (chain.first, chain.first + chain.blocks))
+        return min(1.0, max(0.0, late / own))
 
     @property
     def _agrees(self) -> bool:

@@ -263,6 +263,9 @@ class JoinResponse(google.protobuf.message.Message):
     ACK_FIELD_NUMBER: builtins.int
     ACCEPTED_FIELD_NUMBER: builtins.int
     DRAIN_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
+    traceparent: builtins.str
+    """W3C trace context of what led to this message; empty where that is not known."""
     @property
     def opened(self) -> global___GenerationOpened:
         """A newer generation is being formed; workers of older ones must leave it."""
@@ -293,9 +296,10 @@ class JoinResponse(google.protobuf.message.Message):
         ack: global___ReportAck | None = ...,
         accepted: global___JoinAccepted | None = ...,
         drain: global___DrainGeneration | None = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["accepted", b"accepted", "ack", b"ack", "broken", b"broken", "closed", b"closed", "drain", b"drain", "formed", b"formed", "kind", b"kind", "opened", b"opened"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "ack", b"ack", "broken", b"broken", "closed", b"closed", "drain", b"drain", "formed", b"formed", "kind", b"kind", "opened", b"opened"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "ack", b"ack", "broken", b"broken", "closed", b"closed", "drain", b"drain", "formed", b"formed", "kind", b"kind", "opened", b"opened", "traceparent", b"traceparent"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["opened", "formed", "broken", "closed", "ack", "accepted", "drain"] | None: ...
 
 global___JoinResponse = JoinResponse

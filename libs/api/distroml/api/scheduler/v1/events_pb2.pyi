@@ -26,9 +26,11 @@ class JobSubmitted(google.protobuf.message.Message):
     SPEC_FIELD_NUMBER: builtins.int
     AT_MS_FIELD_NUMBER: builtins.int
     ACTOR_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     job: builtins.str
     at_ms: builtins.int
     actor: builtins.str
+    traceparent: builtins.str
     @property
     def spec(self) -> distroml.api.scheduler.v1.jobs_pb2.JobSpec: ...
     def __init__(
@@ -38,9 +40,10 @@ class JobSubmitted(google.protobuf.message.Message):
         spec: distroml.api.scheduler.v1.jobs_pb2.JobSpec | None = ...,
         at_ms: builtins.int = ...,
         actor: builtins.str = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actor", b"actor", "at_ms", b"at_ms", "job", b"job", "spec", b"spec"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["actor", b"actor", "at_ms", b"at_ms", "job", b"job", "spec", b"spec", "traceparent", b"traceparent"]) -> None: ...
 
 global___JobSubmitted = JobSubmitted
 

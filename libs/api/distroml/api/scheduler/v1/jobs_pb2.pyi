@@ -300,6 +300,7 @@ class Job(google.protobuf.message.Message):
     PROGRESS_FIELD_NUMBER: builtins.int
     CATEGORY_FIELD_NUMBER: builtins.int
     TARGET_WORKERS_FIELD_NUMBER: builtins.int
+    TRACE_ID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """`projects/{project}/jobs/{id}`"""
     id: builtins.str
@@ -317,6 +318,8 @@ class Job(google.protobuf.message.Message):
     preemptions: builtins.int
     category: distroml.api.common.v1.common_pb2.FailureCategory.ValueType
     target_workers: builtins.int
+    trace_id: builtins.str
+    """Trace of everything that the job does, 32 hex digits; empty where it was submitted by an older release."""
     @property
     def spec(self) -> global___JobSpec: ...
     @property
@@ -352,9 +355,10 @@ class Job(google.protobuf.message.Message):
         progress: global___Progress | None = ...,
         category: distroml.api.common.v1.common_pb2.FailureCategory.ValueType = ...,
         target_workers: builtins.int = ...,
+        trace_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["finished_at", b"finished_at", "progress", b"progress", "spec", b"spec", "started_at", b"started_at", "submitted_at", b"submitted_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actor", b"actor", "attempt", b"attempt", "category", b"category", "failures", b"failures", "finished_at", b"finished_at", "generation", b"generation", "id", b"id", "message", b"message", "name", b"name", "placement", b"placement", "position", b"position", "preemptions", b"preemptions", "progress", b"progress", "reason", b"reason", "spec", b"spec", "started_at", b"started_at", "state", b"state", "submitted_at", b"submitted_at", "target_workers", b"target_workers", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["actor", b"actor", "attempt", b"attempt", "category", b"category", "failures", b"failures", "finished_at", b"finished_at", "generation", b"generation", "id", b"id", "message", b"message", "name", b"name", "placement", b"placement", "position", b"position", "preemptions", b"preemptions", "progress", b"progress", "reason", b"reason", "spec", b"spec", "started_at", b"started_at", "state", b"state", "submitted_at", b"submitted_at", "target_workers", b"target_workers", "trace_id", b"trace_id", "version", b"version"]) -> None: ...
 
 global___Job = Job
 

@@ -26,7 +26,7 @@ from distroml.api.common.v1 import common_pb2 as distroml_dot_api_dot_common_dot
 from distroml.api.scheduler.v1 import jobs_pb2 as distroml_dot_api_dot_scheduler_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%distroml/api/scheduler/v1/nodes.proto\x12\x19\x64istroml.api.scheduler.v1\x1a#distroml/api/common/v1/common.proto\x1a$distroml/api/scheduler/v1/jobs.proto\"\xd0\x01\n\x0e\x43onnectRequest\x12\x35\n\x05hello\x18\x01 \x01(\x0b\x32$.distroml.api.scheduler.v1.NodeHelloH\x00\x12=\n\theartbeat\x18\x02 \x01(\x0b\x32(.distroml.api.scheduler.v1.NodeHeartbeatH\x00\x12@\n\x07\x61ttempt\x18\x03 \x01(\x0b\x32-.distroml.api.scheduler.v1.AttemptObservationH\x00\x42\x06\n\x04kind\"\xaf\x02\n\tNodeHello\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12.\n\x05slots\x18\x04 \x03(\x0b\x32\x1f.distroml.api.scheduler.v1.Slot\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12@\n\x06labels\x18\x06 \x03(\x0b\x32\x30.distroml.api.scheduler.v1.NodeHello.LabelsEntry\x12?\n\x08\x61ttempts\x18\x07 \x03(\x0b\x32-.distroml.api.scheduler.v1.AttemptObservation\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\")\n\rNodeHeartbeat\x12\x18\n\x10\x61pplied_revision\x18\x01 \x01(\x03\"\xf1\x01\n\x12\x41ttemptObservation\x12\x16\n\x0eobservation_id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x36\n\x05phase\x18\x04 \x01(\x0e\x32\'.distroml.api.scheduler.v1.AttemptPhase\x12\x39\n\x08\x63\x61tegory\x18\x05 \x01(\x0e\x32\'.distroml.api.common.v1.FailureCategory\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0c\n\x04step\x18\x07 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x08 \x01(\x03\"\xca\x01\n\x0f\x43onnectResponse\x12:\n\x07\x64\x65sired\x18\x01 \x01(\x0b\x32\'.distroml.api.scheduler.v1.DesiredStateH\x00\x12\x38\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32).distroml.api.scheduler.v1.ObservationAckH\x00\x12\x39\n\x07welcome\x18\x03 \x01(\x0b\x32&.distroml.api.scheduler.v1.NodeWelcomeH\x00\x42\x06\n\x04kind\"6\n\x0bNodeWelcome\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x13\n\x0blease_ttl_s\x18\x02 \x01(\x05\")\n\x0eObservationAck\x12\x17\n\x0fobservation_ids\x18\x01 \x03(\t\"]\n\x0c\x44\x65siredState\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12;\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32).distroml.api.scheduler.v1.DesiredAttempt\"\xef\x01\n\x0e\x44\x65siredAttempt\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x30\n\x04spec\x18\x03 \x01(\x0b\x32\".distroml.api.scheduler.v1.JobSpec\x12\r\n\x05slots\x18\x04 \x03(\t\x12\x33\n\x04gang\x18\x05 \x03(\x0b\x32%.distroml.api.scheduler.v1.GangMember\x12\x32\n\x04stop\x18\x06 \x01(\x0b\x32$.distroml.api.scheduler.v1.StopOrder\x12\x15\n\rfailures_left\x18\x07 \x01(\x05\"+\n\nGangMember\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\x05\"@\n\tStopOrder\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07grace_s\x18\x02 \x01(\x05\x12\x12\n\ncheckpoint\x18\x03 \x01(\x08*\x9a\x01\n\x0c\x41ttemptPhase\x12\x1d\n\x19\x41TTEMPT_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41TTEMPT_PHASE_PREPARING\x10\x01\x12\x19\n\x15\x41TTEMPT_PHASE_RUNNING\x10\x02\x12\x19\n\x15\x41TTEMPT_PHASE_STOPPED\x10\x03\x12\x18\n\x14\x41TTEMPT_PHASE_FAILED\x10\x04\x32s\n\x0bNodeService\x12\x64\n\x07\x43onnect\x12).distroml.api.scheduler.v1.ConnectRequest\x1a*.distroml.api.scheduler.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%distroml/api/scheduler/v1/nodes.proto\x12\x19\x64istroml.api.scheduler.v1\x1a#distroml/api/common/v1/common.proto\x1a$distroml/api/scheduler/v1/jobs.proto\"\xd0\x01\n\x0e\x43onnectRequest\x12\x35\n\x05hello\x18\x01 \x01(\x0b\x32$.distroml.api.scheduler.v1.NodeHelloH\x00\x12=\n\theartbeat\x18\x02 \x01(\x0b\x32(.distroml.api.scheduler.v1.NodeHeartbeatH\x00\x12@\n\x07\x61ttempt\x18\x03 \x01(\x0b\x32-.distroml.api.scheduler.v1.AttemptObservationH\x00\x42\x06\n\x04kind\"\xaf\x02\n\tNodeHello\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12.\n\x05slots\x18\x04 \x03(\x0b\x32\x1f.distroml.api.scheduler.v1.Slot\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12@\n\x06labels\x18\x06 \x03(\x0b\x32\x30.distroml.api.scheduler.v1.NodeHello.LabelsEntry\x12?\n\x08\x61ttempts\x18\x07 \x03(\x0b\x32-.distroml.api.scheduler.v1.AttemptObservation\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\rNodeHeartbeat\x12\x18\n\x10\x61pplied_revision\x18\x01 \x01(\x03\x12\x0f\n\x07time_ms\x18\x02 \x01(\x03\"\xf1\x01\n\x12\x41ttemptObservation\x12\x16\n\x0eobservation_id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x36\n\x05phase\x18\x04 \x01(\x0e\x32\'.distroml.api.scheduler.v1.AttemptPhase\x12\x39\n\x08\x63\x61tegory\x18\x05 \x01(\x0e\x32\'.distroml.api.common.v1.FailureCategory\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0c\n\x04step\x18\x07 \x01(\x03\x12\x13\n\x0btotal_steps\x18\x08 \x01(\x03\"\xca\x01\n\x0f\x43onnectResponse\x12:\n\x07\x64\x65sired\x18\x01 \x01(\x0b\x32\'.distroml.api.scheduler.v1.DesiredStateH\x00\x12\x38\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32).distroml.api.scheduler.v1.ObservationAckH\x00\x12\x39\n\x07welcome\x18\x03 \x01(\x0b\x32&.distroml.api.scheduler.v1.NodeWelcomeH\x00\x42\x06\n\x04kind\"6\n\x0bNodeWelcome\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x13\n\x0blease_ttl_s\x18\x02 \x01(\x05\")\n\x0eObservationAck\x12\x17\n\x0fobservation_ids\x18\x01 \x03(\t\"]\n\x0c\x44\x65siredState\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12;\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32).distroml.api.scheduler.v1.DesiredAttempt\"\x84\x02\n\x0e\x44\x65siredAttempt\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x30\n\x04spec\x18\x03 \x01(\x0b\x32\".distroml.api.scheduler.v1.JobSpec\x12\r\n\x05slots\x18\x04 \x03(\t\x12\x33\n\x04gang\x18\x05 \x03(\x0b\x32%.distroml.api.scheduler.v1.GangMember\x12\x32\n\x04stop\x18\x06 \x01(\x0b\x32$.distroml.api.scheduler.v1.StopOrder\x12\x15\n\rfailures_left\x18\x07 \x01(\x05\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\"+\n\nGangMember\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\x05\"@\n\tStopOrder\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07grace_s\x18\x02 \x01(\x05\x12\x12\n\ncheckpoint\x18\x03 \x01(\x08*\x9a\x01\n\x0c\x41ttemptPhase\x12\x1d\n\x19\x41TTEMPT_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41TTEMPT_PHASE_PREPARING\x10\x01\x12\x19\n\x15\x41TTEMPT_PHASE_RUNNING\x10\x02\x12\x19\n\x15\x41TTEMPT_PHASE_STOPPED\x10\x03\x12\x18\n\x14\x41TTEMPT_PHASE_FAILED\x10\x04\x32s\n\x0bNodeService\x12\x64\n\x07\x43onnect\x12).distroml.api.scheduler.v1.ConnectRequest\x1a*.distroml.api.scheduler.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODEHELLO_LABELSENTRY']._loaded_options = None
   _globals['_NODEHELLO_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_ATTEMPTPHASE']._serialized_start=1700
-  _globals['_ATTEMPTPHASE']._serialized_end=1854
+  _globals['_ATTEMPTPHASE']._serialized_start=1738
+  _globals['_ATTEMPTPHASE']._serialized_end=1892
   _globals['_CONNECTREQUEST']._serialized_start=144
   _globals['_CONNECTREQUEST']._serialized_end=352
   _globals['_NODEHELLO']._serialized_start=355
@@ -44,23 +44,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEHELLO_LABELSENTRY']._serialized_start=613
   _globals['_NODEHELLO_LABELSENTRY']._serialized_end=658
   _globals['_NODEHEARTBEAT']._serialized_start=660
-  _globals['_NODEHEARTBEAT']._serialized_end=701
-  _globals['_ATTEMPTOBSERVATION']._serialized_start=704
-  _globals['_ATTEMPTOBSERVATION']._serialized_end=945
-  _globals['_CONNECTRESPONSE']._serialized_start=948
-  _globals['_CONNECTRESPONSE']._serialized_end=1150
-  _globals['_NODEWELCOME']._serialized_start=1152
-  _globals['_NODEWELCOME']._serialized_end=1206
-  _globals['_OBSERVATIONACK']._serialized_start=1208
-  _globals['_OBSERVATIONACK']._serialized_end=1249
-  _globals['_DESIREDSTATE']._serialized_start=1251
-  _globals['_DESIREDSTATE']._serialized_end=1344
-  _globals['_DESIREDATTEMPT']._serialized_start=1347
-  _globals['_DESIREDATTEMPT']._serialized_end=1586
-  _globals['_GANGMEMBER']._serialized_start=1588
-  _globals['_GANGMEMBER']._serialized_end=1631
-  _globals['_STOPORDER']._serialized_start=1633
-  _globals['_STOPORDER']._serialized_end=1697
-  _globals['_NODESERVICE']._serialized_start=1856
-  _globals['_NODESERVICE']._serialized_end=1971
+  _globals['_NODEHEARTBEAT']._serialized_end=718
+  _globals['_ATTEMPTOBSERVATION']._serialized_start=721
+  _globals['_ATTEMPTOBSERVATION']._serialized_end=962
+  _globals['_CONNECTRESPONSE']._serialized_start=965
+  _globals['_CONNECTRESPONSE']._serialized_end=1167
+  _globals['_NODEWELCOME']._serialized_start=1169
+  _globals['_NODEWELCOME']._serialized_end=1223
+  _globals['_OBSERVATIONACK']._serialized_start=1225
+  _globals['_OBSERVATIONACK']._serialized_end=1266
+  _globals['_DESIREDSTATE']._serialized_start=1268
+  _globals['_DESIREDSTATE']._serialized_end=1361
+  _globals['_DESIREDATTEMPT']._serialized_start=1364
+  _globals['_DESIREDATTEMPT']._serialized_end=1624
+  _globals['_GANGMEMBER']._serialized_start=1626
+  _globals['_GANGMEMBER']._serialized_end=1669
+  _globals['_STOPORDER']._serialized_start=1671
+  _globals['_STOPORDER']._serialized_end=1735
+  _globals['_NODESERVICE']._serialized_start=1894
+  _globals['_NODESERVICE']._serialized_end=2009
 # @@protoc_insertion_point(module_scope)

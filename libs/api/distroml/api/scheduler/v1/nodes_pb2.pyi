@@ -134,14 +134,18 @@ class NodeHeartbeat(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     APPLIED_REVISION_FIELD_NUMBER: builtins.int
+    TIME_MS_FIELD_NUMBER: builtins.int
     applied_revision: builtins.int
     """The newest desired state that is wholly so on the node: no process is left on slots that it no longer names."""
+    time_ms: builtins.int
+    """The node's clock, Unix milliseconds: the scheduler says where it is far off its own."""
     def __init__(
         self,
         *,
         applied_revision: builtins.int = ...,
+        time_ms: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["applied_revision", b"applied_revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["applied_revision", b"applied_revision", "time_ms", b"time_ms"]) -> None: ...
 
 global___NodeHeartbeat = NodeHeartbeat
 
@@ -275,10 +279,13 @@ class DesiredAttempt(google.protobuf.message.Message):
     GANG_FIELD_NUMBER: builtins.int
     STOP_FIELD_NUMBER: builtins.int
     FAILURES_LEFT_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     job: builtins.str
     attempt: builtins.int
     failures_left: builtins.int
     """Failures the job may still have; handed to rendezvous."""
+    traceparent: builtins.str
+    """W3C trace context of what asked for the job; empty where that is not known."""
     @property
     def spec(self) -> distroml.api.scheduler.v1.jobs_pb2.JobSpec: ...
     @property
@@ -305,9 +312,10 @@ class DesiredAttempt(google.protobuf.message.Message):
         gang: collections.abc.Iterable[global___GangMember] | None = ...,
         stop: global___StopOrder | None = ...,
         failures_left: builtins.int = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec", "stop", b"stop"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "failures_left", b"failures_left", "gang", b"gang", "job", b"job", "slots", b"slots", "spec", b"spec", "stop", b"stop"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "failures_left", b"failures_left", "gang", b"gang", "job", b"job", "slots", b"slots", "spec", b"spec", "stop", b"stop", "traceparent", b"traceparent"]) -> None: ...
 
 global___DesiredAttempt = DesiredAttempt
 

@@ -6,6 +6,7 @@ Samples, logs and read models. Owns no stream: losing it loses pictures, never d
 import builtins
 import collections.abc
 import distroml.api.common.v1.common_pb2
+import distroml.api.scheduler.v1.jobs_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
@@ -25,6 +26,7 @@ class PushRequest(google.protobuf.message.Message):
     DROPPED_SAMPLES_FIELD_NUMBER: builtins.int
     DROPPED_LINES_FIELD_NUMBER: builtins.int
     SPANS_FIELD_NUMBER: builtins.int
+    LOG_BLOCKS_FIELD_NUMBER: builtins.int
     node: builtins.str
     sequence: builtins.int
     """Grows by one per batch of an agent; acknowledged by it."""
@@ -39,6 +41,10 @@ class PushRequest(google.protobuf.message.Message):
     def logs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LogRecord]: ...
     @property
     def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SpanRecord]: ...
+    @property
+    def log_blocks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LogBlock]:
+        """Lines again, many at a time: what agents send."""
+
     def __init__(
         self,
         *,
@@ -50,8 +56,9 @@ class PushRequest(google.protobuf.message.Message):
         dropped_samples: builtins.int = ...,
         dropped_lines: builtins.int = ...,
         spans: collections.abc.Iterable[global___SpanRecord] | None = ...,
+        log_blocks: collections.abc.Iterable[global___LogBlock] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "logs", b"logs", "node", b"node", "resources", b"resources", "sequence", b"sequence", "spans", b"spans", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "log_blocks", b"log_blocks", "logs", b"logs", "node", b"node", "resources", b"resources", "sequence", b"sequence", "spans", b"spans", "steps", b"steps"]) -> None: ...
 
 global___PushRequest = PushRequest
 
@@ -247,6 +254,10 @@ class LogRecord(google.protobuf.message.Message):
     AT_MS_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    TRACE_ID_FIELD_NUMBER: builtins.int
+    SPAN_ID_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
     job: builtins.str
     rank: builtins.int
     worker: builtins.str
@@ -259,6 +270,11 @@ class LogRecord(google.protobuf.message.Message):
     """Place in the worker's file, so that a line pushed twice is kept once."""
     incarnation: builtins.int
     """Which process of the worker wrote it; offsets count anew in each."""
+    level: builtins.str
+    """`debug`, `info`, `warning`, `error` or `critical`, as the line itself says; empty where it does not."""
+    trace_id: builtins.str
+    span_id: builtins.str
+    attempt: builtins.int
     def __init__(
         self,
         *,
@@ -271,10 +287,66 @@ class LogRecord(google.protobuf.message.Message):
         at_ms: builtins.int = ...,
         offset: builtins.int = ...,
         incarnation: builtins.int = ...,
+        level: builtins.str = ...,
+        trace_id: builtins.str = ...,
+        span_id: builtins.str = ...,
+        attempt: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "generation", b"generation", "incarnation", b"incarnation", "job", b"job", "offset", b"offset", "rank", b"rank", "stream", b"stream", "text", b"text", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "attempt", b"attempt", "generation", b"generation", "incarnation", b"incarnation", "job", b"job", "level", b"level", "offset", b"offset", "rank", b"rank", "span_id", b"span_id", "stream", b"stream", "text", b"text", "trace_id", b"trace_id", "worker", b"worker"]) -> None: ...
 
 global___LogRecord = LogRecord
+
+@typing.final
+class LogBlock(google.protobuf.message.Message):
+    """Lines of one process that follow one another in its file; fields as in LogRecord. What a line says of its level and
+    its trace is read in it by whoever takes it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    WORKER_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    STREAM_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    AT_MS_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    TRACE_ID_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    rank: builtins.int
+    worker: builtins.str
+    generation: builtins.int
+    stream: builtins.str
+    data: builtins.bytes
+    """Each line with its end, a newline. What is no UTF-8 reads as U+FFFD."""
+    at_ms: builtins.int
+    offset: builtins.int
+    """Of the first line."""
+    incarnation: builtins.int
+    trace_id: builtins.str
+    """Of lines that name none."""
+    attempt: builtins.int
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        rank: builtins.int = ...,
+        worker: builtins.str = ...,
+        generation: builtins.int = ...,
+        stream: builtins.str = ...,
+        data: builtins.bytes = ...,
+        at_ms: builtins.int = ...,
+        offset: builtins.int = ...,
+        incarnation: builtins.int = ...,
+        trace_id: builtins.str = ...,
+        attempt: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "attempt", b"attempt", "data", b"data", "generation", b"generation", "incarnation", b"incarnation", "job", b"job", "offset", b"offset", "rank", b"rank", "stream", b"stream", "trace_id", b"trace_id", "worker", b"worker"]) -> None: ...
+
+global___LogBlock = LogBlock
 
 @typing.final
 class SpanRecord(google.protobuf.message.Message):
@@ -501,6 +573,77 @@ class QueryLogsResponse(google.protobuf.message.Message):
 global___QueryLogsResponse = QueryLogsResponse
 
 @typing.final
+class SearchLogsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    RANKS_FIELD_NUMBER: builtins.int
+    SINCE_MS_FIELD_NUMBER: builtins.int
+    UNTIL_MS_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    NEWEST_FIRST_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    text: builtins.str
+    """Whole words in any case; those between double quotes one after the other, as are those without space between them."""
+    since_ms: builtins.int
+    """Unix milliseconds: not before, and before; 0 for no bound."""
+    until_ms: builtins.int
+    level: builtins.str
+    """This level and graver ones; lines that name none are left out where it is given."""
+    newest_first: builtins.bool
+    page_size: builtins.int
+    """1 to 1000; 100 by default."""
+    page_token: builtins.str
+    """Of the page before; empty for the first."""
+    @property
+    def ranks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Empty: every rank."""
+
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        text: builtins.str = ...,
+        ranks: collections.abc.Iterable[builtins.int] | None = ...,
+        since_ms: builtins.int = ...,
+        until_ms: builtins.int = ...,
+        level: builtins.str = ...,
+        newest_first: builtins.bool = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job", "level", b"level", "newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "ranks", b"ranks", "since_ms", b"since_ms", "text", b"text", "until_ms", b"until_ms"]) -> None: ...
+
+global___SearchLogsRequest = SearchLogsRequest
+
+@typing.final
+class SearchLogsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    STORE_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty after the last page."""
+    store: builtins.str
+    """`embedded` or `elasticsearch`: where was searched."""
+    @property
+    def records(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LogRecord]: ...
+    def __init__(
+        self,
+        *,
+        records: collections.abc.Iterable[global___LogRecord] | None = ...,
+        next_page_token: builtins.str = ...,
+        store: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "records", b"records", "store", b"store"]) -> None: ...
+
+global___SearchLogsResponse = SearchLogsResponse
+
+@typing.final
 class GetJobSummaryRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -541,6 +684,8 @@ class JobSummary(google.protobuf.message.Message):
     PLANS_FIELD_NUMBER: builtins.int
     SCHEMES_FIELD_NUMBER: builtins.int
     ADVICE_FIELD_NUMBER: builtins.int
+    TRACE_URL_FIELD_NUMBER: builtins.int
+    GRAFANA_URL_FIELD_NUMBER: builtins.int
     job: builtins.str
     step: builtins.int
     total_steps: builtins.int
@@ -558,6 +703,9 @@ class JobSummary(google.protobuf.message.Message):
     position: builtins.str
     dropped_samples: builtins.int
     dropped_lines: builtins.int
+    trace_url: builtins.str
+    """Pages about the job in Jaeger and in Grafana; empty where telemetry was not told where those are."""
+    grafana_url: builtins.str
     @property
     def recoveries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Recovery]: ...
     @property
@@ -595,9 +743,11 @@ class JobSummary(google.protobuf.message.Message):
         plans: collections.abc.Iterable[global___JobPlan] | None = ...,
         schemes: collections.abc.Iterable[global___JobScheme] | None = ...,
         advice: global___CompressionAdvice | None = ...,
+        trace_url: builtins.str = ...,
+        grafana_url: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_loss", b"_loss", "advice", b"advice", "loss", b"loss"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_loss", b"_loss", "advice", b"advice", "checkpoints", b"checkpoints", "dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "eta_ms", b"eta_ms", "generation", b"generation", "job", b"job", "last_checkpoint_step", b"last_checkpoint_step", "loss", b"loss", "plans", b"plans", "position", b"position", "recoveries", b"recoveries", "samples", b"samples", "samples_per_s", b"samples_per_s", "schemes", b"schemes", "step", b"step", "step_s", b"step_s", "tokens_per_s", b"tokens_per_s", "total_steps", b"total_steps", "world_size", b"world_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_loss", b"_loss", "advice", b"advice", "checkpoints", b"checkpoints", "dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "eta_ms", b"eta_ms", "generation", b"generation", "grafana_url", b"grafana_url", "job", b"job", "last_checkpoint_step", b"last_checkpoint_step", "loss", b"loss", "plans", b"plans", "position", b"position", "recoveries", b"recoveries", "samples", b"samples", "samples_per_s", b"samples_per_s", "schemes", b"schemes", "step", b"step", "step_s", b"step_s", "tokens_per_s", b"tokens_per_s", "total_steps", b"total_steps", "trace_url", b"trace_url", "world_size", b"world_size"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_loss", b"_loss"]) -> typing.Literal["loss"] | None: ...
 
 global___JobSummary = JobSummary
@@ -804,3 +954,264 @@ class Recovery(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["category", b"category", "cause", b"cause", "first_step_at_ms", b"first_step_at_ms", "formed_at_ms", b"formed_at_ms", "generation", b"generation", "lost_at_ms", b"lost_at_ms", "resumed_from_step", b"resumed_from_step", "worker", b"worker"]) -> None: ...
 
 global___Recovery = Recovery
+
+@typing.final
+class ListHistoryRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATES_FIELD_NUMBER: builtins.int
+    PROJECT_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    project: builtins.str
+    text: builtins.str
+    """Only jobs whose name, id or project holds it, upper and lower case alike."""
+    page_size: builtins.int
+    """1 to 1000; 100 by default."""
+    page_token: builtins.str
+    @property
+    def states(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[distroml.api.scheduler.v1.jobs_pb2.JobState.ValueType]:
+        """Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        states: collections.abc.Iterable[distroml.api.scheduler.v1.jobs_pb2.JobState.ValueType] | None = ...,
+        project: builtins.str = ...,
+        text: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "project", b"project", "states", b"states", "text", b"text"]) -> None: ...
+
+global___ListHistoryRequest = ListHistoryRequest
+
+@typing.final
+class ListHistoryResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty at the end."""
+    position: builtins.str
+    """Up to where the log is in what is answered."""
+    total: builtins.int
+    """How many jobs are selected in all."""
+    @property
+    def jobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[distroml.api.scheduler.v1.jobs_pb2.Job]:
+        """As far as events tell: without environment, bundle and policies."""
+
+    def __init__(
+        self,
+        *,
+        jobs: collections.abc.Iterable[distroml.api.scheduler.v1.jobs_pb2.Job] | None = ...,
+        next_page_token: builtins.str = ...,
+        position: builtins.str = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token", "position", b"position", "total", b"total"]) -> None: ...
+
+global___ListHistoryResponse = ListHistoryResponse
+
+@typing.final
+class GetHistoryRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job"]) -> None: ...
+
+global___GetHistoryRequest = GetHistoryRequest
+
+@typing.final
+class GetHistoryResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    position: builtins.str
+    @property
+    def job(self) -> distroml.api.scheduler.v1.jobs_pb2.Job: ...
+    @property
+    def held(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SlotTime]:
+        """What the job held and gave back, oldest first, cut at midnights (UTC)."""
+
+    def __init__(
+        self,
+        *,
+        job: distroml.api.scheduler.v1.jobs_pb2.Job | None = ...,
+        held: collections.abc.Iterable[global___SlotTime] | None = ...,
+        position: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["job", b"job"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["held", b"held", "job", b"job", "position", b"position"]) -> None: ...
+
+global___GetHistoryResponse = GetHistoryResponse
+
+@typing.final
+class SlotTime(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    SLOTS_FIELD_NUMBER: builtins.int
+    SINCE_MS_FIELD_NUMBER: builtins.int
+    UNTIL_MS_FIELD_NUMBER: builtins.int
+    attempt: builtins.int
+    slots: builtins.int
+    since_ms: builtins.int
+    until_ms: builtins.int
+    def __init__(
+        self,
+        *,
+        attempt: builtins.int = ...,
+        slots: builtins.int = ...,
+        since_ms: builtins.int = ...,
+        until_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "since_ms", b"since_ms", "slots", b"slots", "until_ms", b"until_ms"]) -> None: ...
+
+global___SlotTime = SlotTime
+
+@typing.final
+class GetCostRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BY_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
+    PROJECT_FIELD_NUMBER: builtins.int
+    FROM_DAY_FIELD_NUMBER: builtins.int
+    TO_DAY_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    """Only this one's."""
+    project: builtins.str
+    from_day: builtins.int
+    """First and last day, as days since 1970-01-01 (UTC)."""
+    to_day: builtins.int
+    @property
+    def by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Any of `job`, `project` and `day`; none: one sum of all."""
+
+    def __init__(
+        self,
+        *,
+        by: collections.abc.Iterable[builtins.str] | None = ...,
+        job: builtins.str = ...,
+        project: builtins.str = ...,
+        from_day: builtins.int = ...,
+        to_day: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["by", b"by", "from_day", b"from_day", "job", b"job", "project", b"project", "to_day", b"to_day"]) -> None: ...
+
+global___GetCostRequest = GetCostRequest
+
+@typing.final
+class GetCostResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    PRICE_PER_SLOT_HOUR_FIELD_NUMBER: builtins.int
+    CURRENCY_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    price_per_slot_hour: builtins.str
+    """Decimal number; empty where no price is configured, as is the currency."""
+    currency: builtins.str
+    position: builtins.str
+    @property
+    def rows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___CostRow]: ...
+    def __init__(
+        self,
+        *,
+        rows: collections.abc.Iterable[global___CostRow] | None = ...,
+        price_per_slot_hour: builtins.str = ...,
+        currency: builtins.str = ...,
+        position: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["currency", b"currency", "position", b"position", "price_per_slot_hour", b"price_per_slot_hour", "rows", b"rows"]) -> None: ...
+
+global___GetCostResponse = GetCostResponse
+
+@typing.final
+class CostRow(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    PROJECT_FIELD_NUMBER: builtins.int
+    DAY_FIELD_NUMBER: builtins.int
+    SLOT_HOURS_FIELD_NUMBER: builtins.int
+    MONEY_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    project: builtins.str
+    day: builtins.int
+    slot_hours: builtins.float
+    """What jobs hold still counts until now."""
+    money: builtins.str
+    """Decimal number with two places; empty without a price."""
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        project: builtins.str = ...,
+        day: builtins.int = ...,
+        slot_hours: builtins.float = ...,
+        money: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["day", b"day", "job", b"job", "money", b"money", "project", b"project", "slot_hours", b"slot_hours"]) -> None: ...
+
+global___CostRow = CostRow
+
+@typing.final
+class RebuildHistoryRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___RebuildHistoryRequest = RebuildHistoryRequest
+
+@typing.final
+class RebuildProgress(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    HEAD_REVISION_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    KEPT_IN_FIELD_NUMBER: builtins.int
+    events: builtins.int
+    """Read so far."""
+    position: builtins.str
+    revision: builtins.int
+    head_revision: builtins.int
+    """Of the log when it was begun."""
+    seconds: builtins.float
+    done: builtins.bool
+    """The new history is in place."""
+    kept_in: builtins.str
+    """`sqlite` or `postgres`."""
+    def __init__(
+        self,
+        *,
+        events: builtins.int = ...,
+        position: builtins.str = ...,
+        revision: builtins.int = ...,
+        head_revision: builtins.int = ...,
+        seconds: builtins.float = ...,
+        done: builtins.bool = ...,
+        kept_in: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["done", b"done", "events", b"events", "head_revision", b"head_revision", "kept_in", b"kept_in", "position", b"position", "revision", b"revision", "seconds", b"seconds"]) -> None: ...
+
+global___RebuildProgress = RebuildProgress

@@ -54,10 +54,35 @@ class TelemetryServiceStub(object):
                 request_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.QueryLogsRequest.SerializeToString,
                 response_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.QueryLogsResponse.FromString,
                 _registered_method=True)
+        self.SearchLogs = channel.unary_unary(
+                '/distroml.api.telemetry.v1.TelemetryService/SearchLogs',
+                request_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.SearchLogsRequest.SerializeToString,
+                response_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.SearchLogsResponse.FromString,
+                _registered_method=True)
         self.GetJobSummary = channel.unary_unary(
                 '/distroml.api.telemetry.v1.TelemetryService/GetJobSummary',
                 request_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetJobSummaryRequest.SerializeToString,
                 response_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.JobSummary.FromString,
+                _registered_method=True)
+        self.ListHistory = channel.unary_unary(
+                '/distroml.api.telemetry.v1.TelemetryService/ListHistory',
+                request_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.ListHistoryRequest.SerializeToString,
+                response_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.ListHistoryResponse.FromString,
+                _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/distroml.api.telemetry.v1.TelemetryService/GetHistory',
+                request_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
+        self.GetCost = channel.unary_unary(
+                '/distroml.api.telemetry.v1.TelemetryService/GetCost',
+                request_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetCostRequest.SerializeToString,
+                response_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetCostResponse.FromString,
+                _registered_method=True)
+        self.RebuildHistory = channel.unary_stream(
+                '/distroml.api.telemetry.v1.TelemetryService/RebuildHistory',
+                request_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.RebuildHistoryRequest.SerializeToString,
+                response_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.RebuildProgress.FromString,
                 _registered_method=True)
 
 
@@ -90,8 +115,43 @@ class TelemetryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchLogs(self, request, context):
+        """Kept lines by words, time and level, a page at a time: of the installation's log store, which keeps more than
+        `QueryLogs` does where it is a server of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetJobSummary(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHistory(self, request, context):
+        """Jobs of history, newest first: also those that the scheduler has forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCost(self, request, context):
+        """Slot time by job, project and day, and its money where a price is configured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildHistory(self, request, context):
+        """History anew from the log, beside the old one, which answers until the end.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -119,10 +179,35 @@ def add_TelemetryServiceServicer_to_server(servicer, server):
                     request_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.QueryLogsRequest.FromString,
                     response_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.QueryLogsResponse.SerializeToString,
             ),
+            'SearchLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchLogs,
+                    request_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.SearchLogsRequest.FromString,
+                    response_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.SearchLogsResponse.SerializeToString,
+            ),
             'GetJobSummary': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJobSummary,
                     request_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetJobSummaryRequest.FromString,
                     response_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.JobSummary.SerializeToString,
+            ),
+            'ListHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHistory,
+                    request_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.ListHistoryRequest.FromString,
+                    response_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.ListHistoryResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetHistoryRequest.FromString,
+                    response_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetHistoryResponse.SerializeToString,
+            ),
+            'GetCost': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCost,
+                    request_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetCostRequest.FromString,
+                    response_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetCostResponse.SerializeToString,
+            ),
+            'RebuildHistory': grpc.unary_stream_rpc_method_handler(
+                    servicer.RebuildHistory,
+                    request_deserializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.RebuildHistoryRequest.FromString,
+                    response_serializer=distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.RebuildProgress.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -244,6 +329,33 @@ class TelemetryService(object):
             _registered_method=True)
 
     @staticmethod
+    def SearchLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/distroml.api.telemetry.v1.TelemetryService/SearchLogs',
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.SearchLogsRequest.SerializeToString,
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.SearchLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetJobSummary(request,
             target,
             options=(),
@@ -260,6 +372,114 @@ class TelemetryService(object):
             '/distroml.api.telemetry.v1.TelemetryService/GetJobSummary',
             distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetJobSummaryRequest.SerializeToString,
             distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.JobSummary.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/distroml.api.telemetry.v1.TelemetryService/ListHistory',
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.ListHistoryRequest.SerializeToString,
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.ListHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/distroml.api.telemetry.v1.TelemetryService/GetHistory',
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetHistoryRequest.SerializeToString,
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/distroml.api.telemetry.v1.TelemetryService/GetCost',
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetCostRequest.SerializeToString,
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.GetCostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/distroml.api.telemetry.v1.TelemetryService/RebuildHistory',
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.RebuildHistoryRequest.SerializeToString,
+            distroml_dot_api_dot_telemetry_dot_v1_dot_telemetry__pb2.RebuildProgress.FromString,
             options,
             channel_credentials,
             insecure,

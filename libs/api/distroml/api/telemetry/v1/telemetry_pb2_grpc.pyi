@@ -41,10 +41,41 @@ class TelemetryServiceStub:
         distroml.api.telemetry.v1.telemetry_pb2.QueryLogsResponse,
     ]
 
+    SearchLogs: grpc.UnaryUnaryMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.SearchLogsRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.SearchLogsResponse,
+    ]
+    """Kept lines by words, time and level, a page at a time: of the installation's log store, which keeps more than
+    `QueryLogs` does where it is a server of its own.
+    """
+
     GetJobSummary: grpc.UnaryUnaryMultiCallable[
         distroml.api.telemetry.v1.telemetry_pb2.GetJobSummaryRequest,
         distroml.api.telemetry.v1.telemetry_pb2.JobSummary,
     ]
+
+    ListHistory: grpc.UnaryUnaryMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.ListHistoryRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.ListHistoryResponse,
+    ]
+    """Jobs of history, newest first: also those that the scheduler has forgotten."""
+
+    GetHistory: grpc.UnaryUnaryMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.GetHistoryRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.GetHistoryResponse,
+    ]
+
+    GetCost: grpc.UnaryUnaryMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.GetCostRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.GetCostResponse,
+    ]
+    """Slot time by job, project and day, and its money where a price is configured."""
+
+    RebuildHistory: grpc.UnaryStreamMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.RebuildHistoryRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.RebuildProgress,
+    ]
+    """History anew from the log, beside the old one, which answers until the end."""
 
 class TelemetryServiceAsyncStub:
     Push: grpc.aio.StreamStreamMultiCallable[
@@ -69,10 +100,41 @@ class TelemetryServiceAsyncStub:
         distroml.api.telemetry.v1.telemetry_pb2.QueryLogsResponse,
     ]
 
+    SearchLogs: grpc.aio.UnaryUnaryMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.SearchLogsRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.SearchLogsResponse,
+    ]
+    """Kept lines by words, time and level, a page at a time: of the installation's log store, which keeps more than
+    `QueryLogs` does where it is a server of its own.
+    """
+
     GetJobSummary: grpc.aio.UnaryUnaryMultiCallable[
         distroml.api.telemetry.v1.telemetry_pb2.GetJobSummaryRequest,
         distroml.api.telemetry.v1.telemetry_pb2.JobSummary,
     ]
+
+    ListHistory: grpc.aio.UnaryUnaryMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.ListHistoryRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.ListHistoryResponse,
+    ]
+    """Jobs of history, newest first: also those that the scheduler has forgotten."""
+
+    GetHistory: grpc.aio.UnaryUnaryMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.GetHistoryRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.GetHistoryResponse,
+    ]
+
+    GetCost: grpc.aio.UnaryUnaryMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.GetCostRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.GetCostResponse,
+    ]
+    """Slot time by job, project and day, and its money where a price is configured."""
+
+    RebuildHistory: grpc.aio.UnaryStreamMultiCallable[
+        distroml.api.telemetry.v1.telemetry_pb2.RebuildHistoryRequest,
+        distroml.api.telemetry.v1.telemetry_pb2.RebuildProgress,
+    ]
+    """History anew from the log, beside the old one, which answers until the end."""
 
 class TelemetryServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -106,10 +168,51 @@ class TelemetryServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[distroml.api.telemetry.v1.telemetry_pb2.QueryLogsResponse], collections.abc.AsyncIterator[distroml.api.telemetry.v1.telemetry_pb2.QueryLogsResponse]]: ...
 
     @abc.abstractmethod
+    def SearchLogs(
+        self,
+        request: distroml.api.telemetry.v1.telemetry_pb2.SearchLogsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[distroml.api.telemetry.v1.telemetry_pb2.SearchLogsResponse, collections.abc.Awaitable[distroml.api.telemetry.v1.telemetry_pb2.SearchLogsResponse]]:
+        """Kept lines by words, time and level, a page at a time: of the installation's log store, which keeps more than
+        `QueryLogs` does where it is a server of its own.
+        """
+
+    @abc.abstractmethod
     def GetJobSummary(
         self,
         request: distroml.api.telemetry.v1.telemetry_pb2.GetJobSummaryRequest,
         context: _ServicerContext,
     ) -> typing.Union[distroml.api.telemetry.v1.telemetry_pb2.JobSummary, collections.abc.Awaitable[distroml.api.telemetry.v1.telemetry_pb2.JobSummary]]: ...
+
+    @abc.abstractmethod
+    def ListHistory(
+        self,
+        request: distroml.api.telemetry.v1.telemetry_pb2.ListHistoryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[distroml.api.telemetry.v1.telemetry_pb2.ListHistoryResponse, collections.abc.Awaitable[distroml.api.telemetry.v1.telemetry_pb2.ListHistoryResponse]]:
+        """Jobs of history, newest first: also those that the scheduler has forgotten."""
+
+    @abc.abstractmethod
+    def GetHistory(
+        self,
+        request: distroml.api.telemetry.v1.telemetry_pb2.GetHistoryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[distroml.api.telemetry.v1.telemetry_pb2.GetHistoryResponse, collections.abc.Awaitable[distroml.api.telemetry.v1.telemetry_pb2.GetHistoryResponse]]: ...
+
+    @abc.abstractmethod
+    def GetCost(
+        self,
+        request: distroml.api.telemetry.v1.telemetry_pb2.GetCostRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[distroml.api.telemetry.v1.telemetry_pb2.GetCostResponse, collections.abc.Awaitable[distroml.api.telemetry.v1.telemetry_pb2.GetCostResponse]]:
+        """Slot time by job, project and day, and its money where a price is configured."""
+
+    @abc.abstractmethod
+    def RebuildHistory(
+        self,
+        request: distroml.api.telemetry.v1.telemetry_pb2.RebuildHistoryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[distroml.api.telemetry.v1.telemetry_pb2.RebuildProgress], collections.abc.AsyncIterator[distroml.api.telemetry.v1.telemetry_pb2.RebuildProgress]]:
+        """History anew from the log, beside the old one, which answers until the end."""
 
 def add_TelemetryServiceServicer_to_server(servicer: TelemetryServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
