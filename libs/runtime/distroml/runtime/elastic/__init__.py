@@ -1,6 +1,6 @@
 """Generations in one process: whichever rank dies, the others stay and go on."""
 
-from distroml.runtime.elastic.collectives import Collectives, Pending, communication
+from distroml.runtime.elastic.collectives import Collectives, Pending, check_sums, communication, heard
 from distroml.runtime.elastic.errors import GenerationLeft, NoGeneration, PeerLost, is_communication_error
 from distroml.runtime.elastic.membership import Membership
 from distroml.runtime.elastic.world import World
@@ -13,6 +13,8 @@ __all__ = [
     "PeerLost",
     "Pending",
     "World",
+    "check_sums",
     "communication",
+    "heard",
     "is_communication_error",
 ]

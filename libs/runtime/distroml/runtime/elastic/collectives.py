@@ -9,8 +9,10 @@ from typing import Protocol, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from distroml.runtime.comm.backends import lost
 from distroml.runtime.elastic.errors import PeerLost, is_communication_error
 from distroml.runtime.elastic.world import World
+from distroml.runtime.typed import floats
 
 T = TypeVar("T")
 
@@ -30,6 +32,20 @@ def communication() -> Generator[None]:
         if not is_communication_error(error):
             raise
         raise PeerLost(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from None
+
+
+def check_sums() -> None:
+    """Raise `PeerLost` where sums that this process just waited for on its GPU may be none; see `lost`."""
+    if why := lost():
+        raise PeerLost(why)
+
+
+def heard(summed: torch.Tensor) -> list[float]:
+    """The elements of a one-dimensional sum, once they are here. Raises `PeerLost` where they are none."""
+    values = floats(summed)
+    if summed.is_cuda:
+        check_sums()
+    return values
 
 
 class Pending:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
+from distroml.runtime.elastic.collectives import check_sums
 from distroml.runtime.elastic.errors import GenerationLeft, NoGeneration, is_communication_error
 from distroml.runtime.elastic.world import (
     ProcessGroup,
@@ -135,9 +136,10 @@ class Membership:
             yield
 
     def check(self) -> None:
-        """Raise `GenerationLeft` where this generation was broken: for moments without communication."""
+        """Raise `GenerationLeft` or `PeerLost` where this generation was broken: for moments without communication."""
         if self._broken is not None:
             raise GenerationLeft(self._broken)
+        check_sums()
 
     def cut(self) -> None:
         """Free this generation's other ranks at once, before anything else is put in order here."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -17,7 +18,7 @@ from torch._C._distributed_c10d import (  # torch.distributed has them, but does
     TCPStore,
 )
 
-from distroml.runtime.comm.backends import BackEnd, choose_backend, make_backend, with_mpirun
+from distroml.runtime.comm.backends import BackEnd, choose_backend, make_backend, now_in, with_mpirun
 from distroml.workerlink import CheckpointRef, Generation, environment
 
 
@@ -36,6 +37,9 @@ class World:
     restore: CheckpointRef | None = None
     # Who carries the collectives: one of `comm.backends.NAMES`.
     backend: str = "gloo"
+    # W3C trace context of the span in which the generation formed, and when this process heard of it.
+    traceparent: str = ""
+    known_ns: int = field(default_factory=time.time_ns, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -82,6 +86,7 @@ def world_of_environment(environ: Mapping[str, str], device: str | None, backend
         prefix=f"gen{generation}" + (f"/restart{restarts}" if restarts else ""),
         restore=parse_restore(environ.get(environment.RESTORE, "")),
         backend=choose_backend(backend, environ, chosen),
+        traceparent=environ.get(environment.TRACEPARENT, ""),
     )
 
 
@@ -97,6 +102,7 @@ def world_of_generation(generation: Generation, device: str | None, backend: str
         prefix=f"gen{generation.number}",
         restore=generation.restore,
         backend=backend,
+        traceparent=generation.traceparent,
     )
 
 
@@ -122,6 +128,11 @@ class ProcessGroup:
         self._backend: BackEnd | None = make_backend(world.backend) if world.world_size > 1 else None
 
     @property
+    def device(self) -> torch.device:
+        """Where this process's tensors live."""
+        return self._world.device
+
+    @property
     def reforms(self) -> bool:
         """Whether this process may open another generation's group after this one broke."""
         return self._backend is None or self._backend.reforms
@@ -136,6 +147,7 @@ class ProcessGroup:
         world = self._world
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)
+        now_in(self._backend)
         if self._backend is None:
             return
         self._backend.check(world)
@@ -171,6 +183,7 @@ class ProcessGroup:
 
     def close(self, *, broken: bool) -> None:
         """Tear the group down; after an error the connections go first, so that peers are freed at once."""
+        now_in(None)
         if broken:
             self.sever()
         if not dist.is_initialized() and self._world.world_size > 1:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from distroml.runtime.comm.algorithms.arrangement import Arrangement
 from distroml.runtime.comm.lane import Lane
+from distroml.runtime.comm.moves import trade
 from distroml.runtime.comm.wire import sent_bytes
 from distroml.runtime.elastic import Pending, communication
 
@@ -108,25 +109,20 @@ class Hierarchical:
         own = shares[self._place]
         arrived = [torch.empty_like(own) for _ in self._others]
         # Point to point: measured faster than Gloo's all-to-all and all-gather, and without copies.
-        self._swap(sent=[shares[place] for place in self._others], received=arrived)
+        trade(
+            list(zip(self._others, arrived, strict=True)),
+            [(place, shares[place]) for place in self._others],
+            self._inside,
+        )
         for part in arrived:
             own.add_(part)
         if own.numel():
             dist.all_reduce(own, group=self._across)
-        self._swap(sent=[own for _ in self._others], received=[shares[place] for place in self._others])
-
-    def _swap(self, *, sent: list[torch.Tensor], received: list[torch.Tensor]) -> None:
-        """Send one tensor to each other rank of the node, and receive one; empty ones are not sent."""
-        works: list[dist.Work | None] = []
-        for place, tensor in zip(self._others, received, strict=True):
-            if tensor.numel():
-                works.append(dist.irecv(tensor, group=self._inside, group_src=place))
-        for place, tensor in zip(self._others, sent, strict=True):
-            if tensor.numel():
-                works.append(dist.isend(tensor, group=self._inside, group_dst=place))
-        for work in works:
-            if work is not None:
-                work.wait()
+        trade(
+            [(place, shares[place]) for place in self._others],
+            [(place, own) for place in self._others],
+            self._inside,
+        )
 
     def sent_bytes(self, payload_bytes: int) -> dict[str, int]:
         """See `AllReduce`."""

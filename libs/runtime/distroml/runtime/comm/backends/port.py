@@ -69,6 +69,10 @@ class BackEnd(ABC):
     def sever(self) -> None:
         """Free every thread of this process that waits in a group of this world; from any thread, repeatable."""
 
+    def failure(self) -> str:
+        """Why what this world's collectives gave cannot be believed; "" where they raise themselves when they fail."""
+        return ""
+
     def settle(self) -> None:
         """The world's groups were destroyed; return once their threads no longer need this process to be whole."""
         return
@@ -77,6 +81,30 @@ class BackEnd(ABC):
     def connecting(self) -> Generator[None]:
         """Within it, further groups of this world may be made: `sever` cuts them, too."""
         yield
+
+
+class _Current:
+    """The back end of the world that this process is in: one at a time."""
+
+    def __init__(self) -> None:
+        self.backend: BackEnd | None = None
+
+
+_current = _Current()
+
+
+def now_in(backend: BackEnd | None) -> None:
+    """This process enters the world of `backend`; None: it is alone, or in none."""
+    _current.backend = backend
+
+
+def lost() -> str:
+    """Why sums that this process waited for on its device may be none; "" where they can be believed.
+
+    To be asked after each wait for a GPU, before what came of it is used.
+    """
+    backend = _current.backend
+    return backend.failure() if backend is not None else ""
 
 
 class SocketBackEnd(BackEnd):

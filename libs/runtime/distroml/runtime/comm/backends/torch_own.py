@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import ErrorType, Store  # torch.distributed has them, but does not export them
 
 from distroml.runtime.comm.backends.errors import BackEndUnavailable
 from distroml.runtime.comm.backends.loops import settle
 from distroml.runtime.comm.backends.port import Seat, SocketBackEnd
+
+log = logging.getLogger("distroml.runtime.comm")
+
+# What torch does about a peer that is gone: not end this process (its default), but free whoever waits in a kernel.
+_HANDLING, _CLEAN_UP_ONLY = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
 
 
 class Gloo(SocketBackEnd):
@@ -32,6 +45,12 @@ class Nccl(SocketBackEnd):
 
     name = torch_name = "nccl"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._severed = False
+        self._aborting = threading.Lock()
+        self._aborted: set[int] = set()
+
     def check(self, seat: Seat) -> None:
         """As in `BackEnd`."""
         if seat.device.type != "cuda":
@@ -42,9 +61,54 @@ class Nccl(SocketBackEnd):
         if not dist.is_nccl_available():
             raise BackEndUnavailable("this build of torch has no NCCL; install torch for CUDA, or use gloo or mpi")
 
+    def open(self, seat: Seat, store: Store | None, timeout: timedelta) -> None:
+        """As in `BackEnd`."""
+        os.environ.setdefault(_HANDLING, _CLEAN_UP_ONLY)
+        super().open(seat, store, timeout)
+
     def sever(self) -> None:
         """As in `BackEnd`."""
-        group = dist.group.WORLD
-        if group is not None:
-            group.abort()
+        self._severed = True
         super().sever()
+        with self._aborting:
+            waiting = {id(group): group for group in _groups() if id(group) not in self._aborted}
+            if not waiting:
+                return
+            self._aborted |= waiting.keys()
+            try:
+                _abort(list(waiting.values()))
+            except RuntimeError as error:
+                log.info("groups were not aborted: %s", error)
+
+    def failure(self) -> str:
+        """As in `BackEnd`. An aborted kernel ends like any other, and leaves what it had so far."""
+        if self._severed:
+            return "the connections of this generation were cut"
+        for group in _groups():
+            if (kind := group.get_error()) != ErrorType.SUCCESS:
+                return f"NCCL lost another rank ({kind.name})"
+        return ""
+
+
+def _groups() -> list[Any]:
+    """NCCL's part of every group of this process."""
+    if not dist.is_initialized():
+        return []
+    own = cast("Any", dist.distributed_c10d)._world
+    found: list[Any] = []
+    for group in list(own.pg_map):
+        try:
+            found.append(group._get_backend(torch.device("cuda")))
+        except RuntimeError:
+            continue  # destroyed meanwhile, or a group that moves no GPU memory
+    return found
+
+
+def _abort(groups: list[Any]) -> None:
+    """All of them as one: aborts one after the other may wait for one another's kernels (pytorch#119797)."""
+    groups[0]._group_start()
+    try:
+        for group in groups:
+            group.abort()
+    finally:
+        groups[0]._group_end()
