@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -44,52 +42,9 @@ from distroml.workerlink import (
 from distroml.workerlink import (
     encode as encode_frame,
 )
+from libs.runtime.tests.template import SCRIPTS, Template
 
-SCRIPTS = Path(__file__).parent / "scripts"
 JOB = "job-1"
-
-
-class Template:
-    """A warm parent of workers."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPTS / "template.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        )
-        self.ended: dict[int, int] = {}
-        self.started: list[int] = []
-        self.news = threading.Condition()
-        assert json.loads(self.process.stdout.readline())["ready"]
-        self.thread = threading.Thread(target=self._read, daemon=True)
-        self.thread.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            answer = json.loads(line)
-            with self.news:
-                if "code" in answer:
-                    self.ended[answer["pid"]] = answer["code"]
-                else:
-                    self.started.append(answer["pid"])
-                self.news.notify_all()
-
-    def fork(self, argv: list[str], env: dict[str, str], log: Path) -> int:
-        with self.news:
-            already = len(self.started)
-            self.process.stdin.write(json.dumps({"argv": argv, "env": env, "log": str(log)}) + "\n")
-            self.process.stdin.flush()
-            assert self.news.wait_for(lambda: len(self.started) > already, 20)
-            return self.started[already]
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(20)
-        self.thread.join(5)
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="session")
@@ -392,3 +347,22 @@ def agent(template: Template, tmp_path: Path) -> Iterator[Callable[..., Agent]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture(scope="session")
+def ends() -> dict[str, dict]:
+    """Results of trainings that nothing disturbed, by what was trained."""
+    return {}
+
+
+@pytest.fixture
+def straight(agent: Callable[..., Agent], ends: dict[str, dict]) -> Callable[..., dict]:
+    """The result of a training that nothing disturbs: the same for every test that asks for the same one."""
+
+    def result(world_size: int, **options: object) -> dict:
+        asked = json.dumps([world_size, options], sort_keys=True)
+        if asked not in ends:
+            ends[asked] = agent(world_size, "straight", **options).run()
+        return ends[asked]
+
+    return result

@@ -27,17 +27,10 @@ def assert_each_sample_once(ranges: list[tuple[int, int, int]], size: int, globa
     assert ranges == expected
 
 
-@pytest.fixture(scope="module")
-def uninterrupted() -> dict[int, dict]:
-    return {}
-
-
 @pytest.mark.parametrize(("world_size", "victim"), [(w, v) for w in (2, 3, 4) for v in range(w)])
 def test_whichever_rank_is_killed_the_end_is_bit_equal(
-    agent: Callable, uninterrupted: dict[int, dict], world_size: int, victim: int
+    agent: Callable, straight: Callable, world_size: int, victim: int
 ) -> None:
-    if world_size not in uninterrupted:
-        uninterrupted[world_size] = agent(world_size, "straight").run()
     broken = agent(
         world_size, "broken", fault={"rank": victim, "generation": 1, "step": 8, "do": "kill", "after": "committed-6"}
     )
@@ -46,8 +39,8 @@ def test_whichever_rank_is_killed_the_end_is_bit_equal(
     assert result["generation"] == 2
     assert len({line["pid"] for line in broken.steps()}) == world_size + 1, "survivors stay in their processes"
     assert min(line["step"] for line in broken.steps() if line["generation"] == 2) == 7, "the save of step 6 is used"
-    straight = uninterrupted[world_size]
-    assert result["parameters"] == straight["parameters"]
-    assert result["eval"] == straight["eval"]
-    assert result["scores"] == straight["scores"]
+    undisturbed = straight(world_size)
+    assert result["parameters"] == undisturbed["parameters"]
+    assert result["eval"] == undisturbed["eval"]
+    assert result["scores"] == undisturbed["scores"]
     assert_each_sample_once(committed_ranges(broken.steps(), 12), 64, 14)

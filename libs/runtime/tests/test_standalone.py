@@ -11,6 +11,7 @@ from distroml.objectstore.filesystem import open_object_store
 from distroml.runtime import DataLoader, FitResult, Trainer
 from distroml.runtime.training.catalogue import KEPT, LocalCatalogue
 from distroml.runtime.training.storage import open_storage
+from distroml.workerlink import environment
 
 
 class Numbers:
@@ -105,8 +106,8 @@ def test_nothing_is_written_where_no_checkpoint_is_wanted(tmp_path: Path, monkey
 
 
 def test_a_location_that_cannot_be_used_is_refused() -> None:
-    with pytest.raises(ValueError, match="file:// locations only"):
-        open_storage({"DISTROML_OBJECTS": "s3://bucket"}, attached=True, wanted=True, folder=None)
+    with pytest.raises(ValueError, match=r"DISTROML_OBJECTS: .*file:///FOLDER or s3://BUCKET"):
+        open_storage({"DISTROML_OBJECTS": "gs://bucket"}, attached=True, wanted=True, folder=None)
 
 
 def test_a_failing_save_does_not_end_the_training(
@@ -130,3 +131,13 @@ def test_a_failing_save_does_not_end_the_training(
     steps = [ref.step for ref in LocalCatalogue(open_object_store(tmp_path), "local").committed()]
     assert 4 not in steps
     assert 9 in steps
+
+
+def test_a_script_that_compresses_otherwise_than_its_job_asks_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(environment.COMPRESS, "int8")
+    train(tmp_path / "same", 1, compress="int8")
+    assert "the script's is used" not in caplog.text
+    train(tmp_path / "other", 1, compress="bf16")
+    assert "the job asks for compress=int8 and the script for bf16: the script's is used" in caplog.text

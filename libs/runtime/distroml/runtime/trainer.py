@@ -12,12 +12,14 @@ from typing import Generic, Literal, NoReturn, TypeVar
 import torch
 from torch import nn
 
-from distroml.runtime.compress.control import Change
+from distroml.observability import names
 from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
 from distroml.runtime.link import AgentLink, process_link
 from distroml.runtime.parallel import Compression, LossFunction, Plan, Precision, Residuals
+from distroml.runtime.spans import WorkerSpans
+from distroml.runtime.training.places import Recorded
 from distroml.runtime.training.run import Drained, Run, StopOrdered
 from distroml.runtime.training.settings import MakeOptimizer, MakeScheduler, Settings, total_steps_of
 from distroml.runtime.training.source import ModelSource
@@ -61,8 +63,19 @@ def _category(error: BaseException) -> str:
             return "rendezvous_timeout"
         case MemoryError() | torch.OutOfMemoryError():
             return "out_of_memory"
+        case RuntimeError() if "can't allocate memory" in str(error):
+            # So torch says it of the CPU's memory, for which it has no class.
+            return "out_of_memory"
         case _:
             return "exception"
+
+
+def _compression(given: str | None) -> str:
+    """The script's own scheme, else the job's; the script knows best, and whoever asked for another is told."""
+    asked = os.environ.get(environment.COMPRESS) or ""
+    if given is not None and asked and given != asked and os.environ.get(environment.RANK, "0") == "0":
+        log.warning("the job asks for compress=%s and the script for %s: the script's is used", asked, given)
+    return given if given is not None else asked or "none"
 
 
 class Trainer(Generic[Batch]):
@@ -156,8 +169,7 @@ class Trainer(Generic[Batch]):
         log_every_s: float = 5.0,
     ) -> None:
         _speak()
-        if compress is None:
-            compress = os.environ.get(environment.COMPRESS) or "none"
+        compress = _compression(compress)
         if sync_every is None and (asked := os.environ.get(environment.SYNC_EVERY)):
             sync_every = int(asked)
         outer = OuterNesterov(sync_every, outer_lr, outer_momentum) if sync_every is not None else None
@@ -193,7 +205,7 @@ class Trainer(Generic[Batch]):
         self._fitting = False
         self._evaluations: list[dict[str, float]] = []
         self._asked = 0
-        self._recorded: list[Change] = []
+        self._recorded: Recorded = {}
 
     @property
     def model(self) -> nn.Module:
@@ -318,7 +330,11 @@ class Trainer(Generic[Batch]):
         world = self._membership.enter()
         run = Run(self._settings, self._source, self._link, self._membership, self._storage, world, self._recorded)
         self._run = run
+        spans = WorkerSpans(self._link, world)
+        spans.end(spans.begin(names.SPAN_SET_UP, start_ns=world.known_ns))
+        restoring = spans.begin(names.SPAN_RESTORE)
         run.restore()
+        spans.end(restoring)
         known = run.parallel.collectives.gather(self._evaluations)
         self._evaluations = max(known, key=len)
         return run

@@ -20,23 +20,27 @@ CARRIES = (1.0, 4096.0, 3.0, 1e-3)
 CASES = [(numel, KINDS[index % 7], CARRIES[index % 4], index % 3 > 0) for index, numel in enumerate(SIZES)]
 
 
-def agree(name: str, numel: int, kind: str, carry: float, feedback: bool, begin: int = 0) -> None:
+def agree(name: str, numel: int, kind: str, carry: float, feedback: bool, begin: int = 0, device: str = "cpu") -> None:
+    """The kernels' bits on `device` are the definition's on the CPU (`tools/gpu_check` asks for a GPU)."""
     codec, seed = CODECS[name], 2**64 - 3 * numel
-    x, before = vector(kind, numel, numel), vector(kind, numel, numel)
-    residual = vector("normal", numel, numel + 1) * (1e-42 if kind == "denormal" else 0.3) if feedback else None
-    other = None if residual is None else residual.clone()
-    fast, naive = torch.full((2, begin + codec.size(numel) + 1), 170, dtype=torch.uint8)
+    before = vector(kind, numel, numel)
+    x = before.clone().to(device)
+    other = vector("normal", numel, numel + 1) * (1e-42 if kind == "denormal" else 0.3) if feedback else None
+    residual = None if other is None else other.clone().to(device)
+    naive = torch.full((begin + codec.size(numel) + 1,), 170, dtype=torch.uint8)
+    fast = naive.to(device, copy=True)
     fast, naive = fast[begin:], naive[begin:]  # one more than the code: it stays as it is
     codec.encode_by(KERNELS, x, residual, carry, seed, fast[:-1])
-    oracle.encode(codec.oracle, x, other, carry, seed, naive[:-1])
-    assert torch.equal(fast, naive)
-    assert same_bits(x, before)
+    oracle.encode(codec.oracle, before, other, carry, seed, naive[:-1])
+    assert torch.equal(fast.cpu(), naive)
+    assert same_bits(x.cpu(), before)
     if residual is not None and other is not None:
-        assert same_bits(residual, other)
+        assert same_bits(residual.cpu(), other)
     total = vector("normal", numel, 5)
     expected = total + decoded(codec, naive[:-1], numel)
+    total = total.to(device)
     codec.add_by(KERNELS, fast[None, :-1].contiguous(), total)
-    assert same_bits(total, expected)
+    assert same_bits(total.cpu(), expected)
 
 
 @pytest.mark.parametrize("name", CODECS)

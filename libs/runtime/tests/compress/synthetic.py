@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from distroml.runtime.compress.control import (
@@ -23,6 +23,7 @@ from distroml.runtime.compress.control import (
 )
 from distroml.runtime.compress.control.choosing import offers_of
 from distroml.runtime.compress.control.timing import timing, wire_s
+from libs.runtime.tests.compress.events import Happened
 
 # Bytes sent per element of the buffer, rounds, and codec seconds per element: about what two ranks of one core see.
 COSTS = {
@@ -43,19 +44,30 @@ def mbit(rate: float, latency_s: float = 2e-4) -> Link:
     return Link(latency_s, 8e-6 / rate)
 
 
-def setting(*, elements: int = 4_900_000, buckets: int = 4, slows: float = 1.0) -> Setting:
-    """A model in buckets that get ready over the last two thirds of the pass."""
+def setting(*, elements: int = 4_900_000, buckets: int = 4, slows: float = 1.0, late: Collection[int] = ()) -> Setting:
+    """A model in buckets that get ready over the last two thirds of the pass; those that are `late` after it."""
     part = elements // buckets
     offers = tuple(
         Offer(name, round(part * size), rounds, part * codec) for name, (size, rounds, codec) in COSTS.items()
     )
-    ready = [1 / 3 + 2 / 3 * (number + 1) / buckets for number in range(buckets)]
+    ready = [1.0 if number in late else 1 / 3 + 2 / 3 * (number + 1) / buckets for number in range(buckets)]
     return Setting(tuple(Bucket(part, at, offers) for at in ready), codec_slows=slows)
+
+
+def as_reckoned(setting: Setting, link: Link, compute_s: float, offers: Sequence[Offer]) -> Happened:
+    """A step as the controller itself reckons it."""
+    found = timing(setting, link, compute_s, offers)
+    waited_s = max(found.exposed_s - setting.codec_slows * sum(offer.codec_s for offer in offers), 0.0)
+    exposed = (*(0.0 for _ in offers[1:]), waited_s)
+    return Happened(found.step_s, tuple(wire_s(link, offer) + offer.codec_s for offer in offers), exposed)
 
 
 @dataclass
 class Training:
-    """Steps on `link(step)`; `noise` is the scatter of the log of every time. `harm` changes what is seen."""
+    """Steps on `link(step)`; `noise` is the scatter of the log of every time. `harm` changes what is seen.
+
+    `happens` says what steps take, of the buckets as they are in `truth`, where that is not as the controller has it.
+    """
 
     setting: Setting
     link: Callable[[int], Link]
@@ -64,6 +76,8 @@ class Training:
     seed: int = 0
     harm: Callable[[int, str, Seen], Seen] = lambda step, scheme, seen: seen
     loss: Callable[[int], float] = lambda step: 3.0 + 3.0 / step
+    happens: Callable[[Setting, Link, float, Sequence[Offer]], Happened] = as_reckoned
+    truth: Setting | None = None
     changes: list[Change] = field(default_factory=list[Change])
     schemes: dict[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
     probes: list[int] = field(default_factory=list[int])
@@ -92,20 +106,13 @@ class Training:
         link, offers = self.link(step), offers_of(self.setting, held)
         # A link scatters as a whole: its exchanges of one step share the weather.
         link = Link(link.latency_s * scatter(), link.s_per_byte * scatter())
-        found = timing(self.setting, link, self.compute_s * scatter(), offers)
-        exposed_s = found.exposed_s - self.setting.codec_slows * sum(offer.codec_s for offer in offers)
+        found = self.happens(self.truth or self.setting, link, self.compute_s * scatter(), offers)
         seen = [
-            self.harm(step, offer.scheme, Seen(wire_s(link, offer) + offer.codec_s, 0.0, 1.0, 1.0, 0.9))
-            for offer in offers
+            self.harm(step, offer.scheme, Seen(exchange_s, exposed_s, 1.0, 1.0, 0.9))
+            for offer, exchange_s, exposed_s in zip(offers, found.exchange_s, found.exposed_s, strict=True)
         ]
-        last = seen[-1]
-        seen[-1] = Seen(last.exchange_s, max(exposed_s, 0.0), last.residual_norm, last.gradient_norm, last.cosine)
         probe = None
         if probe_due(state, step):
             self.probes.append(step)
             probe = Probe(PROBE_BYTES, link.latency_s + PROBE_BYTES * link.s_per_byte)
         return Measured(step, found.step_s, self.loss(step), tuple(seen), probe)
-
-    def best_step_s(self, step: int) -> float:
-        """What a step costs under the schemes it used, without scatter."""
-        return timing(self.setting, self.link(step), self.compute_s, offers_of(self.setting, self.schemes[step])).step_s

@@ -172,6 +172,21 @@ def test_processes_that_all_come_anew_use_what_was_kept_of_changes() -> None:
     assert train(fresh, again, 41, last) == {step: first[step] for step in range(41, last + 1)}
 
 
+def test_a_record_replaces_those_of_earlier_generations_and_of_no_other_place() -> None:
+    store = MemoryObjectStore()
+    storage = Storage(store, "job-1", LocalCatalogue(store, "job-1"))
+    for generation in (1, 2, 3):
+        SchemeRecord(storage, generation).write([])
+    change = Change(0, NONE, "int8", "LinkProbed", "slow", 1)
+    stage = SchemeRecord(storage, 2, "pp1of2")
+    stage.write([change])
+    assert SchemeRecord(storage, 4, "pp1of2").read() == [change]
+    assert SchemeRecord(storage, 4).read() == SchemeRecord(storage, 4, "pp0of2").read() == []
+    assert [info.key for info in store.list("schemes/")] == [
+        "schemes/job-1/00000002-pp1of2.json", "schemes/job-1/00000003.json",
+    ]  # fmt: skip
+
+
 def test_a_record_that_cannot_be_read_is_as_good_as_none(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryObjectStore()
     storage = Storage(store, "job-1", LocalCatalogue(store, "job-1"))

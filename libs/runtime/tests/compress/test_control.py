@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
-from itertools import pairwise
+import random
+import statistics
+from itertools import pairwise, product
 
 import msgspec
 import pytest
@@ -26,9 +28,10 @@ from distroml.runtime.compress.control import (
     gain,
     link_of,
 )
-from distroml.runtime.compress.control.choosing import choose, judge, offers_of
+from distroml.runtime.compress.control.choosing import choose, judge, offers_of, penalty
 from distroml.runtime.compress.control.penalties import rung
 from distroml.runtime.compress.control.timing import timing
+from libs.runtime.tests.compress.events import happen
 from libs.runtime.tests.compress.synthetic import Training, mbit, setting
 
 RATES = st.sampled_from([10, 25, 50, 100, 200, 500, 1000, 10_000])
@@ -122,6 +125,62 @@ def test_a_change_of_the_link_is_followed_within_forty_steps(before, after, at, 
     assert held.to_loss_s <= 1.1 * best.to_loss_s
     if best.penalty == 1.0 and after >= 10 * before:
         assert held.penalty <= 1.02
+
+
+def happened(truth, link, schemes):
+    """Seconds to a loss with these schemes, as events come to them: 1 for as many steps as a dense run takes."""
+    offers = offers_of(truth, schemes)
+    return happen(truth, link, 0.2, offers).step_s * penalty(truth, offers)
+
+
+def best_that_happens(truth, link, late):
+    """The least seconds to a loss with one scheme for early buckets and one for late ones."""
+    names = [one.scheme for one in LADDER]
+    return min(
+        happened(truth, link, [other if number in late else one for number in range(len(truth.buckets))])
+        for one in names
+        for other in (names if 0 < len(late) < len(truth.buckets) else [one])
+    )
+
+
+@pytest.mark.parametrize("late", [(), (3,), (2, 3), (0, 1, 2, 3)], ids=["none", "last", "half", "all"])
+def test_its_choice_is_near_the_best_where_steps_take_what_events_come_to(late):
+    """Gradients come unevenly, threads share a core or not, and a change of the link is followed in forty steps."""
+    chance = random.Random(len(late))
+    over = []
+    for slows, (before, after) in product((0.0, 1.0), ((10, 200), (100, 1000), (1000, 50), (10_000, 100))):
+        work = setting(late=late, slows=slows)
+        shifts = [0.0 if number in late else chance.uniform(-0.08, 0.08) for number in range(4)]
+        moved = [
+            dataclasses.replace(bucket, ready=min(1.0, bucket.ready + shift))
+            for bucket, shift in zip(work.buckets, shifts, strict=True)
+        ]
+        truth = dataclasses.replace(work, buckets=tuple(moved))
+        training = Training(
+            work,
+            lambda step, before=before, after=after: mbit(before if step < 60 else after),
+            noise=0.05,
+            seed=chance.randrange(100),
+            happens=happen,
+            truth=truth,
+        )
+        training.run(100)
+        for step, rate in ((59, before), (100, after)):
+            found = happened(truth, mbit(rate), training.schemes[step])
+            over.append(found / best_that_happens(truth, mbit(rate), late))
+    assert max(over) < 1.2
+    assert statistics.fmean(over) < 1.06
+
+
+def test_late_buckets_that_are_taken_for_early_ones_cost_time():
+    """What a bucket's place in the pass is for: the controller cannot find out by itself that nothing hides it."""
+    truth = setting(late=(0, 1, 2, 3))
+    courses = []
+    for told in (truth, setting()):
+        training = Training(told, lambda step: mbit(1000), happens=happen, truth=truth)
+        training.run(100)
+        courses.append(happened(truth, mbit(1000), training.schemes[100]))
+    assert courses[0] < 0.9 * courses[1]
 
 
 def test_two_dense_steps_on_a_link_that_collapsed_are_enough():
@@ -233,10 +292,11 @@ def test_what_auto_would_gain_is_told_only_where_it_is_worth_it():
     assert gain(work, mbit(10), 0.0, 0.0) is None
 
 
-def test_the_link_is_read_from_a_dense_run():
-    work = setting()
+@pytest.mark.parametrize("late", [(), (2, 3), (0, 1, 2, 3)], ids=["evenly", "two late", "all late"])
+def test_the_link_is_read_from_a_dense_run(late):
+    work = setting(late=late)
     found = timing(work, mbit(100), 0.2, offers_of(work, ["none"] * 4))
-    link = link_of(work, sum(bucket.offers[0].sent_bytes for bucket in work.buckets), found.step_s, found.exposed_s)
+    link = link_of(work, found.step_s, found.exposed_s)
     assert link.s_per_byte == pytest.approx(mbit(100).s_per_byte, rel=0.01)
 
 

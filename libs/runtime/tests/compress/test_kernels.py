@@ -99,17 +99,13 @@ def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         built_by("", monkeypatch, tmp_path)
 
 
-def test_a_compiler_may_have_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = built_by(f"{build.compiler()[0]} -O1", monkeypatch, tmp_path)
-    assert Kernels(library).first_nonfinite(torch.tensor([1.0, float("nan")])) == 1
-
-
 def pack(folder: Path, cxx: str) -> tuple[Path, str]:
     """A wheel of a copy of the runtime alone, and what was said while it was made."""
     source = folder / "source"
     shutil.copytree(
         ROOT / "libs/runtime/distroml", source / "libs/runtime/distroml", ignore=shutil.ignore_patterns("*.so")
     )
+    shutil.copytree(ROOT / "examples/gpt", source / "examples/gpt")
     shutil.copy(ROOT / "hatch_build.py", source)
     shutil.copy(ROOT / ".gitignore", source)
     shutil.copy(ROOT / "README.md", source)
@@ -126,13 +122,15 @@ LIBRARY_IN_WHEEL = "distroml/runtime/compress/native/kernels.so"
 
 
 def test_a_wheel_holds_the_kernels_and_names_its_platform(tmp_path: Path) -> None:
-    wheel, said = pack(tmp_path, "")
+    wheel, said = pack(tmp_path, f"{build.compiler()[0]} -Wall")  # a compiler may have arguments
     assert wheel.name.startswith("distroml-0.1.0-py3-none-")
     assert not wheel.name.endswith("-any.whl"), said
     with zipfile.ZipFile(wheel) as packed:
         packed.extract(LIBRARY_IN_WHEEL, tmp_path)
         assert "distroml/runtime/compress/native/abi.cpp" in packed.namelist()
-    Kernels(tmp_path / LIBRARY_IN_WHEEL)
+        # What `distroml demo` trains, beside the module that looks for it.
+        assert {f"distroml/cli/examples/gpt/{name}" for name in ("train.py", "gpt.toml")} <= set(packed.namelist())
+    assert Kernels(tmp_path / LIBRARY_IN_WHEEL).first_nonfinite(torch.tensor([1.0, float("nan")])) == 1
 
 
 def test_a_wheel_without_a_compiler_is_a_pure_one(tmp_path: Path) -> None:

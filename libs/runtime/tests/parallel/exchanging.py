@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from distroml.runtime.comm.backends.connections import Connections
 from distroml.runtime.compress.codecs import INT8
+from distroml.runtime.compress.control import Change
 from distroml.runtime.compress.parse import parse_scheme
-from distroml.runtime.elastic import PeerLost, Pending, World
-from distroml.runtime.parallel import CompressionDiffers, NonFinite, ParallelModel, PlanRefused
+from distroml.runtime.elastic import Pending, World
+from distroml.runtime.link import NullLink
+from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.parallel.buckets import BucketSpec
-from distroml.runtime.parallel.residuals import folded_residuals
 from distroml.runtime.parallel.shardsums import ShardSums
+from distroml.runtime.training.controlling import adapting_of
 from libs.runtime.tests.parallel.models import Quirks, samples
 from libs.runtime.tests.parallel.ranks import GLOBAL_BATCH, pieces, spread, under_plan
+from libs.runtime.tests.scripts.reported_link import FAST_S_PER_BYTE, SLOW_S_PER_BYTE, reported
 
 MICROBATCH = 2
 
@@ -77,6 +78,27 @@ def terms(number: int) -> int:
     return int((samples(GLOBAL_BATCH, 100 + number)["targets"] != -100).sum())
 
 
+class Told:
+    """Holds the steps of a compressed training to what is promised: what is told and what is kept are all there was."""
+
+    def __init__(self, parallel: ParallelModel) -> None:
+        self.exchange = parallel.exchange
+        self.watch = Watch(parallel)
+        self.kept = {buffer.number: torch.zeros(buffer.spec.numel) for buffer in self.exchange.buffers}
+        self.kept |= self.exchange.fold()
+
+    def gap(self, number: int) -> float:
+        """After step `number`: of sum + kept * terms to what was to be told, relative to that; the worst bucket's."""
+        worst, after = 0.0, self.exchange.fold()
+        for bucket, true in self.watch.true_sums().items():
+            kept = after.get(bucket, torch.zeros_like(self.kept[bucket])).double()
+            wanted = true + self.kept[bucket].double() * terms(number)
+            found = self.watch.came_out[bucket] + kept * terms(number)
+            worst = max(worst, float((found - wanted).norm() / wanted.norm().clamp_min(1e-6)))
+            self.kept[bucket] = kept
+        return worst
+
+
 def identity(
     world: World, plan: str, compress: str, then: str | None = None, steps: int = 4, **options: Any
 ) -> dict[str, Any]:
@@ -89,28 +111,21 @@ def identity(
     quirks = Quirks(tied=True, late=True, width=8)
     parallel = spread(world, plan, quirks, MICROBATCH, torch.float32, compress=compress, **options)
     exchange = parallel.exchange
-    watch = Watch(parallel)
-    before = {buffer.number: torch.zeros(buffer.spec.numel) for buffer in exchange.buffers}
+    told = Told(parallel)
     if then is not None:
         for buffer in exchange.buffers:
             exchange.set_scheme(buffer.number, parse_scheme(then), from_step=3)
     worst = 0.0
     for number in range(1, steps + 1):
         step(parallel, number)
-        after = exchange.fold()
-        for bucket, true in watch.true_sums().items():
-            kept = after.get(bucket, torch.zeros_like(before[bucket])).double()
-            wanted = true + before[bucket].double() * terms(number)
-            found = watch.came_out[bucket] + kept * terms(number)
-            worst = max(worst, float((found - wanted).norm() / wanted.norm().clamp_min(1e-6)))
-            before[bucket] = kept
+        worst = max(worst, told.gap(number))
     measured = exchange.measured()
     parallel.close()
     return {
         "gap": worst,
-        "kept": float(torch.cat(list(before.values())).norm()),
+        "kept": float(torch.cat(list(told.kept.values())).norm()),
         "schemes": sorted({one.scheme for one in measured}),
-        "exchanges": watch.begun / len(exchange.buffers),
+        "exchanges": told.watch.begun / len(exchange.buffers),
         "gradient_norms": [one.gradient_norm for one in measured],
         "bytes": sum(exchange.wire.take().values()),
         "state_bytes": exchange.state_bytes,
@@ -152,95 +167,45 @@ def on_hosts(world: World, plan: str, hosts: str, way: str, cache: str, **option
     return {"losses": made.losses, "bits": made.bits(), "sent": dict(sent), "held": held}
 
 
-def lost_between_hosts(world: World, hosts: str, cache: str, compress: str) -> str:
-    """Rank 1's connections end while all ranks sum by the hierarchy, again and again; what each rank's wait ends in.
-
-    As in training, a rank that lost another ends its own connections: ranks of other hosts may wait for it alone.
-    """
-    connections = Connections()
-    os.environ |= {"DISTROML_HOST": hosts[world.rank], "DISTROML_CACHE": cache}
-    try:
-        parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=8), MICROBATCH, compress=compress)
-    finally:
-        del os.environ["DISTROML_HOST"], os.environ["DISTROML_CACHE"]
-    ways = parallel.sums.ways
-    ways.update(dict.fromkeys(ways, ways["hierarchical"]))
-    step(parallel, 1)
-    connections.complete()
-    if world.rank == 1:
-        threading.Timer(0.2, connections.sever).start()
-    exchange = parallel.exchange
-    try:
-        for number in range(2, 1_000_000):
-            if exchange is None:
-                parallel.sums.start(torch.ones(1 << 18)).wait()
-                continue
-            exchange.open(number)
-            exchange.announce(torch.tensor(1.0))
-            begun = [exchange.begin(one.number, one.spec, torch.ones(one.spec.numel)) for one in exchange.buffers]
-            for pending in begun:
-                pending.wait()
-    except PeerLost:
-        connections.sever()
-        return "lost"
-    finally:
-        parallel.close()
-    return "no error"
-
-
-def differing(world: World) -> str:
-    """Ranks that want different compression."""
-    try:
-        spread(world, "dp_replicate=2", Quirks(), MICROBATCH, compress="int8" if world.rank else "none")
-    except CompressionDiffers as error:
-        return str(error)
-    return "agreed"
-
-
-def broken(world: World, plan: str, compress: str) -> dict[str, Any]:
-    """Three steps; in the second, rank 1 has an infinite gradient of one parameter."""
-    parallel = spread(world, plan, Quirks(width=8), MICROBATCH, torch.float32, compress=compress)
-    names = dict(parallel.part.held)
-    norms: list[float] = []
-    kept: list[float] = []
-    told: list[NonFinite] = []
-    for number in (1, 2, 3):
-        handle = None
-        if number == 2 and world.rank == 1:
-            handle = names["blocks.1.up.weight"].register_hook(lambda gradient: gradient * float("inf"))
-        norms.append(float(step(parallel, number)[1]))
-        if handle is not None:
-            handle.remove()
-        folded = folded_residuals(parallel.exchange, parallel.gradients.parameters)
-        kept.append(sum(float(one.square().sum()) for one in folded.values()))
-        told += parallel.exchange.non_finite
-    parallel.close()
-    return {"norms": norms, "kept": kept, "told": [[one.rank, one.parameter, one.step] for one in told]}
-
-
-def broken_early(world: World) -> dict[str, Any]:
-    """In the second step rank 1 has an infinite gradient in the bucket that is exchanged first of several.
+def in_order(world: World, plan: str, **options: Any) -> dict[str, Any]:
+    """What happens in a step after the first one: "begin 3", "over 3", "first layer", "norm", in their order.
 
     Returns:
-        "moved": whether each bucket's residual changed in that step, in the order of exchanges; "nan" likewise.
+        "events"; "late": buckets that are said to begin when the passes are over; "buckets" in all.
     """
-    parallel = spread(
-        world, "dp_replicate=2,bucket_mb=0.0005", Quirks(width=8), MICROBATCH, torch.float32, compress="int8"
-    )
-    exchange = parallel.exchange
-    last = exchange.buffers[0].spec.segments[0].name
+    parallel = spread(world, f"{plan},bucket_mb=0.0005", Quirks(width=8), MICROBATCH, torch.float32, **options)
     step(parallel, 1)
-    before = [buffer.kept() for buffer in exchange.buffers]
-    if world.rank == 1:
-        dict(parallel.part.held)[last].register_hook(lambda gradient: gradient * float("inf"))
+    events: list[str] = []
+    source, name = (parallel.sums, "start") if parallel.exchange is None else (parallel.exchange, "begin")
+    begin, norm = getattr(source, name), parallel.gradients.norm
+
+    def noted(*given: Any) -> Any:
+        # A plain sum has no number: they are counted.
+        number = given[0] if len(given) > 1 else sum(event.startswith("begin") for event in events)
+        events.append(f"begin {number}")
+        return _Then(begin(*given), lambda: events.append(f"over {number}"))
+
+    def measured() -> torch.Tensor:
+        events.append("norm")
+        return norm()
+
+    def entered(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        output.register_hook(lambda _: events.append("first layer"))
+
+    setattr(source, name, noted)
+    parallel.gradients.norm = measured
+    layers = [one for root in parallel.part.roots for path, one in root.named_modules() if path.endswith("blocks.0.up")]
+    handles = [layer.register_forward_hook(entered) for layer in layers]
     step(parallel, 2)
-    flats = parallel.gradients.flats
-    found = {
-        "moved": [not torch.equal(old, new.kept()) for old, new in zip(before, exchange.buffers, strict=True)],
-        "nan": [bool(flat.isnan().any()) for flat in flats],
-    }
+    for handle in handles:
+        handle.remove()
+    starts = parallel.gradients.starts
     parallel.close()
-    return found
+    return {
+        "events": events,
+        "late": [start.number for start in starts if start.late],
+        "order": [start.number for start in starts],
+    }
 
 
 def asked(world: World) -> dict[str, Any]:
@@ -270,28 +235,38 @@ def asked(world: World) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def left_alone(world: World) -> str:
-    """Rank 1 goes away between two steps, as a process that is killed; what the others' exchanges say."""
-    connections = Connections()
-    parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=8), MICROBATCH, compress="int8")
-    step(parallel, 1)
-    connections.complete()
-    exchange = parallel.exchange
-    exchange.open(2)
-    if world.rank == 1:
-        connections.sever()
-        exchange.close()
-        return "gone"
-    waiting = [exchange.begin(buffer.number, buffer.spec, torch.ones(buffer.spec.numel)) for buffer in exchange.buffers]
-    exchange.announce(torch.tensor(1.0))
-    try:
-        for pending in waiting:
-            pending.wait()
-    except PeerLost:
-        return "lost"
-    finally:
-        parallel.close()
-    return "no error"
+class _NoRecord:
+    """A record that keeps nothing."""
+
+    def read(self) -> list[Change]:
+        return []
+
+    def write(self, changes: Sequence[Change]) -> None:
+        pass
+
+
+def adapted(world: World, plan: str) -> dict[str, Any]:
+    """Steps under the controller, where the first place of the plan has a slow link and all others fast ones.
+
+    Returns:
+        "schemes" by which the last step went; "held": a hash of each parameter on this rank.
+    """
+    parallel = spread(world, plan, Quirks(tied=True, width=8), MICROBATCH, torch.float32, compress="auto")
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
+    first = not any(at for axis, at in parallel.plan.coordinate(world.rank).items() if axis != "dp_replicate")
+    with reported({0: SLOW_S_PER_BYTE if first else FAST_S_PER_BYTE}):
+        adapting = adapting_of(parallel, NullLink(), world, {}, _NoRecord())
+        adapting.start(0, "", lambda: 1e-3)
+        for number in range(1, 5):
+            adapting.begin(number)
+            step(parallel, number)
+            optimizer.step()
+            adapting.end(number)
+            adapting.note(1e-3, 1.0)
+        schemes = sorted({one.scheme for one in parallel.exchange.measured()})
+    held = {name: hashlib.sha256(own.numpy().tobytes()).hexdigest() for name, own in parallel.local_tensors()}
+    parallel.close()
+    return {"schemes": schemes, "held": held}
 
 
 def shard_sums_mean(world: World) -> dict[str, Any]:
@@ -302,19 +277,20 @@ def shard_sums_mean(world: World) -> dict[str, Any]:
     dist.all_reduce(true)
     mine = true.view(2, -1)[world.rank]
     group = dist.group.WORLD
-    sums = ShardSums(INT8, seed=3)
+    sums, lies = ShardSums(INT8, seed=3), [("embed.weight", 5), ("head.weight", 2995)]
     drawn: list[torch.Tensor] = []
     for number in range(1, 33):
         sums.open(number)
-        drawn.append(sums.sum(0, given, group))
+        drawn.append(sums.sum(0, given, group, lies))
     sent = next(iter(sums.wire.take().values())) / 32
     if world.rank == 1:
         given[7] = float("nan")
-    broken = sums.sum(0, given, group)
+    broken = sums.sum(0, given, group, lies)
     return {
         "one": float((drawn[0] - mine).norm()),
         "mean": float((torch.stack(drawn).mean(0) - mine).norm()),
         "broken": "all nan" if bool(broken.isnan().all()) else "not told",
+        "told": [str(one) for one in sums.non_finite],
         "bytes": sent,
         "dense_bytes": given.nbytes / 2,
     }
@@ -341,21 +317,3 @@ def gathered(world: World, plan: str, **options: Any) -> dict[str, Any]:
         "sent": sent,
         "elements": sum(value.numel() for value in first.values()),
     }
-
-
-def refused(world: World, plan: str, **options: Any) -> str:
-    """What is said of a plan that is not possible."""
-    try:
-        spread(world, plan, Quirks(width=8), MICROBATCH, torch.float32, **options)
-    except (PlanRefused, ValueError) as error:
-        return str(error)
-    return "accepted"
-
-
-def shards_and_tp(world: World) -> str:
-    """What is said of compress_shard beside tp."""
-    try:
-        spread(world, "dp_shard=2,tp=2", Quirks(width=8), MICROBATCH, torch.float32, compress_shard="int8")
-    except PlanRefused as error:
-        return str(error)
-    return "accepted"

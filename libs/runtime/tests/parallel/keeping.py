@@ -1,4 +1,4 @@
-"""What each rank of the pool does in tests of residuals in checkpoints: restore, train some steps, save."""
+"""What each rank of the pool does in tests of residuals in checkpoints: restore, save, train some steps, save again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distroml.runtime.elastic import World
 from distroml.runtime.parallel.gradients import local_of
 from libs.runtime.tests.checkpoint.common import JOB
 from libs.runtime.tests.checkpoint.crossing import gather, save_agreed
-from libs.runtime.tests.parallel.exchanging import MICROBATCH, step
+from libs.runtime.tests.parallel.exchanging import MICROBATCH, Told, step
 from libs.runtime.tests.parallel.models import Quirks
 from libs.runtime.tests.parallel.ranks import spread
 
@@ -22,12 +22,24 @@ from libs.runtime.tests.parallel.ranks import spread
 def leg(
     world: World, folder: str, plan: str, sha: str, first: int, last: int, compress: str, residuals: str = "folded"
 ) -> dict[str, Any]:
-    """Restore `sha` where there is one, make steps `first` to `last`, save. Returns the new hash, and bits."""
+    """Restore `sha` where there is one, save, make steps `first` to `last`, save.
+
+    Returns:
+        "sha" of the save after the steps, "handed" of the one before them; "bits" and "losses"; "gap": the worst of
+        what steps told and kept to what they were to tell, relative to that.
+    """
     store = open_object_store(Path(folder) / "objects")
     quirks = Quirks(tied=True, width=8)
     parallel = spread(world, plan, quirks, MICROBATCH, torch.float32, compress=compress, residuals=residuals)
     optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1, momentum=0.9)
     whole = parallel.part.whole if parallel.part.whole.place else Whole.of(parallel.module)
+
+    def save(number: int) -> str:
+        state = capture(parallel.part.state, optimizer, whole=whole, **parallel.keeping.kept())
+        agreed = Agreement(world.rank, gather, whole).agree(state)
+        return save_agreed(store, agreed, world.rank, world.world_size, step=number)
+
+    handed = ""
     if sha:
         more = parallel.keeping.blank()
         restore(
@@ -35,17 +47,21 @@ def leg(
             rank=world.rank, more=more, whole=whole, optional=(RESIDUALS,), own=parallel.keeping.own_place,
         )  # fmt: skip
         parallel.keeping.keep(more)
+        handed = save(10 * first)
+    told = Told(parallel) if parallel.exchange is not None else None
+    losses: list[float] = []
+    worst = 0.0
     for number in range(first, last + 1):
-        step(parallel, number)
+        losses.append(float(step(parallel, number)[0]))
+        if told is not None:
+            worst = max(worst, told.gap(number))
         optimizer.step()
     digest = hashlib.sha256()
     for name, value in parallel.full_tensors():
         digest.update(name.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    state = capture(parallel.part.state, optimizer, whole=whole, **parallel.keeping.kept())
-    agreed = Agreement(world.rank, gather, whole).agree(state)
-    saved = save_agreed(store, agreed, world.rank, world.world_size, step=last + 10)
+    saved = save(10 * last + 1)
     parallel.close()
-    return {"sha": saved, "bits": digest.hexdigest()}
+    return {"sha": saved, "handed": handed, "bits": digest.hexdigest(), "losses": losses, "gap": worst}
 
 
 def owed(world: World, folder: str, plan: str, sha: str) -> dict[str, Any]:

@@ -42,22 +42,26 @@ def kept(folder: Path, sha: str) -> dict[str, torch.Tensor]:
     ],
 )
 def test_their_sum_is_kept_over_worlds_and_plans(pool: Pool, tmp_path: Path, compress: str, plans: list[str]) -> None:
-    sums: list[dict[str, torch.Tensor]] = []
-    sha, last = "", 3
+    """Three steps in each: what they tell and keep is all there was, and their losses are those without a resize."""
+    losses: list[float] = []
+    sha, first = "", 1
     for plan in plans:
         world_size = 2 if plan == "dp_replicate=2" else 4
-        answers = pool.run(
-            LEG, world_size, 120, folder=str(tmp_path), plan=plan, sha=sha, first=1, last=last, compress=compress
-        )
-        sha, last = answers[0]["sha"], 0
-        sums.append(kept(tmp_path, sha))
-    first, *others = sums
-    total = torch.cat([one.flatten() for one in first.values()]).norm()
-    assert total > 0
-    for other in others:
-        assert sorted(other) == sorted(first)
-        lost = torch.cat([(other[name] - one).flatten() for name, one in first.items()]).norm()
-        assert lost <= 1e-6 * total
+        given = {"folder": str(tmp_path), "plan": plan, "compress": compress, "first": first, "last": first + 2}
+        answers = pool.run(LEG, world_size, 120, sha=sha, **given)
+        if sha:
+            before, handed = kept(tmp_path, sha), kept(tmp_path, answers[0]["handed"])
+            assert sorted(handed) == sorted(before)
+            total = torch.cat([one.flatten() for one in before.values()]).norm()
+            lost = torch.cat([(handed[name] - one).flatten() for name, one in before.items()]).norm()
+            assert lost <= 1e-6 * total > 0
+        assert all(answer["gap"] <= 1e-6 for answer in answers)
+        sha, first = answers[0]["sha"], first + 3
+        losses += answers[0]["losses"]
+    given |= {"folder": str(tmp_path / "straight"), "plan": plans[0], "first": 1}
+    straight = pool.run(LEG, 4, 120, sha="", **given)[0]["losses"]
+    assert losses[:3] == straight[:3]
+    assert losses[3:] == pytest.approx(straight[3:], rel=0.1)
 
 
 def test_their_sum_is_kept_where_buckets_have_another_size(pool: Pool, tmp_path: Path) -> None:

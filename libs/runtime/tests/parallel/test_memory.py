@@ -1,5 +1,6 @@
 """Recomputation keeps less and changes no bit; mixed precision computes in bfloat16 and keeps float32."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -33,6 +34,13 @@ def test_recomputation_changes_no_bit_and_keeps_less(pool: Pool, plan: str) -> N
         assert full["saved"] < none["saved"] / 2
 
 
+@cache
+def alone(pool: Pool) -> dict[str, Any]:
+    """What one rank computes in float32."""
+    (right,) = pool.run(f"{MEMORY}:precise", 1, plan="dp_replicate=1", precision="fp32", options={})
+    return right
+
+
 def far(one: list[float], other: list[float]) -> float:
     return max(abs(own / right - 1) for own, right in zip(one, other, strict=True))
 
@@ -42,7 +50,7 @@ def far(one: list[float], other: list[float]) -> float:
 def test_bfloat16_computes_close_to_float32_and_keeps_it(pool: Pool, plan: str, recompute: str) -> None:
     wanted = {"plan": f"{plan},recompute={recompute}", "options": {}}
     mixed = pool.run(f"{MEMORY}:precise", PLANS[plan], precision="bf16", **wanted)
-    (right,) = pool.run(f"{MEMORY}:precise", 1, plan="dp_replicate=1", precision="fp32", options={})
+    right = alone(pool)
     assert right["inside"] == ["torch.float32"]
     for answer in mixed:
         assert answer["inside"] == ["torch.bfloat16"]

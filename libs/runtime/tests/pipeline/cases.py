@@ -1,6 +1,7 @@
 """What each rank of the pool does for one test."""
 
 import time
+from functools import cache
 from typing import Any
 
 import models
@@ -16,7 +17,7 @@ from distroml.planner import Plan
 from distroml.runtime.elastic import PeerLost
 from distroml.runtime.parallel.pipeline import Pipeline, StageModule, trees
 
-STEPS = 10
+STEPS = 5
 MESHES: list[dist.DeviceMesh] = []
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9),
@@ -33,8 +34,10 @@ def batches(recipe: models.Model, step: int, number: int) -> list[Any]:
     return [recipe.batch(torch.Generator().manual_seed(1000 * step + i)) for i in range(number)]
 
 
-def reference(recipe: models.Model, optimizer: str, steps: int, number: int) -> tuple[nn.Module, list[float]]:
-    """One process, the same microbatches, the gradient of the mean over all terms."""
+@cache
+def reference(name: str, optimizer: str, steps: int, number: int) -> tuple[nn.Module, list[float]]:
+    """One process, the same microbatches, the gradient of the mean over all terms: the same under every schedule."""
+    recipe = models.model(name)
     model, losses = fresh(recipe), []
     made = OPTIMIZERS[optimizer](model.parameters())
     for step in range(steps):
@@ -167,7 +170,7 @@ def train(case: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
         optimizer.step()
         losses.append(total / count)
     done = time.perf_counter()
-    model, expected = reference(recipe, case["optimizer"], steps, number * sides)
+    model, expected = reference(case["model"], case["optimizer"], steps, number * sides)
     theirs = dict(model.named_parameters())
     apart = {
         name: difference(whole(parameter), theirs[name].detach()) for name, parameter in named.items() if not flat(name)

@@ -26,7 +26,8 @@ class Pool:
                 stdout=errors,
                 stderr=errors,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
+                # Not a session of its own: to the scheduler it would be a user of its own, however nice its tests are.
+                process_group=0,
             )
         self._connections = [end for end, _ in pairs]
         for _, end in pairs:

@@ -15,7 +15,9 @@ warnings.simplefilter("ignore")
 
 import cases  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-import transformers  # noqa: E402, F401
+import transformers.models.llama.modeling_llama  # noqa: E402, F401
+
+import distroml.runtime.warm  # noqa: E402, F401
 
 
 def serve(rank: int, size: int, store: str, connection: socket.socket) -> None:
@@ -39,6 +41,7 @@ def serve(rank: int, size: int, store: str, connection: socket.socket) -> None:
 
 def main() -> None:
     store, connections = sys.argv[1], [socket.socket(fileno=int(number)) for number in sys.argv[2:]]
+    gc.collect()
     gc.freeze()
     children: list[int] = []
     for rank, connection in enumerate(connections):

@@ -56,9 +56,15 @@ def loss(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return model(x).square().sum(), len(x)
 
 
-def peak(world: World, plan: str) -> dict[str, int]:
-    """Bytes of the second step at its peak, as torch's trackers name them."""
-    parallel = _spread(world, plan, "none")
+def peak(world: World, plan: str, **options: str) -> dict[str, int]:
+    """Bytes of the second step at its peak, as torch's trackers name them.
+
+    They see one thread: exchanges are made there, each at the moment at which it begins.
+    """
+    parallel = _spread(world, plan, **options)
+    exchange = parallel.exchange
+    if exchange is not None:
+        exchange._lane.begin = lambda job: job.do(None)
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3, foreach=False)
     x = batch()
 
@@ -72,6 +78,10 @@ def peak(world: World, plan: str) -> dict[str, int]:
     else:
         tracker = MemTracker()
         tracker.track_external(parallel.module, optimizer, *parallel.gradients.flats)
+    for buffer in exchange.buffers if exchange is not None else ():
+        state = buffer.state
+        lasting = (state.residual, state.owned, *state.extra.values())
+        tracker.track_external(*(one for one in lasting if one is not None))
     with tracker:
         step(2)
     snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
@@ -79,7 +89,7 @@ def peak(world: World, plan: str) -> dict[str, int]:
     return {str(getattr(kind, "value", kind)): size for kind, size in snapshot.items()}
 
 
-def _spread(world: World, plan: str, compress: str) -> ParallelModel:
+def _spread(world: World, plan: str, **options: str) -> ParallelModel:
     return parallelize(
         Tower,
         plan,
@@ -88,7 +98,7 @@ def _spread(world: World, plan: str, compress: str) -> ParallelModel:
         sample=batch(),
         global_batch=SAMPLES * world.world_size,
         microbatch=SAMPLES,
-        compress=compress,
+        **options,
     )
 
 
@@ -96,7 +106,7 @@ def kept(world: World, plan: str, schemes: list[str]) -> list[dict[str, Any]]:
     """What compression by each scheme keeps after two steps, and what it sent in the second one."""
     found: list[dict[str, Any]] = []
     for scheme in schemes:
-        parallel = _spread(world, plan, scheme)
+        parallel = _spread(world, plan, compress=scheme)
         assert parallel.exchange is not None
         for number in (1, 2):
             parallel.exchange.wire.take()

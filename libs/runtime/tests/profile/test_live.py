@@ -1,6 +1,5 @@
 """Plans of live processes: what they measure, what they agree on, what they keep."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,6 @@ from tests.numerics.pool import Pool
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 RANKS = "libs.runtime.tests.profile.live_ranks"
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool(4)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

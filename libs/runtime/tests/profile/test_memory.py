@@ -1,7 +1,5 @@
 """Predicted bytes are those of a real step: saved tensors one by one, and the peak of a rank under a plan."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -16,11 +14,11 @@ BLOCK = 8 * WIDTH * WIDTH
 OUTSIDE = WIDTH * WIDTH + 8 * WIDTH
 
 
-def predicted(plan: str) -> dict[str, float]:
-    return dict(prediction(plan).bytes)
+def predicted(plan: str, **options: str) -> dict[str, float]:
+    return dict(prediction(plan, **options).bytes)
 
 
-def prediction(plan: str, compress: str = "none") -> Prediction:
+def prediction(plan: str, compress: str = "none", compress_shard: str = "none") -> Prediction:
     device = Device(name="cpu", flops={"fp32": 1e11}, memory_bytes=1e12, memory_bytes_per_s=1e10, margin=0.0)
     topology = Topology(device=device, levels=(Level(name="node", extent=4, latency_s=1e-5, bytes_per_s=1e9),))
     wish = parse_wish(plan)
@@ -33,7 +31,7 @@ def prediction(plan: str, compress: str = "none") -> Prediction:
         microbatch=SAMPLES,
         bucket_mb=wish.bucket_mb or DEFAULT_BUCKET_MB,
     )
-    training = Training(precision="fp32", compressing=compressing(compress))
+    training = Training(precision="fp32", compressing=compressing(compress, compress_shard))
     return Pricer(profile(Tower(), loss, batch()), topology, training, SAMPLES * chosen.dp).predict(chosen)
 
 
@@ -64,28 +62,23 @@ def test_gathered_blocks_are_counted_as_fsdp_holds_them():
     assert predicted("dp_shard=2")["gathered"] == FLOAT * (3 * BLOCK + OUTSIDE + 8 * WIDTH)
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool(4)
-    yield made
-    made.close()
-
-
 @pytest.mark.e2e
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("plan", "size"),
+    ("plan", "size", "options"),
     [
-        ("dp_replicate=2", 2),
-        ("dp_shard=2", 2),
-        ("dp_shard=2,recompute=full", 2),
-        ("dp_shard=2,reshard=no", 2),
-        ("dp_replicate=2,dp_shard=2", 4),
+        ("dp_replicate=2", 2, {}),
+        ("dp_shard=2", 2, {}),
+        ("dp_shard=2,recompute=full", 2, {}),
+        ("dp_shard=2,reshard=no", 2, {}),
+        ("dp_replicate=2,dp_shard=2", 4, {}),
+        ("dp_replicate=2,bucket_mb=0.1", 2, {"compress": "int8"}),
+        ("dp_shard=2", 2, {"compress_shard": "int8"}),
     ],
 )
-def test_a_rank_needs_what_was_predicted(pool: Pool, plan: str, size: int):
-    ours = predicted(plan)
-    for real in pool.run("libs.runtime.tests.profile.memory_ranks:peak", size, plan=plan):
+def test_a_rank_needs_what_was_predicted(pool: Pool, plan: str, size: int, options: dict[str, str]):
+    ours = predicted(plan, **options)
+    for real in pool.run("libs.runtime.tests.profile.memory_ranks:peak", size, plan=plan, **options):
         assert ours["parameters"] == real.get("Sharded Param", real.get("Parameter"))
         steps = 4 * 10  # each parameter's count of steps
         assert ours["optimizer"] == real.get("OptState", real.get("Optstate")) - steps

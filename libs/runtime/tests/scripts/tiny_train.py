@@ -6,12 +6,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from reported_link import reported
 from torch import nn
 
 from distroml.runtime import DGC, DataLoader, OneBitAdam, StepInfo, Trainer
+from distroml.runtime.compress import Round
 
 wanted = {
     "out": ".",
@@ -28,18 +32,24 @@ wanted = {
     "compress": "none",
     "residuals": "folded",
     "sync_every": None,
+    # Seconds per byte that links are said to take, by the step from which on; {}: as measured.
+    "link": {},
     # "adamw", "onebit" or "dgc"
     "optimizer": "adamw",
     # Above 0: a model with a chain of so many blocks, which plans can divide.
     "blocks": 0,
     "without_checkpoint": "restart",
-    # {"rank", "generation", "step", "do": "kill", "stop", "raise", "nan" or "inf", "after": file to wait for}
+    # {"rank", "generation", "step", "do": "kill", "kill in an exchange", "stop", "raise", "allocate", "nan" or "inf",
+    #  "after": file to wait for}
     "fault": None,
     # Wait before each save until the one before it is committed, so that none is passed over.
     "paced": True,
     **json.loads(sys.argv[1]),
 }
 torch.set_num_threads(1)
+links = ExitStack()
+if wanted["link"]:
+    links.enter_context(reported({int(step): s_per_byte for step, s_per_byte in wanted["link"].items()}))
 out = Path(wanted["out"])
 dtype = getattr(torch, wanted["dtype"])
 
@@ -119,10 +129,27 @@ def do_fault(what: str) -> None:
         wait_until((out / wanted["fault"]["after"]).exists, wanted["fault"]["after"])
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "kill in an exchange":
+        die_in_a_round()
     elif what == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "raise":
         raise KeyError("the user's own mistake")
+    elif what == "allocate":
+        torch.empty(1 << 50, dtype=torch.uint8)
+
+
+def die_in_a_round() -> None:
+    """The next code that this rank is to tell, it doesn't: it has heard the others', which wait for its own."""
+    peers = trainer._run.parallel.exchange._peers
+
+    def dying(wanted: Round) -> torch.Tensor:
+        heard = torch.empty_like(wanted.payload).view(torch.uint8)
+        dist.recv(heard, group=peers.group, group_src=(peers.rank - 1) % peers.world_size)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+    peers.make = dying
 
 
 reached = {"step": 0}

@@ -21,7 +21,7 @@ from libs.runtime.tests.tensor.zoo import BY_NAME, loss, made
 from tests.numerics.precision import Float64
 
 
-def train(world: World, name: str, steps: int = 10) -> dict[str, Any]:
+def train(world: World, name: str, steps: int = 5) -> dict[str, Any]:
     """Train split over all ranks, and alone; how far losses and first gradients are apart.
 
     Returns:
@@ -111,7 +111,7 @@ def evaluate(world: World, name: str, sequence: bool = False) -> dict[str, Any]:
     return {"loss": abs(own - right) / abs(right), "same": texts[0] == texts[1], "length": len(texts[0])}
 
 
-def train_example(world: World, plan: str, steps: int = 10) -> dict[str, float]:
+def train_example(world: World, plan: str, steps: int = 5) -> dict[str, float]:
     """Train the example GPT under `plan` and alone; largest differences of losses, and of parameters normwise."""
     batch = BY_NAME["example_gpt"].batch
     whole = [batch(8, seed=10 + step) for step in range(steps)]

@@ -1,7 +1,5 @@
 """Models split over processes train as one process does: losses, gradients, and bits that all ranks share."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from libs.runtime.tests.tensor.zoo import MORE
@@ -10,13 +8,6 @@ from tests.numerics.pool import Pool
 TRAIN = "libs.runtime.tests.tensor.ranks:train"
 # `tests/numerics` has the others, under every plan.
 ALSO = ["qwen3", "phi3", "gpt_neox", "bloom", "opt", "qwen2_moe", "bart"]
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool(4)
-    yield made
-    made.close()
 
 
 def check(answers: list[dict]) -> None:

@@ -1,7 +1,6 @@
 """Hidden states divided along the sequence: what is proved, what is refused, and that it trains as one process does."""
 
 import weakref
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -237,13 +236,6 @@ def test_inner_hidden_states_are_not_taken_for_the_whole() -> None:
 
 
 # ---- on several ranks
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool(4)
-    yield made
-    made.close()
 
 
 EQUAL = [

@@ -27,6 +27,7 @@ from distroml.workerlink import (
     Latest,
     LinkError,
     Message,
+    Span,
     StepSample,
     ToWorker,
     decode_to_worker,
@@ -105,6 +106,10 @@ class AgentLink:
     def sample(self, sample: StepSample) -> None:
         """See `Link`. Wakes nobody: the link's thread looks for samples a few times a second."""
         self._outbox.sample(sample)
+
+    def span(self, span: Span) -> None:
+        """See `Link`. Wakes nobody, as `sample`."""
+        self._outbox.span(span)
 
     def send(self, message: Durable) -> None:
         """See `Link`."""

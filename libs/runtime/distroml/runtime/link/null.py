@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distroml.runtime.link.port import Durable, P
-from distroml.workerlink import AskLatest, CorruptionFound, Generation, Latest, StepSample
+from distroml.workerlink import AskLatest, CorruptionFound, Generation, Latest, Span, StepSample
 
 
 class NullLink:
@@ -23,6 +23,9 @@ class NullLink:
         """Nothing to tell."""
 
     def sample(self, sample: StepSample) -> None:
+        """Nothing to tell."""
+
+    def span(self, span: Span) -> None:
         """Nothing to tell."""
 
     def send(self, message: Durable) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from msgspec import structs
+
 from distroml.workerlink import (
     AskLatest,
     AwaitGeneration,
@@ -19,11 +21,13 @@ from distroml.workerlink import (
     SaveOpened,
     SaveRefused,
     ShardSaved,
+    Span,
     StepSample,
 )
 
 MAX_DURABLE = 1024
 MAX_SAMPLES = 4096
+MAX_SPANS = 512
 MAX_BATCH = 512
 
 Key = tuple[str, int]
@@ -59,7 +63,9 @@ def _answers(message: Message) -> list[Key]:
 
 
 class Outbox:
-    """Durable messages in order, each kept until it is sent; samples in a ring that drops, and counts, the oldest.
+    """Durable messages in order, each kept until it is sent; samples and spans in rings.
+
+    A full ring drops, and counts, its oldest.
 
     A message that waits for an answer is kept until the answer comes, and said again on a new connection: an agent
     that was killed between reading and acting then hears it twice, never not at all. At most `MAX_DURABLE` messages
@@ -71,8 +77,10 @@ class Outbox:
         self._durable: deque[Message] = deque()
         self._unanswered: dict[Key, Message] = {}
         self._samples: deque[StepSample] = deque()
+        self._spans: deque[Span] = deque()
         self._sending: Message | None = None
         self.dropped = 0
+        self.dropped_spans = 0
         self.lost = 0
 
     def put(self, message: Message) -> None:
@@ -91,11 +99,21 @@ class Outbox:
                 self.dropped += 1
             self._samples.append(sample)
 
+    def span(self, span: Span) -> None:
+        """Queue a span."""
+        with self._lock:
+            if len(self._spans) >= MAX_SPANS:
+                self._spans.popleft()
+                self.dropped_spans += 1
+            self._spans.append(span)
+
     def take(self, *, samples: bool) -> Message | None:
-        """The next message to send: durable ones first, then, where `samples` is set, a batch of samples."""
+        """The next message to send: durable ones first, then spans, then, where `samples` is set, a batch of those."""
         with self._lock:
             if self._durable:
                 self._sending = self._durable.popleft()
+            elif self._spans:
+                self._sending = structs.replace(self._spans.popleft(), dropped=self.dropped_spans)
             elif samples and self._samples:
                 count = min(MAX_BATCH, len(self._samples))
                 self._sending = Samples(steps=[self._samples.popleft() for _ in range(count)], dropped=self.dropped)
@@ -133,6 +151,8 @@ class Outbox:
             self._unanswered.clear()
             if isinstance(self._sending, Samples):
                 self.dropped += len(self._sending.steps)
+            elif isinstance(self._sending, Span):
+                self.dropped_spans += 1
             elif self._sending is not None:
                 again.append(self._sending)
             self._sending = None
@@ -146,4 +166,4 @@ class Outbox:
     @property
     def empty(self) -> bool:
         """Whether nothing waits to be sent."""
-        return not self._durable and not self._samples and self._sending is None
+        return not (self._durable or self._samples or self._spans) and self._sending is None

@@ -24,6 +24,7 @@ from distroml.workerlink import (
     SaveRefused,
     SchemeChanged,
     ShardSaved,
+    Span,
     StepRecorded,
     StepSample,
     Stop,
@@ -72,6 +73,10 @@ class Link(Protocol):
 
     def sample(self, sample: StepSample) -> None:
         """Queue a step sample; the oldest is dropped, and counted, where the buffer is full."""
+        ...
+
+    def span(self, span: Span) -> None:
+        """Queue a finished span; the oldest is dropped, and counted, where the buffer is full."""
         ...
 
     def send(self, message: Durable) -> None:

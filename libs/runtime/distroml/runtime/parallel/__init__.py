@@ -1,7 +1,8 @@
 """How a model is spread over the workers: plans, and what carries them out."""
 
-from distroml.runtime.parallel.compressed import CompressedExchange, NonFinite
+from distroml.runtime.parallel.compressed import CompressedExchange
 from distroml.runtime.parallel.compression import Compression, CompressionDiffers, Residuals
+from distroml.runtime.parallel.culprits import NonFinite
 from distroml.runtime.parallel.divide import Part
 from distroml.runtime.parallel.gradients import Gradients, local_of
 from distroml.runtime.parallel.loss import Batch, LossFunction, check_loss

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from distroml.runtime.comm import sent_bytes
 from distroml.runtime.comm.lane import Job
-from distroml.runtime.typed import floats
+from distroml.runtime.elastic import heard
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Asked:
         job, self.job = self.job, None
         if job is not None:
             job.wait()
-        *means, probed_s = floats(self.values)
+        *means, probed_s = heard(self.values)
         return means, probed_s
 
 

@@ -42,6 +42,15 @@ class BucketSpec:
     segments: tuple[Segment, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One exchange of a step: bucket `number`; where it is `late`, it begins when the backward passes are over."""
+
+    number: int
+    spec: BucketSpec
+    late: bool
+
+
 def lay_out(
     parameters: Sequence[tuple[str, torch.nn.Parameter]], bucket_mb: float, which: Sequence[int] | None = None
 ) -> tuple[BucketSpec, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,13 +17,15 @@ from distroml.runtime.comm.lane import Job, Lane
 from distroml.runtime.comm.rounds import Peers, drive
 from distroml.runtime.compress import Scheme, Turn
 from distroml.runtime.compress.schemes import Dense
-from distroml.runtime.elastic import Pending
+from distroml.runtime.elastic import Pending, heard
+from distroml.runtime.parallel.agreement import agreed_on, breaks, told_of
 from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import BucketSpec
 from distroml.runtime.parallel.buffers import Buffer, Measured
+from distroml.runtime.parallel.culprits import NonFinite
 from distroml.runtime.parallel.sampling import Sample, sampled_bucket, take_sample
 from distroml.runtime.parallel.substitutes import Substitute
-from distroml.runtime.typed import floats, integers, norm_of
+from distroml.runtime.typed import integers, norm_of
 
 _AXIS = "dp_replicate"
 # What ranks tell one another before each exchange counts under this name.
@@ -34,21 +36,9 @@ _PROBE = "probe"
 _SAMPLE = "sample"
 
 
-@dataclass(frozen=True, slots=True)
-class NonFinite:
-    """A gradient that is no finite number: on which rank of the world, of which parameter, in which step."""
-
-    rank: int
-    parameter: str
-    step: int
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} has a gradient of {self.parameter} that is no finite number in step {self.step}"
-
-
 @dataclass(slots=True)
 class _Step:
-    """One step's exchanges. They begin once its count of loss terms is known, at least as far as this rank's part."""
+    """One step's exchanges. They begin once its count of loss terms is announced or known."""
 
     number: int
     terms: torch.Tensor | None = None
@@ -59,22 +49,13 @@ class _Step:
     broken: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Agreed:
-    """What ranks know of a bucket before they exchange it, the same on all of them."""
-
-    unit: float
-    broken: bool
-    gradient_norm: float
-    residual_norm: float
-
-
 class CompressedExchange:
     """`Exchange` along dp_replicate by a scheme for each bucket. What comes out is the same to the bit on every rank.
 
-    A step is `open()`, any number of `begin()` in the layout's order, `announce()` or `counted()` at any time between,
-    and the waits. All collectives are made on one thread, in a process group that nothing else uses, bucket by bucket,
-    all rounds of one before the next: so nothing comes between, and nothing of it holds up the backward pass.
+    A step is `open()`, any number of `begin()` in one order on all ranks, `announce()`, `announce_sum()` or `counted()`
+    at any time between, and the waits. All collectives are made on one thread, in a process group that nothing else
+    uses, bucket by bucket, all rounds of one before the next: so nothing comes between, and nothing of it holds up the
+    backward pass.
 
     A gradient that is no finite number is agreed upon before its bucket is exchanged: no rank's residuals change by
     that bucket or a later one of the step, their sums are NaN everywhere, and `non_finite` tells whose fault it is.
@@ -113,6 +94,8 @@ class CompressedExchange:
         self.wire = WireCount()
         self.non_finite: tuple[NonFinite, ...] = ()
         self.substitute: Substitute | None = None
+        # Whether it is known that this rank's gradients are broken by another's, with which they were summed before.
+        self.innocent: Callable[[], bool] = lambda: False
         self._buffers: dict[int, Buffer] = {}
         self._jobs: dict[int, Job] = {}
         self._step = _Step(0)
@@ -183,20 +166,26 @@ class CompressedExchange:
     def announce(self, terms: torch.Tensor) -> None:
         """This rank's count of loss terms in this step is `terms`, and its last forward pass is over.
 
-        Every rank announces, or none.
+        Every rank announces, or none; only where the ranks of this axis are all there are.
         """
         self._tell(terms.detach().double().clone(), summed=False)
 
+    def announce_sum(self, terms: torch.Tensor, summing: Pending) -> None:
+        """The count over all ranks will be what `terms`, float64, is once `summing` is over. Every rank, or none."""
+        self._tell(terms, summed=True, summing=summing)
+
     def counted(self, terms: torch.Tensor) -> None:
-        """The count over all ranks is `terms`; where they announced theirs, it is known already."""
+        """The count over all ranks is `terms`; where it was announced, it is known already."""
         if not self._step.told:
             self._tell(terms.detach().double().clone(), summed=True)
 
-    def _tell(self, terms: torch.Tensor, *, summed: bool) -> None:
+    def _tell(self, terms: torch.Tensor, *, summed: bool, summing: Pending | None = None) -> None:
         step = self._step
         step.told, step.summed = True, summed
 
         def take() -> None:
+            if summing is not None:
+                summing.wait()
             step.terms = terms.reshape(())
 
         # As a job, so that on CUDA exchanges that were begun before see it, too.
@@ -242,7 +231,7 @@ class CompressedExchange:
             for name, size in told:
                 for level, sent in self._peers.bytes_of("sum", size).items():
                     self.wire.add(_AXIS, level, name, sent)
-            least = floats(asked.least)
+            least = heard(asked.least)
             for buffer, both in zip(self._buffers.values(), zip(least[::2], least[1::2], strict=True), strict=True):
                 buffer.least_s = both
 
@@ -283,16 +272,36 @@ class CompressedExchange:
         buffer.advance(step.number)
         plain = buffer.plain
         work = flat if flat.dtype == torch.float32 or plain else flat.float()
-        agreed = self._agree(step, buffer, work)
-        sample = self._sample(step, buffer, work) if agreed.unit > 0 and not (step.broken or agreed.broken) else None
+        assert step.terms is not None
+        kept = [one for one in (buffer.state.residual, buffer.state.owned) if one is not None]
+        told = told_of(torch.zeros_like(step.terms) if step.summed else step.terms, work, kept)
+        summing, suspect = None, ""
         started = time.perf_counter()
+        if plain and self.substitute is None and work.device.type == "cpu":
+            # Nothing of a plain sum hangs on what is agreed: both are under way at once. Elsewhere than on a processor,
+            # to see beforehand whether the sum will hide whose fault it is would hold up the device.
+            suspect = self._suspect(buffer, work) if breaks(told) else ""
+            telling = self._peers.tell(told)
+            self._count(_AGREEMENT)
+            summing = self._peers.start(work)
+            telling.wait()
+            summing.wait()
+        else:
+            self._peers.sum(told)
+            self._count(_AGREEMENT)
+        agreed = agreed_on(told, float(step.terms) if step.summed else None)
+        sample = self._sample(step, buffer, work) if agreed.unit > 0 and not (step.broken or agreed.broken) else None
+        if summing is None:
+            started = time.perf_counter()
         if agreed.broken:
-            self._blame(step, buffer, work)
+            if summing is None and not bool(norm_of(work).isfinite()):
+                suspect = self._suspect(buffer, work)
+            self._blame(step, buffer, suspect)
             step.broken = True
         if step.broken:
             for segment in buffer.spec.segments:
                 flat[segment.offset : segment.offset + segment.numel] = math.nan
-        elif agreed.unit > 0 or plain:
+        elif summing is None and (agreed.unit > 0 or plain):
             turn = Turn(self.rank, self.world_size, step.number, buffer.number, self._seed, agreed.unit)
             if self.substitute is not None and agreed.unit > 0:
                 self.substitute.before(buffer, work, turn)
@@ -330,39 +339,13 @@ class CompressedExchange:
             self.wire.add(_AXIS, level, _SAMPLE, sent)
         return sample
 
-    def _agree(self, step: _Step, buffer: Buffer, work: torch.Tensor) -> _Agreed:
-        """One small sum for all that ranks must know alike, so that none changes its residuals while another does not.
+    def _suspect(self, buffer: Buffer, work: torch.Tensor) -> str:
+        return "" if self.innocent() else buffer.suspect(work)
 
-        A norm beyond the range of the numbers counts as no finite number, as it does where steps are checked.
-        """
-        assert step.terms is not None
-        norm = norm_of(work).double()
-        kept = [one for one in (buffer.state.residual, buffer.state.owned) if one is not None]
-        squares = [norm_of(one).double().square() for one in kept]
-        fine = norm.isfinite()
-        told = torch.stack(
-            [
-                step.terms if not step.summed else torch.zeros_like(step.terms),
-                (~fine).double(),
-                torch.where(fine, norm.square(), 0.0),
-                torch.stack(squares).sum() if squares else torch.zeros_like(norm),
-            ]
-        )
-        self._peers.sum(told)
-        self._count(_AGREEMENT)
-        terms, broken, gradient, residual = floats(told)
-        unit = float(step.terms) if step.summed else terms
-        return _Agreed(
-            unit=unit,
-            broken=broken > 0,
-            gradient_norm=math.sqrt(gradient) / unit if unit > 0 else 0.0,
-            residual_norm=math.sqrt(residual),
-        )
-
-    def _blame(self, step: _Step, buffer: Buffer, work: torch.Tensor) -> None:
-        """Tell every rank whose gradient it was."""
+    def _blame(self, step: _Step, buffer: Buffer, suspect: str) -> None:
+        """Tell every rank whose gradient it was: `suspect` is this rank's parameter, empty where it has none."""
         names = [segment.name for segment in buffer.spec.segments]
-        place = -1 if bool(norm_of(work).isfinite()) else names.index(buffer.suspect(work))
+        place = names.index(suspect) if suspect else -1
         places = torch.full((self.world_size,), place, dtype=torch.int64, device=self._device)
         if self._group is not None:
             dist.all_gather_into_tensor(places, places[:1].clone(), group=self._group)

@@ -152,8 +152,14 @@ def replica_exchange(plan: Plan, world: World, compression: Compression, seed: i
     )
 
 
-def shard_sums(mesh: Mesh, roots: Sequence[nn.Module], compression: Compression, seed: int) -> ShardSums | None:
-    """What sums gradients along dp_shard with compression; None where there is none. Collective.
+def shard_sums(
+    mesh: Mesh,
+    roots: Sequence[nn.Module],
+    held: Sequence[tuple[str, nn.Parameter]],
+    compression: Compression,
+    seed: int,
+) -> ShardSums | None:
+    """What sums gradients of `held` along dp_shard with compression; None where there is none. Collective.
 
     Raises:
         PlanRefused: the plan has tp, too.
@@ -170,7 +176,7 @@ def shard_sums(mesh: Mesh, roots: Sequence[nn.Module], compression: Compression,
             "hold would come apart; leave out compress_shard, or use tp=1"
         )
     sums = ShardSums(codec, seed, _shards_on_hosts(mesh))
-    sums.take_over(roots)
+    sums.take_over(roots, held, plan.dp_shard)
     return sums
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,8 +14,9 @@ from torch.distributed.tensor import DTensor
 from distroml.planner.plan import Axis
 from distroml.runtime.comm.algorithms import AllReduce
 from distroml.runtime.elastic import Pending, communication
-from distroml.runtime.parallel.buckets import BucketSpec, lay_out
+from distroml.runtime.parallel.buckets import BucketSpec, Start, lay_out
 from distroml.runtime.parallel.compressed import CompressedExchange
+from distroml.runtime.parallel.departures import Departures
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.sharding import Reached
 from distroml.runtime.typed import norm_of, split_flat
@@ -26,11 +27,28 @@ _SUMMED: tuple[Axis, ...] = ("tp", "dp_shard", "pp")
 class Gradients(Protocol):
     """The gradients of one step on one rank: `begin()`, backward passes, `flush()`, `wait()`, then norm and scale.
 
-    `last` is set before the last backward pass. `wait_s` counts seconds of waiting for other ranks.
+    `wait_s` counts seconds of waiting for other ranks.
     """
 
-    last: bool
     wait_s: float
+
+    @property
+    def last(self) -> bool:
+        """Whether the backward pass is the step's last one; set before it."""
+        ...
+
+    @last.setter
+    def last(self, last: bool) -> None: ...
+
+    @property
+    def starts(self) -> Sequence[Start]:
+        """The step's exchanges along dp_replicate, in the order in which they begin on every replica."""
+        ...
+
+    @property
+    def alike(self) -> frozenset[int]:
+        """Numbers of buckets that further ranks hold alike than those along dp_replicate."""
+        ...
 
     def begin(self) -> None:
         """A new step: no gradient is there yet."""
@@ -66,11 +84,26 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def _lying_in(part: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """A gradient of `parameter` of which `part` is this rank's."""
+    if not isinstance(parameter, DTensor):
+        return part
+    return DTensor.from_local(
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
 class DividedGradients:
     """`Gradients` of parameters that lie divided over dp_shard, tp or pp; sums along dp_replicate once per step.
 
-    Torch sums along dp_shard and tp itself, during the backward passes. What is left is done after them: tied
-    parameters over the stages that hold them, then local parts along dp_replicate, in flat buckets.
+    Torch sums along dp_shard and tp itself, during the backward passes. Local parts are summed along dp_replicate in
+    flat buckets, each as soon as its gradients are whole (`Departures`). After the passes come parameters that are
+    whole on every tp rank, and tied ones, which are summed over the stages that hold them first.
     """
 
     def __init__(
@@ -85,6 +118,7 @@ class DividedGradients:
         sum_tied: Callable[[], None] | None,
         partial: Collection[str] = (),
         tied: Collection[str] = (),
+        closing: Collection[str] = (),
         exchange: CompressedExchange | None = None,
         sums: AllReduce | None = None,
     ) -> None:
@@ -100,6 +134,7 @@ class DividedGradients:
             sum_tied: sums gradients of parameters that several stages hold.
             partial: names of parameters that are whole on every tp rank, with gradients that are summed along tp.
             tied: names of parameters that several stages hold, in an order that all ranks know.
+            closing: names of parameters whose gradients are whole at the very end of the passes.
             exchange: sums along dp_replicate with compression; None: without.
             sums: along dp_replicate without compression; None where there is nothing to sum.
         """
@@ -117,15 +152,42 @@ class DividedGradients:
         self._sums = sums
         parts = [(name, nn.Parameter(local_of(p.detach()), requires_grad=False)) for name, p in held]
         if exchange is not None or sums is not None:
-            self._layout = lay_out_apart(held, parts, list(tied), bucket_mb)
-        self._flying: list[tuple[Pending, BucketSpec, torch.Tensor]] = []
+            self._layout = lay_out_apart(held, parts, list(tied), bucket_mb, partial=partial, closing=closing)
+        self._departures = Departures(
+            self._layout,
+            self.parameters,
+            self._begin,
+            late={*partial, *tied},
+            closing=closing,
+            last=lambda: self.last,
+            staged=mesh.plan.pp > 1,
+        )
+        self._alike = frozenset(
+            number for number, spec in self._layout.items() if self._is_alike(*held[spec.segments[0].index], tied)
+        )
+        self._flying: list[tuple[Pending, torch.Tensor]] = []
+        # Of parameters whose bucket has begun: whether this step's passes had reached them. Now each has a gradient.
+        self._fired: dict[str, bool] = {}
         self.last = False
         self.wait_s = 0.0
+
+    def _is_alike(self, name: str, parameter: nn.Parameter, tied: Collection[str]) -> bool:
+        return name in tied or (self._mesh.group("tp") is not None and "tp" not in _divided_axes(parameter))
+
+    @property
+    def alike(self) -> frozenset[int]:
+        """See `Gradients`."""
+        return self._alike
 
     @property
     def layout(self) -> dict[int, BucketSpec]:
         """Buckets along dp_replicate by number; none where there is nothing to sum."""
         return self._layout
+
+    @property
+    def starts(self) -> list[Start]:
+        """See `Gradients`."""
+        return self._departures.starts
 
     def begin(self) -> None:
         """See `Gradients`."""
@@ -133,33 +195,47 @@ class DividedGradients:
             parameter.grad = None
         self._reached.begin()
         self._flying.clear()
+        self._fired.clear()
+        self._departures.open()
         self.last = False
         self.wait_s = 0.0
+
+    def stage_passed(self, parameters: Iterable[nn.Parameter]) -> None:
+        """All backward passes of a pipeline's stage with these parameters are done."""
+        self._departures.stage_passed(parameters)
 
     def flush(self) -> list[bool]:
         """See `Gradients`."""
         fired = [False] * len(self._places)
         for name, parameter in self.parameters:
-            fired[self._places[name]] = parameter in self._reached
+            fired[self._places[name]] = self._fired.get(name, parameter in self._reached)
+        self._departures.passed()
         self._sum_partial()
         if self._sum_tied is not None:
             self._sum_tied()
-        for number, spec in self._layout.items():
-            if self._exchange is not None and self._exchange.idle(number):
-                continue
-            flat = torch.zeros(spec.numel, dtype=spec.dtype, device=spec.device)
-            for segment in spec.segments:
-                gradient = self.parameters[segment.index][1].grad
-                if gradient is not None:
-                    flat[segment.offset : segment.offset + segment.numel] = local_of(gradient).reshape(-1)
-            self._flying.append((self._begin(number, spec, flat), spec, flat))
+        self._departures.rest()
         return fired
 
-    def _begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
+    def _begin(self, number: int) -> None:
+        if self._exchange is not None and self._exchange.idle(number):
+            return
+        spec = self._layout[number]
+        flat = torch.zeros(spec.numel, dtype=spec.dtype, device=spec.device)
+        with torch.no_grad():
+            for segment in spec.segments:
+                name, parameter = self.parameters[segment.index]
+                self._fired[name] = parameter in self._reached
+                part = flat[segment.offset : segment.offset + segment.numel].view(segment.shape)
+                if parameter.grad is not None:
+                    part.copy_(local_of(parameter.grad))
+                # From here on the gradient lies in the bucket: what it was goes, and its sum needs no copy.
+                parameter.grad = _lying_in(part, parameter)
         if self._exchange is not None:
-            return self._exchange.begin(number, spec, flat)
-        assert self._sums is not None
-        return self._sums.start(flat)
+            pending = self._exchange.begin(number, spec, flat)
+        else:
+            assert self._sums is not None
+            pending = self._sums.start(flat)
+        self._flying.append((pending, flat))
 
     def _sum_partial(self) -> None:
         owns = [local_of(parameter.grad) for parameter in self._partial if parameter.grad is not None]
@@ -173,14 +249,11 @@ class DividedGradients:
     def wait(self) -> None:
         """See `Gradients`."""
         started = time.perf_counter()
-        for pending, spec, flat in self._flying:
+        for pending, flat in self._flying:
             pending.wait()
-            for segment in spec.segments:
-                parameter = self.parameters[segment.index][1]
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                own = local_of(parameter.grad)
-                own.copy_(flat[segment.offset : segment.offset + segment.numel].view(own.shape))
+            if flat.is_cuda:
+                # It was made on the stream on which sharding sums.
+                flat.record_stream(torch.cuda.current_stream(flat.device))
         self._flying.clear()
         self.wait_s += time.perf_counter() - started
 
@@ -222,6 +295,7 @@ class DividedGradients:
 
     def close(self) -> None:
         """See `Gradients`."""
+        self._departures.close()
         self._flying.clear()
         for _, parameter in self.parameters:
             parameter.grad = None
@@ -232,8 +306,11 @@ def lay_out_apart(
     parts: Sequence[tuple[str, nn.Parameter]],
     tied: Sequence[str],
     bucket_mb: float,
+    *,
+    partial: Collection[str] = (),
+    closing: Collection[str] = (),
 ) -> dict[int, BucketSpec]:
-    """Buckets by number, such that what several ranks hold alike comes out alike.
+    """Buckets by number, such that what several ranks hold alike comes out alike, and what is whole late holds up none.
 
     A code of one gradient depends on its neighbours in the bucket, on its place and on the bucket's number, and the
     order in which a sum of three ranks or more is formed on the place and the bucket's size. So a
@@ -245,16 +322,18 @@ def lay_out_apart(
         parts: the local parts of the same.
         tied: names of parameters that several stages hold.
         bucket_mb: size of a bucket.
+        partial: names of parameters whose gradients are summed along tp after the passes.
+        closing: names of parameters whose gradients are whole at the passes' very end.
     """
     layout: dict[int, BucketSpec] = {}
-    whole: list[int] = []
-    divided: list[int] = []
+    kinds: dict[tuple[bool, bool, bool], list[int]] = {}
     for place, (name, parameter) in enumerate(held):
         if name in tied:
             (layout[tied.index(name)],) = lay_out(parts, bucket_mb, [place])
         else:
-            (divided if "tp" in _divided_axes(parameter) else whole).append(place)
-    for places in (whole, divided):
+            kind = ("tp" in _divided_axes(parameter), name in partial, name in closing)
+            kinds.setdefault(kind, []).append(place)
+    for _, places in sorted(kinds.items()):
         first = max(len(tied), *(number + 1 for number in layout), 0)
         layout |= dict(enumerate(lay_out(parts, bucket_mb, places), first))
     return dict(sorted(layout.items()))

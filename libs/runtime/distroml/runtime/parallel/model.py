@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from distroml.planner import Plan
@@ -24,6 +25,7 @@ from distroml.runtime.parallel.compression import (
     shard_gathers,
     shard_sums,
 )
+from distroml.runtime.parallel.culprits import NonFinite, blame
 from distroml.runtime.parallel.divide import Loss, Part
 from distroml.runtime.parallel.gathering import whole_of
 from distroml.runtime.parallel.gradients import DividedGradients, Gradients, local_of
@@ -35,6 +37,7 @@ from distroml.runtime.parallel.precision import Precision, computing_in
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange, fastest_sums
 from distroml.runtime.parallel.substitutes import substitute_of
+from distroml.runtime.parallel.units import own_parameters
 from distroml.runtime.typed import backward
 
 
@@ -81,7 +84,7 @@ class ParallelModel:
         self._plain = plan.world_size == plan.dp_replicate
         agree_on(compression, self.collectives)
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
-        self.shard_sums = shard_sums(mesh, part.roots, compression, seed)
+        self.shard_sums = coded = shard_sums(mesh, part.roots, part.held, compression, seed)
         self.shard_gathers = shard_gathers(mesh, part.roots, compression)
         self.gradients: Gradients
         self.sums = (
@@ -90,6 +93,9 @@ class ParallelModel:
         self.meetings: Meetings | None = None
         # What sums gradients as they come, if anything beyond the plain sum does.
         self._of_gradients = self.exchange if compression.outer is None else None
+        self._finders = [one for one in (self._of_gradients, coded) if one is not None]
+        if self._of_gradients is not None and coded is not None:
+            self._of_gradients.innocent = lambda: bool(coded.non_finite)
         if self._plain:
             exchange = self._of_gradients or SumExchange(self.collectives, self.sums)
             apart = compression.outer is not None
@@ -109,11 +115,16 @@ class ParallelModel:
                 sum_tied=part.pipeline.sum_tied if part.pipeline is not None else None,
                 partial=part.split.summed if part.split is not None else (),
                 tied=part.pipeline.tied if part.pipeline is not None else (),
+                closing=_closing(part),
                 exchange=self.exchange,
                 sums=self.sums,
             )
             layout = divided.layout
             self.gradients = divided
+            if part.pipeline is not None:
+                # Before the first pass: within one, sharding shows other parameters.
+                stages = {module.index: list(module.parameters()) for module in part.pipeline.modules}
+                part.pipeline.on_passed = lambda stage: divided.stage_passed(stages[stage])
         self._dense_bytes = [] if self.exchange is not None else [s.numel * s.dtype.itemsize for s in layout.values()]
         if self.exchange is not None:
             self.exchange.prepare(layout)
@@ -208,8 +219,13 @@ class ParallelModel:
     def _last_forward_done(self, count: torch.Tensor) -> None:
         self.gradients.last = True
         exchange = self._of_gradients
-        if exchange is not None and self._plain and not (exchange.substitute and exchange.substitute.needs_all):
-            # The sum of counts is on its way while the last backward pass runs.
+        if exchange is None:
+            return
+        # The sum of counts is on its way while the last backward pass runs.
+        if not self._plain:
+            terms = count.detach().clone() if self.mesh.tells_loss else torch.zeros_like(count)
+            exchange.announce_sum(terms, self.collectives.sum_async(terms))
+        elif not (exchange.substitute and exchange.substitute.needs_all):
             exchange.announce(count)
 
     def finish(
@@ -275,10 +291,14 @@ class ParallelModel:
             for buffer in self.exchange.buffers:
                 self.exchange.set_scheme(buffer.number, scheme_of(then), step + steps)
 
-    def blame(self) -> str:
-        """Whose gradients were no finite number in this step, as far as compression found out; after the waits."""
-        found = self._of_gradients.non_finite if self._of_gradients is not None else ()
-        return "".join(f"; {one}" for one in found)
+    @property
+    def non_finite(self) -> tuple[NonFinite, ...]:
+        """Gradients that were no finite number in this step, as far as compression found out here; after the waits."""
+        return tuple(one for source in self._finders for one in source.non_finite)
+
+    def blame(self, found: Sequence[NonFinite]) -> str:
+        """All that ranks have `found` of one step, in words. Collective; raises `PeerLost`."""
+        return blame(found, self.collectives) if self._finders else ""
 
     def measure(
         self, batch: Any, loss: Loss | None = None, name: str = "loss"
@@ -342,3 +362,9 @@ class ParallelModel:
         self.gradients.close()
         if self.exchange is not None:
             self.exchange.close()
+
+
+def _closing(part: Part) -> frozenset[str]:
+    """Names of what sharding gathers with the whole model: it sums their gradients last, wherever they are used."""
+    last = {id(own) for root in part.roots if isinstance(root, FSDPModule) for own in own_parameters(root)}
+    return frozenset(name for name, parameter in part.held if id(parameter) in last)

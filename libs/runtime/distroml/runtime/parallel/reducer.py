@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from distroml.runtime.comm.algorithms import AllReduce, Chosen, all_reduce_along
 from distroml.runtime.elastic import Collectives, Pending, World
-from distroml.runtime.parallel.buckets import BucketSpec, Segment, lay_out
+from distroml.runtime.parallel.buckets import BucketSpec, Segment, Start, lay_out
 from distroml.runtime.parallel.remembered import cache_folder
 from distroml.runtime.typed import norm_of, on_gradient
 
@@ -90,6 +90,16 @@ class GradientReducer:
     def layout(self) -> tuple[BucketSpec, ...]:
         """The bucket layout."""
         return tuple(bucket.spec for bucket in self._buckets)
+
+    @property
+    def starts(self) -> list[Start]:
+        """See `Gradients`."""
+        return [Start(bucket.number, bucket.spec, late=False) for bucket in self._buckets]
+
+    @property
+    def alike(self) -> frozenset[int]:
+        """See `Gradients`."""
+        return frozenset()
 
     @property
     def flats(self) -> list[torch.Tensor]:

@@ -12,21 +12,20 @@ order in which torch lists a unit's parameters; were that another, blocks would 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from distroml.planner import PlanRefused
 from distroml.runtime.comm import WireCount
 from distroml.runtime.comm.algorithms import Arrangement
 from distroml.runtime.comm.rounds import Peers
 from distroml.runtime.compress import Round
+from distroml.runtime.parallel.units import own_parameters, shard_numel, units_of
 
 GATHER_CODECS = ("int8",)
 _AXIS, _SCHEME = "dp_shard", "int8 gather"
@@ -107,9 +106,8 @@ class ShardGathers:
         Raises:
             PlanRefused: a unit has parameters of several kinds, or that are no real floating-point numbers.
         """
-        units = [module for stage in stages for module in stage.modules() if isinstance(module, FSDPModule)]
-        for unit in units:
-            own = list(_own_parameters(cast("nn.Module", unit)))
+        for unit in units_of(stages):
+            own = list(own_parameters(unit))
             kinds = {parameter.dtype for parameter in own}
             if len(kinds) > 1 or not all(kind.is_floating_point for kind in kinds):
                 raise PlanRefused(
@@ -130,19 +128,12 @@ class ShardGathers:
         return out
 
 
-def _own_parameters(unit: nn.Module) -> Iterator[nn.Parameter]:
-    """What is gathered with a unit: its parameters without those of units inside of it."""
-    inner = [module for module in unit.modules() if module is not unit and isinstance(module, FSDPModule)]
-    others = {id(parameter) for module in inner for parameter in module.parameters()}
-    return (parameter for parameter in unit.parameters() if id(parameter) not in others)
-
-
 def _stretches(parameters: Sequence[nn.Parameter], ranks: int) -> list[Stretch]:
-    """Where the parameters' shards lie in each rank's buffer; torch divides the first dimension, and pads it."""
+    """Where the parameters' shards lie in each rank's buffer."""
     found: list[Stretch] = []
     start = 0
     for parameter in parameters:
-        numel = -(-parameter.shape[0] // ranks) * math.prod(parameter.shape[1:])
+        numel = shard_numel(parameter, ranks)
         found.append(Stretch(start, numel, coded=parameter.dim() > 1))
         start += numel
     return found

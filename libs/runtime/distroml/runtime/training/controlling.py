@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distroml.runtime.compress import Layout
-from distroml.runtime.compress.control import LADDER, NONE, TOLD, Change, gain, link_of
+from distroml.runtime.compress.control import LADDER, TOLD, Setting, gain, link_of
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import ParallelModel
+from distroml.runtime.parallel.buckets import Start
 from distroml.runtime.parallel.buffers import Measured
 from distroml.runtime.parallel.compressed import Asked, CompressedExchange
-from distroml.runtime.parallel.reducer import GradientReducer
 from distroml.runtime.profile.codecs import codec_slows
 from distroml.runtime.training.adapting import Adapting
 from distroml.runtime.training.offers import codec_costs, layout_of, setting_of
+from distroml.runtime.training.places import Recorded, leads, pack, place_of, share, unpack
 from distroml.runtime.training.recording import SchemeRecord
 from distroml.runtime.training.step import to_device
 from distroml.runtime.training.types import StepInfo
@@ -30,7 +31,8 @@ log = logging.getLogger("distroml.runtime.train")
 
 # A backward pass takes about twice as long as the forward pass: a step's computing before any was made.
 _PASSES = 3
-_SKIPPED, _COUNTED = 3, 20
+# A hint is of the median of so many steps after the first few, and looked into again after so many more.
+SKIPPED, COUNTED, AGAIN = 3, 20, 200
 # A hint is not worth more time than this many elements take to try.
 _HINT_ELEMENTS = 1 << 18
 
@@ -57,41 +59,58 @@ class _Adaptable:
 
 
 def adapting_of(
-    parallel: ParallelModel, link: Link, world: World, recorded: list[Change], record: SchemeRecord
+    parallel: ParallelModel, link: Link, world: World, recorded: Recorded, record: SchemeRecord
 ) -> Adapting | None:
-    """The controller of this generation; None where no other rank has the same gradients. Collective.
+    """The controller of this rank's place; None where no other rank has the same gradients. Collective.
 
-    `recorded` becomes what any rank remembers of earlier generations, or `record` has of them.
+    `recorded` becomes what any rank remembers of earlier generations, or `record` has of them. Buckets that ranks of
+    several places hold alike stay as they are: their controllers see other links, and what is held alike would part.
 
     Raises:
         PeerLost: another rank is gone.
     """
     exchange, plan = parallel.exchange, parallel.plan
-    if exchange is None:
+    if exchange is None or plan.dp_replicate == 1:
         return None
-    known = recorded or (record.read() if world.is_main else [])
-    recorded[:] = max(parallel.collectives.gather(list(known)), key=len)
-    buffers = [buffer for buffer in exchange.buffers if buffer.spec.numel]
-    layouts = [buffer.layout for buffer in buffers]
-    mine = codec_costs(layouts, exchange.world_size, world.device) if exchange.world_size > 1 and layouts else {}
+    here, leading = place_of(plan, world.rank), leads(plan, world.rank)
+    if leading and not recorded.get(here):
+        recorded[here] = record.read()
+    share(recorded, parallel.collectives)
+    alike = parallel.gradients.alike
+    starts = [start for start in parallel.gradients.starts if start.spec.numel and start.number not in alike]
+    layouts = [layout_of(start.spec) for start in starts]
+    mine = codec_costs(layouts, exchange.world_size, world.device) if layouts else {}
     told = parallel.collectives.gather((mine, codec_slows(world)))
-    if not mine:
-        return None
     place = {axis: at for axis, at in plan.coordinate(world.rank).items() if axis != "dp_replicate"}
     peers = [told[rank] for rank in range(world.world_size) if place.items() <= plan.coordinate(rank).items()]
     costs = {
         scheme: (rounds, statistics.fmean(costs[scheme][1] for costs, _ in peers))
         for scheme, (rounds, _) in peers[0][0].items()
     }
-    adaptable = _Adaptable(exchange, tuple(buffer.number for buffer in buffers))
+    adaptable = _Adaptable(exchange, tuple(start.number for start in starts))
     return Adapting(
         adaptable,
         adaptable.set_scheme,
-        setting_of(layouts, exchange.world_size, costs, max(slows for _, slows in peers)),
-        recorded,
+        _setting(parallel, starts, costs, max(slows for _, slows in peers)),
+        recorded.setdefault(here, []),
         link.send if world.is_main else None,
         world.generation,
-        record.write if world.is_main else None,
+        record.write if leading else None,
+    )
+
+
+def _setting(
+    parallel: ParallelModel, starts: Sequence[Start], costs: Mapping[str, tuple[int, float]], slows: float
+) -> Setting:
+    """What there is to choose of these exchanges under the model's plan."""
+    plan = parallel.plan
+    return setting_of(
+        [layout_of(start.spec) for start in starts],
+        plan.dp_replicate,
+        costs,
+        slows,
+        late=[start.late for start in starts],
+        microbatches=plan.grad_accum_steps,
     )
 
 
@@ -104,9 +123,17 @@ def start(adapting: Adapting, parallel: ParallelModel, sample: Any, share: int, 
         sample: one microbatch.
         share: microbatches of a step on one rank.
         step: the last one that was made.
-        kept: what a checkpoint has of the controller.
+        kept: what `kept_by` gave then.
     """
+    kept = unpack(kept, place_of(parallel.plan, parallel.mesh.world.rank))
     adapting.start(step, kept, lambda: _PASSES * share * _forward_s(parallel, sample))
+
+
+def kept_by(adapting: Adapting | None, parallel: ParallelModel) -> str:
+    """What a checkpoint has of all places' controllers; empty where there are none. Collective."""
+    if adapting is None:
+        return ""
+    return pack(adapting.keep(), place_of(parallel.plan, parallel.mesh.world.rank), parallel.collectives)
 
 
 def _forward_s(parallel: ParallelModel, sample: Any) -> float:
@@ -133,19 +160,21 @@ def wire_bytes(parallel: ParallelModel) -> dict[str, int]:
 
 
 class Advisor:
-    """Tells once, on rank 0, what `auto` would gain a run that compresses nothing and waits for its gradients."""
+    """Says on rank 0 what `auto` would gain a run that compresses nothing and waits for its gradients.
+
+    It looks at the first steps, and again now and then: a link may become slow, or fast. The event is sent once a
+    generation; `hint` says how things stand, and is empty where there is nothing to gain.
+    """
 
     def __init__(self, parallel: ParallelModel, link: Link, world: World) -> None:
         self._parallel = parallel
         self._link = link
         self._world = world
-        self._steps: list[tuple[float, float]] = []
-        self._watches = (
-            world.is_main
-            and parallel.exchange is None
-            and parallel.plan.dp_replicate > 1
-            and isinstance(parallel.gradients, GradientReducer)
-        )
+        self._steps: deque[tuple[float, float]] = deque(maxlen=COUNTED)
+        self._next = SKIPPED + COUNTED
+        self._watches = world.is_main and parallel.exchange is None and parallel.plan.dp_replicate > 1
+        self._setting: Setting | None = None
+        self._told = False
         self.hint = ""
 
     def step(self, info: StepInfo) -> None:
@@ -153,38 +182,39 @@ class Advisor:
         if not self._watches:
             return
         self._steps.append((info.step_s, info.comm_wait_s))
-        if len(self._steps) < _SKIPPED + _COUNTED:
+        self._next -= 1
+        if self._next > 0:
             return
-        self._watches = False
-        counted = self._steps[_SKIPPED:]
-        step_s, exposed_s = (statistics.median(one) for one in zip(*counted, strict=True))
-        if exposed_s > TOLD * step_s:
-            self._advise(info.step, step_s, exposed_s)
+        self._next = AGAIN
+        step_s, exposed_s = (statistics.median(one) for one in zip(*self._steps, strict=True))
+        self.hint = self._advice(info.step, step_s, exposed_s) if exposed_s > TOLD * step_s else ""
 
-    def _advise(self, step: int, step_s: float, exposed_s: float) -> None:
-        world, gradients = self._world, self._parallel.gradients
-        assert isinstance(gradients, GradientReducer)
-        layouts: list[Layout] = [layout_of(spec) for spec in gradients.layout if spec.numel]
-        ranks = self._parallel.plan.dp_replicate
-        costs = codec_costs(layouts, ranks, world.device, _HINT_ELEMENTS)
-        setting = setting_of(layouts, ranks, costs, codec_slows(world))
-        dense = sum(offer.sent_bytes for bucket in setting.buckets for offer in bucket.offers if offer.scheme == NONE)
-        found = gain(setting, link_of(setting, dense, step_s, exposed_s), step_s, exposed_s)
+    def _advice(self, step: int, step_s: float, exposed_s: float) -> str:
+        setting = self._setting = self._setting or self._tried()
+        found = gain(setting, link_of(setting, step_s, exposed_s), step_s, exposed_s)
         if found is None:
-            return
-        order = [rung.scheme for rung in LADDER if rung.scheme in found.schemes]
-        self.hint = (
+            return ""
+        if not self._told:
+            self._told = True
+            order = [rung.scheme for rung in LADDER if rung.scheme in found.schemes]
+            self._link.send(
+                CompressionAdvised(
+                    generation=self._world.generation,
+                    step=step,
+                    step_seconds=step_s,
+                    exposed_seconds=exposed_s,
+                    predicted_step_seconds=found.auto_step_s,
+                    faster=found.faster,
+                    schemes=", ".join(order),
+                )
+            )
+        return (
             f"{100 * found.exposed:.0f} % of a step waits for communication: --compress auto would reach a loss "
             f"{found.faster:.2g} times faster"
         )
-        self._link.send(
-            CompressionAdvised(
-                generation=world.generation,
-                step=step,
-                step_seconds=step_s,
-                exposed_seconds=exposed_s,
-                predicted_step_seconds=found.auto_step_s,
-                faster=found.faster,
-                schemes=", ".join(order),
-            )
-        )
+
+    def _tried(self) -> Setting:
+        starts = [start for start in self._parallel.gradients.starts if start.spec.numel]
+        layouts = [layout_of(start.spec) for start in starts]
+        costs = codec_costs(layouts, self._parallel.plan.dp_replicate, self._world.device, _HINT_ELEMENTS)
+        return _setting(self._parallel, starts, costs, codec_slows(self._world))

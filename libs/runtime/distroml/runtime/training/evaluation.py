@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from distroml.runtime.data import DataLoader
+from distroml.runtime.elastic import heard
 from distroml.runtime.parallel import LossFunction, ParallelModel, seed_pass
 from distroml.runtime.training.step import to_device
-from distroml.runtime.typed import floats
 
 
 def evaluate(
@@ -43,7 +43,7 @@ def evaluate(
         parallel.module.train(was_training)
     parallel.collectives.sum(sums)
     result: dict[str, float] = {}
-    for name, total, count in zip(terms, floats(sums[:, 0]), floats(sums[:, 1]), strict=True):
+    for name, total, count in zip(terms, heard(sums[:, 0]), heard(sums[:, 1]), strict=True):
         if not count:
             raise ValueError(f"{name!r} counted no term over the whole evaluation data")
         result[name] = total / count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
 
@@ -36,17 +37,35 @@ def codec_costs(
 
 
 def setting_of(
-    layouts: Sequence[Layout], world_size: int, costs: Mapping[str, tuple[int, float]], codec_slows: float
+    layouts: Sequence[Layout],
+    world_size: int,
+    costs: Mapping[str, tuple[int, float]],
+    codec_slows: float,
+    *,
+    late: Sequence[bool] = (),
+    microbatches: int = 1,
 ) -> Setting:
-    """The buckets with all that may be chosen for them; they get ready in order, evenly over the backward pass."""
-    whole = sum(layout.numel for layout in layouts) or 1
-    done = 0
+    """The buckets with all that may be chosen for them, and when their gradients are there.
+
+    They get ready in order, evenly over the step's last backward pass, which is the longer part of one microbatch.
+
+    Args:
+        layouts: of the buckets, in the order in which they are exchanged.
+        world_size: ranks that exchange them.
+        costs: of each scheme, as `codec_costs` finds them.
+        codec_slows: see `Setting`.
+        late: of each bucket, whether its exchange begins only after the passes; none where it is left out.
+        microbatches: of a step on one rank.
+    """
+    late = late or [False] * len(layouts)
+    window = (1 - _FORWARD) / max(microbatches, 1)
+    early = [0 if waits else layout.numel for layout, waits in zip(layouts, late, strict=True)]
+    whole = sum(early) or 1
     buckets: list[Bucket] = []
-    for layout in layouts:
-        done += layout.numel
+    for layout, waits, done in zip(layouts, late, accumulate(early), strict=True):
         offers = [
             Offer(scheme, parse_scheme(scheme).sent_bytes(layout, world_size), rounds, per_element_s * layout.numel)
             for scheme, (rounds, per_element_s) in costs.items()
         ]
-        buckets.append(Bucket(layout.numel, _FORWARD + (1 - _FORWARD) * done / whole, tuple(offers)))
+        buckets.append(Bucket(layout.numel, 1.0 if waits else 1 - window * (1 - done / whole), tuple(offers)))
     return Setting(tuple(buckets), codec_slows=codec_slows)

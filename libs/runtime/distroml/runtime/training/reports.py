@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 
+from distroml.observability import names
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import ParallelModel
-from distroml.runtime.training.controlling import wire_bytes
+from distroml.runtime.spans import WorkerSpans
+from distroml.runtime.training.controlling import Advisor, wire_bytes
 from distroml.runtime.training.fingerprint import fingerprint
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import StepRecorded, StepSample
@@ -33,9 +35,9 @@ class Reporter:
         self._logged_at = float("-inf")
         self._logged_count = 0
         self._count = 0
+        self._spans = WorkerSpans(link, world)
+        self._advisor = Advisor(parallel, link, world)
         self.last: StepInfo | None = None
-        # Said at the end of each progress line.
-        self.hint = ""
         self.spent_s = 0.0
 
     def step(self, info: StepInfo) -> None:
@@ -59,8 +61,13 @@ class Reporter:
             )
         )
         self._link.progress(step=info.step, phase="train")
+        if self.last is None or self._spans.every_step:
+            name = names.SPAN_FIRST_STEP if self.last is None else names.SPAN_STEP
+            began_ns = time.time_ns() - int(1e9 * info.step_s)
+            self._spans.end(self._spans.begin(name, step=info.step, start_ns=began_ns))
         self.last = info
         self._count += info.count
+        self._advisor.step(info)
         if self._world.is_main:
             self._line(info, started)
         self.spent_s += time.perf_counter() - started
@@ -71,7 +78,7 @@ class Reporter:
             return
         rate = "" if first else f"  {(self._count - self._logged_count) / (now - self._logged_at):,.0f} terms/s"
         self._logged_at, self._logged_count = now, self._count
-        hint = f"  ({self.hint})" if self.hint else ""
+        hint = f"  ({self._advisor.hint})" if self._advisor.hint else ""
         log.info(
             "step %d/%d  loss %.4f  %.0f ms%s%s", info.step, self._total_steps, info.loss, 1e3 * info.step_s, rate, hint
         )

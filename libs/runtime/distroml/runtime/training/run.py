@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distroml.runtime.checkpoint import NOTHING_ELSE, Whole, capture
-from distroml.runtime.compress.control import Change
 from distroml.runtime.compress.optim import CompressedOptimizer
 from distroml.runtime.data import DataLoader, DataPosition
 from distroml.runtime.data.ranges import after
@@ -20,9 +19,10 @@ from distroml.runtime.link import Link
 from distroml.runtime.parallel import ParallelModel, spread
 from distroml.runtime.training.adapting import Adapting
 from distroml.runtime.training.apart import rejoin, separate
-from distroml.runtime.training.controlling import Advisor, adapting_of, start
+from distroml.runtime.training.controlling import adapting_of, kept_by, start
 from distroml.runtime.training.evaluation import evaluate
 from distroml.runtime.training.fingerprint import fingerprint
+from distroml.runtime.training.places import Recorded, place_of
 from distroml.runtime.training.planned import Planned
 from distroml.runtime.training.recording import SchemeRecord
 from distroml.runtime.training.reports import Reporter
@@ -63,7 +63,7 @@ class Run:
         membership: Membership,
         storage: Storage,
         world: World,
-        recorded: list[Change],
+        recorded: Recorded,
     ) -> None:
         """`recorded` are the changes of compression schemes of all generations so far, and grows."""
         self.settings = settings
@@ -92,7 +92,6 @@ class Run:
         self._stepper: Stepper | None = None
         self._recorded = recorded
         self._adapting: Adapting | None = None
-        self._advisor = Advisor(self.parallel, link, world)
 
     @property
     def module(self) -> nn.Module:
@@ -173,7 +172,7 @@ class Run:
         )
         self._planned.tell(parameter_count(self._source.blank()), self.parallel.sums)
         if settings.compression.adapts:
-            record = SchemeRecord(self._storage, world.generation)
+            record = SchemeRecord(self._storage, world.generation, place_of(self.plan, world.rank))
             self._adapting = adapting_of(self.parallel, self._link, world, self._recorded, record)
         if self._adapting is not None:
             start(self._adapting, self.parallel, self._sample, self.plan.grad_accum_steps, self.step, kept)
@@ -217,7 +216,7 @@ class Run:
                 "epoch": self.position.epoch,
                 "index": self.position.index,
                 "evaluated": self.evaluated,
-                "control": self._adapting.keep() if self._adapting is not None else "",
+                "control": kept_by(self._adapting, self.parallel),
             }
         }
         if self._scheduler is not None:
@@ -284,8 +283,6 @@ class Run:
             first = self.reporter.last is None
             self.reporter.step(step.info)
             self._planned.step(step.info, last=step.info.step == self.settings.total_steps)
-            self._advisor.step(step.info)
-            self.reporter.hint = self._advisor.hint
             if self._adapting is not None:
                 self._adapting.note(step.info.step_s, step.info.loss)
             if first:

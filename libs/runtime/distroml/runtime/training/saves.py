@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable, MutableMapping
 
+from distroml.observability import names
 from distroml.runtime.checkpoint import Agreement, Saver, ShardResult, Whole
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.link import Link
+from distroml.runtime.spans import OpenSpan, WorkerSpans
 from distroml.runtime.training.storage import Storage
 from distroml.workerlink import (
     CheckpointCommitted,
@@ -52,6 +54,8 @@ class Saves:
         self._newest: CheckpointRef | None = None
         self._begun_step: int | None = None
         self._begun_at = 0.0
+        self._spans = WorkerSpans(link, self._world)
+        self._open: dict[int, OpenSpan | None] = {}
         self._saver = Saver(
             storage.store,
             job=storage.job,
@@ -89,6 +93,7 @@ class Saves:
     def begin(self, state: MutableMapping[str, object], *, step: int) -> None:
         """Copy this rank's part of `state` and write it in the background. Every rank calls this at the same step."""
         self._begun_step, self._begun_at = step, time.monotonic()
+        self._open[step] = span = self._spans.begin(names.SPAN_CHECKPOINT, step=step)
         opened: SaveOpened | None = None
         if self._storage.catalogue is not None:
             base = self._collectives.gather(self._newest.manifest_hash if self._newest else "")[0]
@@ -98,7 +103,15 @@ class Saves:
             self._on_failed(step, "this rank is still writing an earlier save")
             return
         if opened is None:
-            self._link.send(SaveBegun(generation=self._world.generation, step=step, world_size=self._world.world_size))
+            self._link.send(
+                SaveBegun(
+                    generation=self._world.generation,
+                    step=step,
+                    world_size=self._world.world_size,
+                    traceparent=span.traceparent if span else "",
+                    rank=self._world.rank,
+                )
+            )
 
     def wait(self, step: int, timeout_s: float, check: Callable[[], None]) -> bool:
         """Wait until it is known what became of the save of `step`, calling `check` now and then (it may raise).
@@ -122,6 +135,8 @@ class Saves:
     def close(self) -> None:
         """Abandon what is in flight."""
         self._saver.close()
+        for step in list(self._open):
+            self._over(step, "abandoned: the generation ended before it was known to be committed")
 
     def finish(self, timeout_s: float) -> None:
         """Let what is in flight be written, within `timeout_s`."""
@@ -133,11 +148,17 @@ class Saves:
             for old in sorted(self._outcome)[:-8]:
                 del self._outcome[old]
             self._known.notify_all()
+        self._over(step, failure)
+
+    def _over(self, step: int, failure: str) -> None:
+        """The span of a save ends once, whoever of the threads hears first what became of it."""
+        self._spans.end(self._open.pop(step, None), error=failure)
 
     # ---- the saver's thread
 
     def _on_saved(self, result: ShardResult) -> None:
         if self._storage.catalogue is None:
+            span = self._open.get(result.step)
             self._link.send(
                 ShardSaved(
                     generation=result.generation,
@@ -149,6 +170,7 @@ class Saves:
                     bytes_written=result.bytes_written,
                     bytes_reused=result.bytes_reused,
                     seconds=result.seconds,
+                    traceparent=span.traceparent if span else "",
                 )
             )
         elif self._world.is_main:

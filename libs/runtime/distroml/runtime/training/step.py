@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distroml.runtime.data import DataLoader, DataPosition, StepRange
-from distroml.runtime.elastic import World
-from distroml.runtime.parallel import ParallelModel
+from distroml.runtime.elastic import World, check_sums, heard
+from distroml.runtime.parallel import NonFinite, ParallelModel
 from distroml.runtime.training.apart import OwnStep
 from distroml.runtime.training.types import NonFiniteError, StepInfo
 from distroml.runtime.training.votes import HEAD, Wish, ballot, tally
@@ -41,8 +41,8 @@ class _Flying:
     step_s: float
     data_wait_s: float
     comm_wait_s: float
-    # Whose gradient was no finite number, where that was found out before gradients were summed.
-    blame: str
+    # Gradients that were no finite number, as far as that was found out here before they were summed.
+    non_finite: tuple[NonFinite, ...]
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -139,11 +139,11 @@ class Stepper:
             step_s=0.0,
             data_wait_s=data_wait_s,
             comm_wait_s=comm_wait_s,
-            blame=self._parallel.blame(),
+            non_finite=self._parallel.non_finite,
         )
         if not all(fired):
             # A replica that steps by itself is one process: what it didn't reach, its optimizer leaves alone.
-            gradients.drop_unused(tally(floats(votes)).used if own is None else fired)
+            gradients.drop_unused(tally(heard(votes)).used if own is None else fired)
         if self._late:
             flying.report = flying.report.to("cpu", non_blocking=True)
             flying.ready = torch.cuda.Event()
@@ -167,6 +167,10 @@ class Stepper:
         if meetings is None or not (last or meetings.outer.due(step)):
             return 0.0
         waited_s = meetings.meet(step)
+        if self._late:
+            # What was met for becomes the model, and goes into checkpoints.
+            torch.cuda.current_stream(self._world.device).synchronize()
+            check_sums()
         if self._stop_at_non_finite and (blame := meetings.blame()):
             raise NonFiniteError(
                 f"after step {step} {blame}; lower the learning rate, clip gradients (grad_clip=1.0), or pass "
@@ -185,9 +189,11 @@ class Stepper:
             raise ValueError(f"step {flying.step} has no term in its loss: every rank's count is 0")
         loss = loss_sum / count
         if self._stop_at_non_finite and not (math.isfinite(loss) and math.isfinite(norm)):
+            # Every rank sees the same numbers, and so comes here.
+            blame = self._parallel.blame(flying.non_finite)
             raise NonFiniteError(
                 f"step {flying.step} (samples [{flying.taken.start}, {flying.taken.stop}) of epoch "
-                f"{flying.taken.epoch}): loss {loss}, gradient norm {norm}{flying.blame}; lower the learning rate, "
+                f"{flying.taken.epoch}): loss {loss}, gradient norm {norm}{blame}; lower the learning rate, "
                 "clip gradients (grad_clip=1.0), look at these samples, or pass non_finite='ignore'"
             )
         return loss, count, norm
@@ -198,6 +204,7 @@ class Stepper:
             return []
         if flying.ready is not None:
             flying.ready.synchronize()
+            check_sums()
             self._check(flying)
         values = floats(flying.report)
         counted = tally(values[:HEAD])

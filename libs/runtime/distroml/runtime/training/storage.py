@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from distroml.objectstore import ObjectStore
 from distroml.objectstore.filesystem import open_object_store
+from distroml.objectstore.location import open_location
 from distroml.objectstore.memory import MemoryObjectStore
 from distroml.runtime.training.catalogue import LocalCatalogue
 from distroml.workerlink import environment
@@ -28,18 +28,17 @@ class Storage:
 def open_storage(
     environ: Mapping[str, str], *, attached: bool, wanted: bool, folder: str | os.PathLike[str] | None
 ) -> Storage:
-    """The storage of this run; raises `ValueError` for a location that this release cannot use.
+    """The storage of this run; raises `ValueError` for a malformed location.
 
     Without an agent, and with no checkpoint `wanted`, nothing is written to disk.
     """
     location = environ.get(environment.OBJECTS, "")
     if attached and location:
-        parts = urlsplit(location)
-        if parts.scheme != "file":
-            raise ValueError(
-                f"{environment.OBJECTS}={location!r}: this release reads and writes file:// locations only"
-            )
-        return Storage(open_object_store(Path(unquote(parts.path))), environ[environment.JOB], None)
+        try:
+            store = open_location(location)
+        except ValueError as error:
+            raise ValueError(f"{environment.OBJECTS}: {error}") from error
+        return Storage(store, environ[environment.JOB], None)
     if not wanted:
         nowhere = MemoryObjectStore()
         return Storage(nowhere, "local", LocalCatalogue(nowhere, "local"))

@@ -14,6 +14,7 @@ from distroml.runtime.compress.control import guarding
 from distroml.runtime.compress.control.choosing import HIDDEN, Choice, choose, judge, offers_of
 from distroml.runtime.compress.control.estimating import sampled
 from distroml.runtime.compress.control.model import NONE, Change, Link, Measured, Setting, State, Watched
+from distroml.runtime.compress.control.timing import timing
 
 # Between two changes, so that a step is measured under each.
 _HOLD_STEPS = 10
@@ -24,6 +25,7 @@ _MARGIN = 0.05
 # Communication worth a hint, as a share of the step; and what the hint has to promise.
 TOLD = 0.10
 _GAIN = 1.05
+_HALVINGS = 40
 
 
 def first(setting: Setting, link: Link, compute_s: float) -> State:
@@ -161,11 +163,21 @@ def gain(setting: Setting, link: Link, step_s: float, exposed_s: float) -> Gain 
     return Gain(exposed_s / step_s, step_s, choice.timing.step_s, faster, schemes)
 
 
-def link_of(setting: Setting, dense_bytes: int, step_s: float, exposed_s: float) -> Link:
-    """The link as dense exchanges show it that were busy from the first bucket's gradients to the end of the step."""
-    ready = setting.buckets[0].ready if setting.buckets else 1.0
-    busy_s = exposed_s + (1 - ready) * (step_s - exposed_s)
-    return Link(latency_s=0.0, s_per_byte=busy_s / max(dense_bytes, 1))
+def link_of(setting: Setting, step_s: float, exposed_s: float) -> Link:
+    """The link on which dense exchanges keep a step waiting for `exposed_s`, without latency.
+
+    The time that exchanges stand out grows with the seconds of a byte: halving finds them, whenever buckets begin.
+    """
+    offers = offers_of(setting, [NONE] * len(setting.buckets))
+    # What is sent in a whole step's time takes a step longer than no computing does.
+    low_s, high_s = 0.0, step_s / max(sum(offer.sent_bytes for offer in offers), 1)
+    for _ in range(_HALVINGS):
+        middle_s = (low_s + high_s) / 2
+        if timing(setting, Link(0.0, middle_s), step_s - exposed_s, offers).exposed_s < exposed_s:
+            low_s = middle_s
+        else:
+            high_s = middle_s
+    return Link(latency_s=0.0, s_per_byte=high_s)
 
 
 def _rate(link: Link) -> str:

@@ -42,6 +42,7 @@ class Pipeline:
         tied: names of the parameters that several stages use, with those stages; equal on all ranks.
         owner: for each parameter and buffer of the model, the one stage whose copy counts (norms, checkpoints).
         proved: whether the cut was proved by values; large models are only followed.
+        on_passed: called with a stage's index when all of its backward passes of a step are done.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Pipeline:
         self._flows: dict[Hashable, Flow] = {}
         self._runner: Runner | None = None
         self._group: dist.ProcessGroup | None = None
+        self.on_passed: Callable[[int], None] | None = None
         try:
             self._hollow = hollow_copy(model)
         except Exception as error:
@@ -114,7 +116,11 @@ class Pipeline:
         for module in self.modules:
             module.place(device)
             module.install()
-        self._runner = Runner(self.modules, self._plan.schedule, len(self._plan.stages), group, device)
+        self._runner = Runner(self.modules, self._plan.schedule, len(self._plan.stages), group, device, self._passed)
+
+    def _passed(self, stage: int) -> None:
+        if self.on_passed is not None:
+            self.on_passed(stage)
 
     @property
     def group(self) -> dist.ProcessGroup:

@@ -6,16 +6,17 @@ whatever a batch is, it never crosses a link.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import (
     PipelineStage,
-    PipelineStageInfo,
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
@@ -26,6 +27,10 @@ from distroml.runtime.elastic import communication
 from distroml.runtime.parallel.pipeline.deferred import Deferred
 from distroml.runtime.parallel.pipeline.flow import Flow, Run, Value
 from distroml.runtime.parallel.pipeline.stage import StageModule, Task
+
+if TYPE_CHECKING:
+    # Older releases of torch lack the name; whoever makes no pipeline trains with those, too.
+    from torch.distributed.pipelining import PipelineStageInfo
 
 BeforeForward = Callable[[int, int], None]
 _KEPT = 16  # schedules: one for each signature and number of microbatches
@@ -64,6 +69,25 @@ def check_schedule(schedule: str, modules: Sequence[nn.Module]) -> None:
             )
 
 
+class _Stage(PipelineStage):
+    """A stage that tells when its gradients of a step are whole."""
+
+    def __init__(self, passed: Callable[[int], None], module: StageModule, *args: Any, **kwargs: Any) -> None:
+        super().__init__(module, *args, **kwargs)
+        self._tell = functools.partial(passed, module.index)
+
+    def perform_reduce_grad(self, grad_scale_factor: int) -> None:
+        """Torch's end of a stage's passes; where it is sharded, it sums and then calls the other one."""
+        super().perform_reduce_grad(grad_scale_factor)
+        if self.has_backward and not isinstance(self.submod, FSDPModule):
+            self._tell()
+
+    def wait_for_gradient_reduction(self, grad_scale_factor: int) -> None:
+        """Torch's end of a sharded stage's sums."""
+        super().wait_for_gradient_reduction(grad_scale_factor)
+        self._tell()
+
+
 class Runner:
     """Runs steps on the stages of one rank. Every rank of the group makes the same calls in the same order."""
 
@@ -74,7 +98,10 @@ class Runner:
         stages: int,
         group: dist.ProcessGroup,
         device: torch.device,
+        passed: Callable[[int], None],
     ) -> None:
+        """`passed` is called with each stage's index when its last backward pass of a step is done."""
+        self._passed = passed
         self._modules = {module.index: module for module in modules}
         self._schedule: str = schedule
         self._stages = stages
@@ -148,7 +175,8 @@ class Runner:
         part = flow.stages[module.index]
         number, loss = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
         deferred = self._deferred.get(module.index)
-        stage = PipelineStage(
+        stage = _Stage(
+            self._passed,
             module,
             module.index,
             self._stages,

@@ -1,0 +1,60 @@
+"""Controllers under a plan that divides the model: one for each place, whose buckets are no other place's.
+
+A place is what ranks that differ along dp_replicate only have in common. Its changes are recorded, and its controller's
+state is kept, apart from those of the others: number 0 is another bucket on another stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from distroml.planner import Plan
+from distroml.runtime.compress.control import Change
+from distroml.runtime.elastic import Collectives
+
+Recorded = dict[str, list[Change]]
+"""Changes of a whole training, by place."""
+
+
+def place_of(plan: Plan, rank: int) -> str:
+    """Names the place of `rank`: "tp1of2-pp0of2"; empty where every rank has the whole model."""
+    at = plan.coordinate(rank)
+    return "-".join(
+        f"{axis}{at[axis]}of{size}" for axis, size in plan.mesh.items() if axis != "dp_replicate" and size > 1
+    )
+
+
+def leads(plan: Plan, rank: int) -> bool:
+    """Whether `rank` writes what its place records."""
+    return plan.coordinate(rank)["dp_replicate"] == 0
+
+
+def share(recorded: Recorded, collectives: Collectives) -> None:
+    """Let every rank know what any of them has recorded, of whichever place. Collective. Raises `PeerLost`."""
+    for known in collectives.gather({place: list(changes) for place, changes in recorded.items()}):
+        for place, changes in known.items():
+            recorded[place] = max(recorded.get(place, []), changes, key=len)
+
+
+def pack(kept: str, place: str, collectives: Collectives) -> str:
+    """What a checkpoint has of all controllers, of which this rank's gave `kept`. Collective where there are several.
+
+    Raises:
+        PeerLost: another rank is gone.
+    """
+    if not place:
+        return kept
+    everyones: Mapping[str, str] = dict(collectives.gather((place, kept)))
+    return msgspec.json.encode(everyones).decode()
+
+
+def unpack(packed: str, place: str) -> str:
+    """What `pack` was given at `place`; empty where a checkpoint has nothing of it, or was saved under another plan."""
+    if not place:
+        return packed
+    try:
+        return msgspec.json.decode(packed, type=dict[str, str]).get(place, "")
+    except msgspec.MsgspecError:
+        return ""
