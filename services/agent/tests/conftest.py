@@ -12,8 +12,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from distroml.agent import storehost
+from distroml.agent.adapters.gpus import Gpus
 from distroml.agent.adapters.processes import read_identity
 from distroml.agent.agent import Agent, end_leftovers
 from distroml.agent.launch import LaunchOrder
@@ -22,6 +25,7 @@ from distroml.agent.settings import AgentSettings
 from distroml.api.scheduler.v1 import jobs_pb2 as jobs
 from distroml.api.scheduler.v1 import nodes_pb2 as nodes
 from distroml.bundle import pack
+from distroml.observability.tracing import Tracing
 from distroml.rpc import connect
 from services.agent.tests.plane import Plane
 
@@ -45,8 +49,8 @@ class World:
         self.plane = plane
         self._stack = stack
 
-    async def agent(self, **settings: object) -> Running:
-        running = Running(self.data, self.plane, settings)
+    async def agent(self, *, gpus: Gpus | None = None, **settings: object) -> Running:
+        running = Running(self.data, self.plane, settings, gpus)
         await running.start()
         self._stack.push_async_callback(running.stop)
         return running
@@ -60,7 +64,9 @@ class World:
         self.plane.scheduler.bundles[packed.sha256] = packed.path.read_bytes()
         return packed.sha256
 
-    def attempt(self, node: str, bundle: str, *command: str, workers: int = 2, **spec: object) -> nodes.DesiredAttempt:
+    def attempt(
+        self, node: str, bundle: str, *command: str, workers: int = 2, traceparent: str = "", **spec: object
+    ) -> nodes.DesiredAttempt:
         job = jobs.JobSpec(
             name="job",
             project="default",
@@ -76,13 +82,14 @@ class World:
             slots=[f"cpu-{index}" for index in range(workers)],
             gang=[nodes.GangMember(node=node, workers=workers)],
             failures_left=3,
+            traceparent=traceparent,
         )
 
 
 class Running:
     """An agent with its tasks."""
 
-    def __init__(self, data: Path, plane: Plane, settings: dict[str, object]) -> None:
+    def __init__(self, data: Path, plane: Plane, settings: dict[str, object], gpus: Gpus | None) -> None:
         self.settings = AgentSettings(
             service="agent",
             data=data,
@@ -91,6 +98,8 @@ class Running:
             **{"slots": 4, "warm": False, **settings},  # pyright: ignore[reportArgumentType]
         )
         self._plane = plane
+        self._gpus = gpus
+        self.spans = InMemorySpanExporter()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopped = False
 
@@ -104,7 +113,9 @@ class Running:
             rendezvous=self.channel,
             checkpoint=self.channel,
             telemetry=self.channel,
+            tracing=Tracing("agent", [SimpleSpanProcessor(self.spans)]),
             launcher=None if warm else ColdLauncher(None),
+            gpus=self._gpus,
         )
         await self.agent.start()
         node = self.agent.node

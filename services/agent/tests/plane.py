@@ -18,6 +18,7 @@ from distroml.api.scheduler.v1 import jobs_pb2_grpc, nodes_pb2_grpc
 from distroml.api.scheduler.v1 import nodes_pb2 as nodes
 from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
 from distroml.api.telemetry.v1 import telemetry_pb2_grpc
+from distroml.logstore import Block, Line
 
 
 async def until(true: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:
@@ -238,10 +239,14 @@ class Checkpoints(checkpoint_pb2_grpc.CheckpointServiceServicer):
         self.shards: dict[int, set[int]] = {}
         self.asked: list[int] = []
         self.refuse = ""
+        self.silent = False
+        self.failed: list[tuple[int, int, str]] = []
 
     async def BeginSave(self, request: ckpt.BeginSaveRequest, context: Any) -> ckpt.BeginSaveResponse:
         if self.refuse:
             await context.abort(StatusCode.FAILED_PRECONDITION, self.refuse)
+        if self.silent:
+            await context.abort(StatusCode.DEADLINE_EXCEEDED, "the answer is lost")
         return ckpt.BeginSaveResponse(save_id=f"save-{request.step}", object_prefix="checkpoints/x/")
 
     async def ReportShard(self, request: ckpt.ReportShardRequest, context: Any) -> ckpt.ReportShardResponse:
@@ -252,6 +257,12 @@ class Checkpoints(checkpoint_pb2_grpc.CheckpointServiceServicer):
         hash = f"hash{request.step}"
         self.latest = ckpt.Checkpoint(job=request.job, step=request.step, manifest_hash=hash)
         return ckpt.ReportShardResponse(committed=True, manifest_hash=hash)
+
+    async def ReportSaveFailed(
+        self, request: ckpt.ReportSaveFailedRequest, context: Any
+    ) -> ckpt.ReportSaveFailedResponse:
+        self.failed.append((request.step, request.rank, request.message))
+        return ckpt.ReportSaveFailedResponse()
 
     async def GetLatest(self, request: ckpt.GetLatestRequest, context: Any) -> ckpt.GetLatestResponse:
         self.asked.append(request.generation)
@@ -269,11 +280,25 @@ class Telemetry(telemetry_pb2_grpc.TelemetryServiceServicer):
             self.batches.append(batch)
             yield telemetry.PushResponse(sequence=batch.sequence)
 
+    def records(self) -> list[Line]:
+        return [line for batch in self.batches for block in batch.log_blocks for line in _block(block).lines()]
+
     def lines(self, stream: str = "stdout") -> list[str]:
-        return [line.text for batch in self.batches for line in batch.logs if line.stream == stream]
+        return [line.text for line in self.records() if line.stream == stream]
+
+    def resources(self) -> list[telemetry.ResourceSample]:
+        return [sample for batch in self.batches for sample in batch.resources]
 
     def steps(self) -> list[int]:
         return [step.step for batch in self.batches for step in batch.steps]
+
+
+def _block(of: telemetry.LogBlock) -> Block:
+    return Block(
+        job=of.job, worker=of.worker, incarnation=of.incarnation, stream=of.stream, rank=of.rank,
+        generation=of.generation, attempt=of.attempt, at_ms=of.at_ms, trace_id=of.trace_id, offset=of.offset,
+        data=of.data,
+    )  # fmt: skip
 
 
 class Plane:

@@ -70,25 +70,34 @@ async def test_a_killed_worker_breaks_the_generation_and_both_start_anew(world: 
     assert plane.rendezvous.formed.store_endpoint == plane.rendezvous.joins[-1].store_endpoint
 
 
-async def test_an_exception_is_reported_with_its_text_and_ends_the_job(world: World) -> None:
+@pytest.mark.parametrize(
+    ("raised", "category", "text"),
+    [
+        ("ValueError('no such column: price')", "EXCEPTION", "ValueError: no such column: price"),
+        ("MemoryError('8 GiB for the batch')", "OUT_OF_MEMORY", "MemoryError: 8 GiB for the batch"),
+    ],
+)
+async def test_an_exception_is_reported_with_its_text_and_kind_and_ends_the_job(
+    world: World, raised: str, category: str, text: str
+) -> None:
     agent = await world.agent()
     plane = world.plane
     plane.rendezvous.failures_left = 0
-    script = """
+    script = f"""
         import os, time
         if os.environ["RANK"] == "0":
-            raise ValueError("no such column: price")
+            raise {raised}
         time.sleep(60)
     """
     plane.scheduler.want(world.attempt(agent.id, world.bundle({"t.py": script}), "t.py"))
     await plane.scheduler.stopped("job-1", plane.rendezvous)
     failed = next(e for e in plane.rendezvous.exits() if not e.expected)
-    assert failed.category == common.FAILURE_CATEGORY_EXCEPTION
-    assert failed.message == "ValueError: no such column: price"
+    assert failed.category == common.FailureCategory.Value(f"FAILURE_CATEGORY_{category}")
+    assert failed.message == text
     assert 'File "' in failed.traceback
     stopped = plane.scheduler.observations[-1]
     assert stopped.phase == nodes.ATTEMPT_PHASE_STOPPED
-    assert "no such column" in stopped.message
+    assert text in stopped.message
 
 
 @pytest.mark.parametrize(

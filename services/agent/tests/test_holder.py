@@ -212,8 +212,28 @@ async def test_the_holder_is_small(order: Order) -> None:
     assert "grpc" not in modules
 
 
-def test_out_of_memory_needs_evidence() -> None:
-    assert oom_evidence(os.getpid(), oom_kills()) == ""
-    before = oom_kills()
-    if before >= 0:
-        assert "oom_kill" in oom_evidence(os.getpid(), before - 1) or before == 0
+@pytest.mark.parametrize(
+    ("groups", "file", "text", "kills"),
+    [
+        ("0::/a/b\n", "a/b/memory.events", "low 0\nmax 4\noom 3\noom_kill 2\n", 2),
+        ("5:cpu,memory:/x\n0::/\n", "memory/x/memory.oom_control", "under_oom 0\noom_kill 5\n", 5),
+        ("5:cpu:/x\n", "memory/x/memory.oom_control", "oom_kill 5\n", -1),
+        ("0::/a\n", "a/memory.events", "low 0\n", -1),
+        ("0::/gone\n", "a/memory.events", "oom_kill 1\n", -1),
+        ("nonsense\n", "a/memory.events", "oom_kill 1\n", -1),
+    ],
+    ids=["second version", "first version", "no memory group", "no counter", "no such group", "nonsense"],
+)
+def test_kills_for_want_of_memory_are_read_from_the_control_group(
+    tmp_path: Path, groups: str, file: str, text: str, kills: int
+) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    (tmp_path / "tree" / file).parent.mkdir(parents=True)
+    (tmp_path / "tree" / file).write_text(text)
+    assert oom_kills(str(tmp_path / "cgroup"), str(tmp_path / "tree")) == kills
+
+
+def test_a_kill_is_for_want_of_memory_only_where_the_kernel_counted_one() -> None:
+    assert oom_evidence(1, 3, 4) == "memory oom_kill counter went from 3 to 4"
+    assert oom_evidence(1, 3, 3) == ""
+    assert oom_evidence(1, -1, 4) == "", "nobody knows what was before"

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
+from distroml.agent.adapters import checkpoints
 from distroml.api.checkpoint.v1 import checkpoint_pb2 as ckpt
 from distroml.api.common.v1 import common_pb2 as common
 from distroml.api.scheduler.v1 import nodes_pb2 as nodes
+from distroml.observability import names, trace
+from distroml.observability.metrics import REGISTRY
 from services.agent.tests.conftest import World
 from services.agent.tests.plane import Plane, until
 
@@ -23,16 +28,17 @@ MANAGED = """
     frames = Frames()
 
     def connect():
-        link = socket.socket(socket.AF_UNIX)
         while True:
+            link = socket.socket(socket.AF_UNIX)
             try:
                 link.connect(env[names.LINK_SOCKET])
-                break
+                link.sendall(encode(Hello(protocol=PROTOCOL, worker=env[names.WORKER], pid=os.getpid(), managed=True,
+                                          incarnation=int(env[names.INCARNATION]), generation=generation)))
+                return link
             except OSError:
+                # The agent is not there, or has died in the middle.
+                link.close()
                 time.sleep(0.02)
-        link.sendall(encode(Hello(protocol=PROTOCOL, worker=env[names.WORKER], incarnation=int(env[names.INCARNATION]),
-                                  pid=os.getpid(), generation=generation, managed=True)))
-        return link
 
     link = connect()
     step = 0
@@ -44,7 +50,8 @@ MANAGED = """
             raise SystemExit(1)
         if os.path.exists("save") and not step:
             step = 5
-            link.sendall(encode(SaveBegun(generation=generation, step=step, world_size=int(env["WORLD_SIZE"]))))
+            link.sendall(encode(SaveBegun(generation=generation, step=step, world_size=int(env["WORLD_SIZE"]),
+                                          rank=int(env["RANK"]))))
         if os.path.exists("plan" + env["RANK"]) and not step:
             step = 20
             for said in (LinksProbed(generation=generation, topology='{"levels": []}', seconds=0.5,
@@ -59,6 +66,12 @@ MANAGED = """
                          CompressionAdvised(generation=generation, step=20, step_seconds=0.25, exposed_seconds=0.1,
                                             predicted_step_seconds=0.2, faster=1.2, schemes="int8")):
                 link.sendall(encode(said))
+        if os.path.exists("span" + env["RANK"]) and not step:
+            step = 30
+            trace, above = env["TRACEPARENT"].split("-")[1:3]
+            for id in ("00f067aa0ba902b7", "no id"):
+                link.sendall(encode(Span(trace_id=trace, span_id=id, parent_span_id=above, name="restore", start_ns=5,
+                                         end_ns=9, attributes={"n": 1}, error="slow", dropped=3)))
         if os.path.exists("end"):
             link.sendall(encode(Samples(steps=[StepSample(generation=generation, step=9, total_steps=10, at_ms=1,
                                                           step_s=0.1, loss=1.5)])))
@@ -179,12 +192,47 @@ async def test_a_save_is_opened_reported_and_announced(world: World) -> None:
     assert not list(agent.agent.node.spool.pending(kind="shard"))
 
 
+async def test_a_worker_s_spans_leave_by_the_agent_as_its_own(world: World) -> None:
+    job = trace.fresh()
+    agent, _ = await start(world, traceparent=job.traceparent)
+    await connected(agent)
+    before = REGISTRY.get_sample_value(names.SPANS_DROPPED, {names.LABEL_WHY: "link"}) or 0.0
+    command(world, "span0")
+    await until(lambda: [one.name for one in agent.spans.get_finished_spans()].count("restore") == 1)
+    spans = {one.name: one for one in agent.spans.get_finished_spans()}
+    for name in ("prepare", "start worker", "restore"):
+        assert f"{spans[name].context.trace_id:032x}" == job.trace_id
+        assert f"{spans[name].parent.span_id:016x}" == job.span_id
+    said_ = spans["restore"]
+    assert (said_.start_time, said_.end_time, said_.status.description) == (5, 9, "slow")
+    assert said_.attributes["n"] == 1
+    assert said_.resource.attributes["service.name"] == "worker"
+    assert said_.resource.attributes["service.instance.id"] == f"{said_.attributes['distroml.worker']}.1"
+    assert spans["start worker"].attributes["distroml.start"] == "cold"
+    # What is no span is none; what the worker dropped is counted once.
+    await until(lambda: REGISTRY.get_sample_value(names.SPANS_DROPPED, {names.LABEL_WHY: "link"}) == before + 3)
+
+
 async def test_a_refused_save_reaches_the_worker(world: World) -> None:
     agent, _ = await start(world)
     await connected(agent)
     world.plane.checkpoints.refuse = "the job is fenced"
     command(world, "save")
     await until(lambda: said(world.plane, "SaveRefused") == 2)
+
+
+async def test_a_save_of_which_nothing_was_heard_is_closed_for_all(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "BEGIN_S", 0.2)
+    agent, _ = await start(world)
+    await connected(agent)
+    world.plane.checkpoints.silent = True
+    command(world, "save")
+    await until(lambda: len(world.plane.checkpoints.failed) == 2)
+    await until(lambda: said(world.plane, "SaveRefused") == 2)
+    assert {(step, rank) for step, rank, _ in world.plane.checkpoints.failed} == {(5, 0), (5, 1)}
+    assert "did not hear in time" in world.plane.checkpoints.failed[0][2]
 
 
 async def test_a_plan_its_measurements_links_and_schemes_reach_rendezvous(world: World) -> None:

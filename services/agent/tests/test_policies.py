@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 from hypothesis import given, settings
@@ -165,30 +166,33 @@ def test_after_the_judge_s_own_standstill_everybody_has_the_full_time_again() ->
 @settings(deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(1, 40), max_size=30))
 def test_lines_are_the_file_s_whatever_pieces_it_comes_in(data: bytes, pieces: list[int]) -> None:
-    cutter, at, lines = LineCutter(), 0, []
+    cutter, at, found = LineCutter(), 0, []
     for size in [*pieces, len(data)]:
-        lines += cutter.feed(data[at : at + size])
+        found += cutter.feed(data[at : at + size])
         at += size
-    lines += cutter.flush()
-    assert [line.text for line in lines] == [part.decode(errors="replace").removesuffix("\r") for part in _split(data)]
-    assert all(data[line.offset - 1 : line.offset] == b"\n" for line in lines if line.offset)
+    found += cutter.flush()
+    end = b"" if data.endswith(b"\n") or not data else b"\n"
+    assert b"".join(piece.data for piece in found) == data + end
+    assert [piece.offset for piece in found] == [0, *accumulate(len(piece.data) for piece in found)][:-1]
+    assert all(piece.data.endswith(b"\n") for piece in found)
     assert cutter.offset == len(data)
-
-
-def _split(data: bytes) -> list[bytes]:
-    parts = data.split(b"\n")
-    return parts if parts[-1] else parts[:-1]
 
 
 def test_a_line_of_100_mb_is_cut_and_counted() -> None:
     cutter = LineCutter(5)
-    lines = [line for _ in range(100) for line in cutter.feed(b"x" * 1_000_000)]
-    assert lines == []
-    (line,) = cutter.feed(b"\n")
-    assert line.offset == 5
-    assert line.cut == 100_000_000 - MAX_LINE_BYTES
-    assert len(line.text) < MAX_LINE_BYTES + 100
-    assert cutter.offset == 100_000_006
+    assert [piece for _ in range(100) for piece in cutter.feed(b"x" * 1_000_000)] == []
+    cut, rest = cutter.feed(b"\nshort\n\n" + b"y" * MAX_LINE_BYTES)
+    assert cut.offset == 5
+    assert cut.data[MAX_LINE_BYTES - 1 :].decode() == (
+        f"x … [{100_000_000 - MAX_LINE_BYTES} bytes of this line left out]\n"
+    )
+    assert (rest.offset, rest.data) == (100_000_006, b"short\n\n")
+    # As long as a line may be, and two bytes longer.
+    (whole,) = cutter.feed(b"\n")
+    assert whole.data == b"y" * MAX_LINE_BYTES + b"\n"
+    two, last = cutter.feed(b"z" * (MAX_LINE_BYTES + 2) + b"\nend\n")
+    assert two.data.endswith("z … [2 bytes of this line left out]\n".encode())
+    assert (last.offset, last.data) == (cutter.offset - 4, b"end\n")
 
 
 # ---- environment
@@ -224,8 +228,16 @@ def test_the_worker_s_environment() -> None:
         restore="5:abc",
     )
     env = worker_environment(base, identity, rank, devices="0,1")
-    torchrun = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "CUDA_VISIBLE_DEVICES")
-    assert [env[name] for name in torchrun] == ["1", "2", "127.0.0.1", "99", "1", "0,1"]
+    torchrun = (
+        "RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "GROUP_RANK",
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
+    )
+    assert [env[name] for name in torchrun] == ["1", "2", "127.0.0.1", "99", "1", "0,1", "PCI_BUS_ID"]
     assert env["DISTROML_RESTORE"] == "5:abc"
     assert not {"DISTROML_COMPRESS", "DISTROML_SYNC_EVERY"} & set(env)
     asked = worker_environment(base, replace(identity, compress="auto", sync_every=50), rank, devices="")

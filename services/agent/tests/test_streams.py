@@ -3,15 +3,21 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
+from distroml.agent.adapters.shipping import LineCounts, LineShipping
 from distroml.agent.adapters.telemetry import MAX_LINES, TelemetryPush
-from distroml.api.telemetry.v1 import telemetry_pb2 as pb
+from distroml.logstore import Block
 from distroml.rpc import connect
 from services.agent.tests.conftest import World
 from services.agent.tests.plane import Plane, until
 
 
-def line(text: str) -> pb.LogRecord:
-    return pb.LogRecord(job="job-1", text=text, stream="stdout")
+def line(text: str) -> Block:
+    return Block(
+        job="job-1", worker="w", incarnation=1, stream="stdout", rank=0, generation=1, at_ms=1, offset=0,
+        data=text.encode() + b"\n",
+    )  # fmt: skip
 
 
 async def test_lines_survive_an_absent_telemetry_in_order(plane: Plane) -> None:
@@ -23,7 +29,7 @@ async def test_lines_survive_an_absent_telemetry_in_order(plane: Plane) -> None:
     await asyncio.sleep(1.5)
     await plane.start()
     for number in range(12):
-        push.add_line(line(str(number)))
+        push.add_lines(line(str(number)))
         await asyncio.sleep(0.3)
     await until(lambda: len(plane.telemetry.lines()) >= 12)
     assert plane.telemetry.lines() == [str(number) for number in range(12)]
@@ -36,7 +42,7 @@ async def test_a_full_buffer_drops_the_oldest_and_says_how_many(plane: Plane) ->
     channel = connect(plane.endpoint, "token")
     push = TelemetryPush(channel, "node-1")
     for number in range(MAX_LINES + 10):
-        push.add_line(line(str(number)))
+        push.add_lines(line(str(number)))
     assert push.dropped_lines == 10
     assert not push.room_for_lines
     running = asyncio.create_task(push.run())
@@ -52,7 +58,7 @@ async def test_streams_end_when_they_are_told_to_whatever_grpc_makes_of_it(plane
         channel = connect(plane.endpoint, "token")
         push = TelemetryPush(channel, "node-1")
         running = asyncio.create_task(push.run())
-        push.add_line(line("x"))
+        push.add_lines(line("x"))
         await until(lambda: plane.telemetry.lines())
         plane.telemetry.batches.clear()
         await plane.stop()
@@ -70,3 +76,37 @@ async def test_heartbeats_keep_to_the_lease_that_the_scheduler_grants_from_the_f
     began = time.monotonic()
     await until(lambda: len(world.plane.scheduler.applied) >= 8)
     assert time.monotonic() - began < 8, "eight thirds of a second, with room for a busy machine"
+
+
+async def test_lines_that_are_not_shipped_are_said_once_and_told_to_telemetry(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = connect(plane.endpoint, "token")
+    push = TelemetryPush(channel, "node-1")
+    counts = LineCounts(1000)
+    shipping = LineShipping(push, bytes_per_s=1000, count=counts.count)
+    kept: list[Block] = []
+    shipping.store = Kept(kept)
+    shipping.add(line("one"))
+    shipping.limited(7, 700, line("… 7 lines were not shipped"))
+    counts.count("full", 2)
+    counts.count("shipped", 1)
+    counts.tell()
+    counts.tell()
+    assert [one.texts() for one in kept] == [["one"]]
+    (said,) = (record for record in caplog.records if "were not shipped" in record.getMessage())
+    fields = vars(said)["distroml_fields"]
+    assert fields == {"limit_bytes_per_s": 1000, "limited_bytes": 700, "limited_lines": 7, "full_lines": 2}
+    running = asyncio.create_task(push.run())
+    await until(lambda: plane.telemetry.lines() == ["one", "… 7 lines were not shipped"])
+    assert plane.telemetry.batches[0].dropped_lines == 7
+    running.cancel()
+    await channel.close(None)
+
+
+class Kept:
+    def __init__(self, blocks: list[Block]) -> None:
+        self.blocks = blocks
+
+    def add(self, block: Block) -> None:
+        self.blocks.append(block)

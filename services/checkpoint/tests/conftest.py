@@ -13,9 +13,11 @@ from distroml.api.common.v1.replay_pb2_grpc import ReplayServiceStub
 from distroml.checkpoint.catalogues import Catalogues
 from distroml.checkpoint.service import compose
 from distroml.checkpoint.settings import CheckpointSettings
+from distroml.events import Context, NewEvent, fresh_id
+from distroml.eventstore import Append, Commit, EventStore
 from distroml.objectstore import ObjectStore
 from distroml.objectstore.filesystem import open_object_store
-from distroml.rpc import RemoteError, Service, connect
+from distroml.rpc import RemoteError, Service, connect, open_stores
 from distroml.statestore import StateStore
 from distroml.statestore.sqlite import open_state_store
 from services.checkpoint.tests.workers import Workers
@@ -35,6 +37,15 @@ class Plane:
     objects: ObjectStore
     keys: StateStore
     data: Path
+    events: EventStore
+
+    async def say(self, stream: str, *names: str, at_ms: int = 1) -> None:
+        """Append public events of other services by hand."""
+        context = Context(
+            deployment="dep-1", project="default", actor="test", causation_id="c", correlation_id="c", time_ms=at_ms
+        )
+        new = tuple(NewEvent(id=fresh_id("evt"), type=name, schema=1, public=True, data=b"") for name in names)
+        await self.events.commit(Commit(context=context, appends=(Append(stream, 0, new),)))
 
     async def fence(self, generation: int, job: str = "job-a") -> None:
         """What rendezvous does when it opens a generation."""
@@ -42,19 +53,26 @@ class Plane:
         await self.keys.cas(f"fences/{job}", str(generation).encode(), expected=entry.revision if entry else 0)
 
 
-Start = Callable[[], Awaitable[Plane]]
+Start = Callable[..., Awaitable[Plane]]
 
 
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
-        async def started() -> Plane:
+        async def started(**more: int) -> Plane:
             settings = CheckpointSettings(
-                service="checkpoint", data=tmp_path, token=TOKEN, deployment="dep-1", drain_s=1.0, reactor_ttl_s=1
+                service="checkpoint",
+                data=tmp_path,
+                token=TOKEN,
+                deployment="dep-1",
+                drain_s=1.0,
+                reactor_ttl_s=1,
+                **more,
             )
+            stores = await stack.enter_async_context(open_stores(settings))
             service = await stack.enter_async_context(Service(settings))
-            catalogues = compose(service, settings)
+            catalogues = compose(service, settings, stores)
             await service.start()
             channel = await stack.enter_async_context(connect(service.endpoint, TOKEN, actor="test"))
             keys = open_state_store(tmp_path / "control.sqlite")
@@ -67,6 +85,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
                 open_object_store(tmp_path / "objects"),
                 keys,
                 tmp_path,
+                stores.events,
             )
 
         yield started

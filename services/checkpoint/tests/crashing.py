@@ -38,7 +38,11 @@ class Plane:
         self.objects = open_object_store(data / "objects")
         self.repository = repository(self.events)
         self.catalogues = Catalogues(
-            self.repository, Fences(self.keys), Objects(self.objects), deployment="dep-1", now_ms=lambda: 1_000
+            self.repository,
+            Fences(self.keys, self.events),
+            Objects(self.objects),
+            deployment="dep-1",
+            now_ms=lambda: 1_000,
         )
 
     async def begin(self, step: int) -> pb.BeginSaveResponse:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from distroml.checkpoint.domain.state import Phase
 from distroml.checkpoint.reactor import Keeper
+from distroml.checkpoint.retiring import retirement
 from distroml.eventstore.replay import verify
 from distroml.manifest import Keys
+from distroml.observability.tracing import Tracing
 from services.checkpoint.tests.conftest import eventually
 from services.checkpoint.tests.crashing import JOB, STEPS, Plane
 from services.checkpoint.tests.workers import loadable
@@ -50,7 +52,8 @@ async def check(data: Path) -> str:
         last = left.step
         for step in (*(step for step in STEPS if step > last), 40):
             await plane.save(step)
-        keeper = Keeper(plane.events, plane.keys, plane.catalogues, holder="k", ttl_s=5)
+        idle = retirement(plane.repository, after_s=3600)
+        keeper = Keeper(plane.events, plane.keys, plane.catalogues, idle, Tracing("checkpoint"), holder="k", ttl_s=5)
         task = asyncio.create_task(keeper.run())
 
         async def clean() -> bool:

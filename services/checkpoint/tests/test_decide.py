@@ -27,6 +27,7 @@ from distroml.checkpoint.domain.events import (
     ShardReported,
     Verified,
 )
+from distroml.checkpoint.domain.retirement import is_settled
 from distroml.checkpoint.domain.state import Phase, save_id, save_number
 from distroml.events import Given, given
 
@@ -307,3 +308,10 @@ def test_latest_respects_the_last_step_asked_for():
 def test_save_ids_hold_their_number():
     assert save_number(save_id(7)) == 7
     assert [save_number(text) for text in ("", "s1", "x0000000001", "s00000000x1")] == [None] * 4
+
+
+def test_a_catalogue_is_settled_whatever_it_keeps_unless_a_save_waits_for_its_commit_alone():
+    pinned = PinSet(at_ms=T, manifest_hash="m1", owner="me", until_ms=10 * T)
+    assert is_settled(also(THREE, pinned).state)
+    assert is_settled(also(OPEN, reported(0, 1)).state)
+    assert not is_settled(also(OPEN, reported(0, 1), reported(1, 1)).state)

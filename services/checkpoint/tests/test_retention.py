@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 
 from distroml.api.checkpoint.v1 import checkpoint_pb2 as pb
+from distroml.api.common.v1 import replay_pb2
 from distroml.manifest import Keys
-from services.checkpoint.tests.conftest import JOB, Plane, eventually, refused, save
+from services.checkpoint.tests.conftest import JOB, Plane, Start, eventually, refused, save
 from services.checkpoint.tests.workers import Workers, loadable
+
+STREAM = f"checkpoint/job/{JOB}"
 
 
 async def test_retention_removes_old_checkpoints_and_nothing_that_newer_ones_need(plane: Plane):
@@ -99,3 +102,50 @@ async def test_a_lost_manifest_is_set_aside_before_anything_is_removed(plane: Pl
     assert [c.state for c in listed] == ["Committed", "Damaged"]
     await plane.catalogues.sweep(JOB)
     assert loadable(plane.objects, JOB, second)
+
+
+async def test_the_catalogue_of_a_job_that_ended_retires_and_its_checkpoints_stay_as_they_were(start: Start):
+    plane = await start(retire_after_s=1)
+    workers = Workers(plane.objects)
+    await plane.fence(1)
+    hashes = [await save(plane, workers, step) for step in (10, 20, 30)]
+    await plane.say(f"rendezvous/job/{JOB}", "rendezvous.generation.GenerationOpened")
+    await plane.stub.PinCheckpoint(pb.PinCheckpointRequest(job=JOB, step=30, ttl_s=3600, owner="me"))
+    asked = pb.ListCheckpointsRequest(job=JOB)
+
+    async def collected() -> bool:
+        return [c.state for c in (await plane.stub.ListCheckpoints(asked)).checkpoints][-1] == "Deleted"
+
+    await eventually(collected)
+    before = await plane.stub.ListCheckpoints(asked)
+
+    async def retired() -> bool:
+        return not await plane.events.streams("checkpoint/job/")
+
+    await plane.say(f"scheduler/job/{JOB}", "scheduler.job.Submitted")
+    await plane.events.retire(f"scheduler/job/{JOB}", version=1)
+    await eventually(retired)
+    assert not (await plane.events.parts("state/checkpoint/"))[0]
+    assert await plane.stub.ListCheckpoints(asked) == before
+    latest = (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).checkpoint
+    assert (latest.step, latest.manifest_hash, latest.pinned) == (30, hashes[2], True)
+    assert loadable(plane.objects, JOB, hashes[2])["model.w1"] == b"%08d" % 301
+    verified = [one async for one in plane.replay.Verify(replay_pb2.VerifyRequest(job=JOB))]
+    assert [(one.version, list(one.differences)) for one in verified] == [(await plane.events.version(STREAM), [])]
+
+    # Rendezvous takes the fence away with its own stream. A worker that nobody could stop saves nothing after that.
+    entry = await plane.keys.get(f"fences/{JOB}")
+    assert entry is not None
+    await plane.keys.delete(f"fences/{JOB}", expected=entry.revision)
+    assert (await refused(plane.stub.BeginSave(workers.begin(40, 2)))).reason == "StaleGeneration"
+    assert await retired()
+
+    # What a person does to it makes it live for a while, whole.
+    await plane.stub.DeleteCheckpoint(pb.DeleteCheckpointRequest(job=JOB, step=20))
+
+    async def swept() -> bool:
+        return plane.objects.head(Keys(JOB).manifest(hashes[1])) is None
+
+    await eventually(swept)
+    await eventually(retired)
+    assert loadable(plane.objects, JOB, hashes[2])["model.frozen0"] == b"frozen00"

@@ -1,3 +1,5 @@
+"""The service inside: races, faults of the object store, restarts; the contract: `tests/contract/checkpoint`."""
+
 from __future__ import annotations
 
 import asyncio
@@ -15,55 +17,6 @@ from distroml.objectstore import ObjectStoreDown, ObjectStoreFull
 from distroml.rpc.publicevents import check_codec
 from services.checkpoint.tests.conftest import JOB, Plane, Start, eventually, refused, save
 from services.checkpoint.tests.workers import Workers, loadable
-
-
-async def test_a_save_is_a_checkpoint_with_its_last_shard_and_not_before(plane: Plane):
-    workers = Workers(plane.objects)
-    assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).HasField("checkpoint")
-    opened = await plane.stub.BeginSave(workers.begin(10))
-    first = workers.write(0, 10, opened)
-    assert (await plane.stub.ReportShard(first)).missing == 1
-    assert (await plane.stub.ReportShard(first)).missing == 1
-    assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).HasField("checkpoint")
-    done = await plane.stub.ReportShard(workers.write(1, 10, opened))
-    assert done.committed
-    latest = (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB))).checkpoint
-    assert (latest.step, latest.manifest_hash, latest.shards, latest.state) == (10, done.manifest_hash, 2, "Committed")
-    assert (latest.bytes_total, latest.bytes_written, latest.bytes_reused, latest.project) == (32, 32, 0, "p")
-    assert loadable(plane.objects, JOB, done.manifest_hash)["model.w1"] == b"00000101"
-    # Asked again, also much later, both ranks hear the same.
-    assert (await plane.stub.ReportShard(first)).manifest_hash == done.manifest_hash
-
-
-async def test_unchanged_chunks_are_taken_from_the_base(plane: Plane):
-    workers = Workers(plane.objects)
-    first = await save(plane, workers, 10)
-    second = await save(plane, workers, 20)
-    listed = (await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB))).checkpoints
-    assert [(c.step, c.bytes_written, c.bytes_reused) for c in listed] == [(20, 16, 16), (10, 32, 0)]
-    assert loadable(plane.objects, JOB, second)["model.frozen0"] == b"frozen00"
-    assert loadable(plane.objects, JOB, first)["model.w0"] == b"00000100"
-
-
-async def test_an_older_generation_can_never_commit(plane: Plane):
-    await plane.fence(1)
-    workers = Workers(plane.objects)
-    opened = await plane.stub.BeginSave(workers.begin(10))
-    await plane.stub.ReportShard(workers.write(0, 10, opened))
-    last = workers.write(1, 10, opened)
-    await plane.fence(2)
-    error = await refused(plane.stub.ReportShard(last))
-    assert (error.status, error.reason) == (StatusCode.FAILED_PRECONDITION, "StaleGeneration")
-    assert (await refused(plane.stub.ReportShard(last))).reason == "StaleGeneration"
-    assert (await refused(plane.stub.BeginSave(workers.begin(20)))).reason == "StaleGeneration"
-    request = pb.GetLatestRequest(job=JOB, generation=1)
-    assert (await refused(plane.stub.GetLatest(request))).reason == "StaleGeneration"
-    assert not (await plane.stub.GetLatest(pb.GetLatestRequest(job=JOB, generation=2))).HasField("checkpoint")
-    assert (await refused(plane.stub.BeginSave(Workers(plane.objects, generation=3).begin(20)))).reason == (
-        "UnknownGeneration"
-    )
-    workers.generation = 2
-    await save(plane, workers, 20)
 
 
 async def test_the_fence_decides_in_the_commit_itself(plane: Plane, monkeypatch: pytest.MonkeyPatch):
@@ -224,39 +177,6 @@ async def test_state_survives_a_restart_of_the_service(plane: Plane, start: Star
     done = await again.stub.ReportShard(workers.write(1, 10, opened))
     assert done.committed
     assert [a.differences for a in [x async for x in again.replay.Verify(replay_pb2.VerifyRequest())]] == [[]]
-
-
-async def test_stored_state_equals_the_fold_of_the_log(plane: Plane):
-    workers = Workers(plane.objects)
-    for step in (10, 20, 30):
-        await save(plane, workers, step)
-    answers = [answer async for answer in plane.replay.Verify(replay_pb2.VerifyRequest())]
-    assert [(a.stream, list(a.differences)) for a in answers] == [(f"checkpoint/job/{JOB}", [])]
-    state = await plane.replay.StateAt(replay_pb2.StateAtRequest(job=JOB))
-    assert "s0000000003" in state.states[0].json
-
-
-async def test_pages(plane: Plane):
-    workers = Workers(plane.objects)
-    for step in (10, 20, 30):
-        await save(plane, workers, step, keep=5)
-    first = await plane.stub.ListCheckpoints(pb.ListCheckpointsRequest(job=JOB, page_size=2))
-    rest = await plane.stub.ListCheckpoints(
-        pb.ListCheckpointsRequest(job=JOB, page_size=2, page_token=first.next_page_token)
-    )
-    assert [c.step for c in (*first.checkpoints, *rest.checkpoints)] == [30, 20, 10]
-    assert rest.next_page_token == ""
-
-
-async def test_every_wrong_field_is_named(plane: Plane):
-    wrong = pb.ReportShardRequest(job="No Job", generation=-1, step=-1, rank=5, world_size=2, shard_hash="x")
-    error = await refused(plane.stub.ReportShard(wrong))
-    assert error.status is StatusCode.INVALID_ARGUMENT
-    assert [field for field, _ in error.violations] == ["job", "generation", "step", "rank", "shard_hash", "shard_key"]
-    error = await refused(plane.stub.BeginSave(pb.BeginSaveRequest(job=JOB, keep=99)))
-    assert [field for field, _ in error.violations] == ["world_size", "keep"]
-    error = await refused(plane.stub.VerifyCheckpoint(pb.VerifyCheckpointRequest(job=JOB, step=3)))
-    assert error.status is StatusCode.NOT_FOUND
 
 
 def test_events_and_their_messages_agree():

@@ -10,12 +10,11 @@ from typing import Any
 
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as pb
 from distroml.api.rendezvous.v1.rendezvous_pb2_grpc import RendezvousServiceStub
-from distroml.eventstore import EventStore
-from distroml.eventstore.sqlite import open_event_store
+from distroml.events import Context, NewEvent, fresh_id
+from distroml.eventstore import Append, Commit, EventStore
 from distroml.rendezvous.service import install
 from distroml.rendezvous.settings import RendezvousSettings
-from distroml.rpc import Service, connect
-from distroml.statestore.sqlite import open_state_store
+from distroml.rpc import Service, connect, open_stores
 
 TOKEN = "a-token"
 PATIENCE_S = 20.0
@@ -34,9 +33,22 @@ class Plane:
         parts, _ = await self.events.parts(f"fences/{job}")
         return int(parts.get(f"fences/{job}", b"0"))
 
+    async def scheduler_says(self, *names: str, job: str = "j") -> None:
+        """Append public events of the scheduler by hand."""
+        context = Context(
+            deployment="dep-1", project="default", actor="test", causation_id="c", correlation_id="c", time_ms=1
+        )
+        new = tuple(
+            NewEvent(id=fresh_id("evt"), type=f"scheduler.job.{name}", schema=1, public=True, data=b"")
+            for name in names
+        )
+        await self.events.commit(Commit(context=context, appends=(Append(f"scheduler/job/{job}", 0, new),)))
+
 
 @asynccontextmanager
-async def plane(folder: Path, *, member_ttl_s: int = 30, listen: str = "127.0.0.1:0") -> AsyncIterator[Plane]:
+async def plane(
+    folder: Path, *, member_ttl_s: int = 30, listen: str = "127.0.0.1:0", retire_after_s: int = 3600
+) -> AsyncIterator[Plane]:
     settings = RendezvousSettings(
         service="rendezvous",
         data=folder,
@@ -44,24 +56,21 @@ async def plane(folder: Path, *, member_ttl_s: int = 30, listen: str = "127.0.0.
         deployment="dep-1",
         listen=listen,
         member_ttl_s=member_ttl_s,
+        retire_after_s=retire_after_s,
         drain_s=1.0,
     )
-    async with Service(settings) as service:
-        events = open_event_store(folder / "control.sqlite", deployment="dep-1")
-        service.on_close(events.close)
-        states = open_state_store(folder / "control.sqlite", deployment="dep-1")
-        service.on_close(states.close)
-        install(service, settings, events, states)
+    async with open_stores(settings) as stores, Service(settings) as service:
+        install(service, settings, stores.events, stores.state)
         await service.start()
-        yield Plane(service, events)
+        yield Plane(service, stores.events)
 
 
 class Agent:
     """One agent with one stream at a time."""
 
-    def __init__(self, endpoint: str, node: str, agent_id: str = "", *, attempt: int = 1) -> None:
-        self.node, self.agent_id, self.attempt = node, agent_id or f"agent-{node}", attempt
-        self.workers = [f"j.{attempt}.{node}.0"]
+    def __init__(self, endpoint: str, node: str, agent_id: str = "", *, attempt: int = 1, job: str = "j") -> None:
+        self.job, self.node, self.agent_id, self.attempt = job, node, agent_id or f"agent-{node}", attempt
+        self.workers = [f"{job}.{attempt}.{node}.0"]
         self._channel = connect(endpoint, TOKEN, actor=f"agent/{node}")
         self._call: Any = None
         self._reports = 0
@@ -82,7 +91,7 @@ class Agent:
     def joining(self, nodes: Sequence[str] = ("a", "b"), **more: Any) -> pb.JoinNode:
         defaults = {"min_workers": len(nodes), "failures_left": 3, "join_timeout_s": 30}
         return pb.JoinNode(
-            job="j",
+            job=self.job,
             project="default",
             attempt=self.attempt,
             node=self.node,

@@ -13,6 +13,7 @@ from rendezvous_words import JOB, exited, gang, join, leave, lost, ready
 from distroml.events import Rejection
 from distroml.eventstore import memory as event_memory
 from distroml.eventstore.replay import verify
+from distroml.observability.tracing import Tracing
 from distroml.rendezvous import domain as d
 from distroml.rendezvous.adapters.codec import EVENTS, STATE, repository, stream_of
 from distroml.rendezvous.adapters.keys import fence_key
@@ -41,7 +42,7 @@ class Histories(RuleBasedStateMachine):
     async def _open(self) -> None:
         self.store = event_memory.open_event_store(MemoryDatabase("dep-1", sweep=False), deployment="dep-1")
         self.repository = repository(self.store)
-        self.job = Job(JOB, self.repository, "dep-1")
+        self.job = Job(JOB, self.repository, "dep-1", Tracing("rendezvous"))
         self.running = asyncio.create_task(self.job.run())
 
     def teardown(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rendezvous_words import gang
+from rendezvous_words import after, exited, formed_pair, gang, join
 
 from distroml.rendezvous import domain as d
 from distroml.rendezvous.domain.ranks import assign
+from distroml.rendezvous.domain.retirement import is_settled
 from distroml.rendezvous.domain.waiting import Decision, quorum
 
 
@@ -97,3 +98,15 @@ def test_the_same_gang_keeps_every_rank(now):
     before = generation(**now)
     backwards = dict(reversed(list(now.items())))
     assert assign(nodes(**backwards), gang(**backwards), before) == before.members
+
+
+@pytest.mark.parametrize(
+    ("said", "settled"),
+    [
+        ((*formed_pair(), exited("a"), exited("b")), True),
+        ((*formed_pair(), exited("a"), exited("b"), join("a", attempt=2)), False),
+        (formed_pair(), False),
+    ],
+)
+def test_a_stream_is_settled_while_no_attempt_is_under_way(said, settled):
+    assert is_settled(after(*said).state) is settled

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -14,9 +13,7 @@ from distroml.api.common.v1 import common_pb2
 from distroml.api.common.v1.replay_pb2_grpc import ReplayServiceStub
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as rdzv
 from distroml.api.scheduler.v1 import jobs_pb2 as pb
-from distroml.api.scheduler.v1 import nodes_pb2 as npb
 from distroml.api.scheduler.v1.jobs_pb2_grpc import JobServiceStub
-from distroml.api.scheduler.v1.nodes_pb2_grpc import NodeServiceStub
 from distroml.events import Context, NewEvent, fresh_id
 from distroml.eventstore import Append, Commit, EventStore
 from distroml.eventstore import memory as event_memory
@@ -27,124 +24,10 @@ from distroml.scheduler.compose import compose
 from distroml.scheduler.settings import SchedulerSettings
 from distroml.statestore import memory as state_memory
 from distroml.statestore.memory import MemoryDatabase
+from services.scheduler.tests.agents import Agent, until
 
 TOKEN = "a-token-of-the-data-folder"
 DEPLOYMENT = "dep-1"
-PATIENCE_S = 10.0
-
-
-async def until(check: Callable[[], Awaitable[Any]], what: str) -> Any:
-    """Ask again until `check` gives something, at most `PATIENCE_S`."""
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while not (found := await check()):
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"it did not happen within {PATIENCE_S:.0f} s: {what}") from None
-    return found
-
-
-class Agent:
-    """An agent as the scheduler sees one: a plain client of NodeService."""
-
-    def __init__(
-        self, channel: Any, node: str, slots: int, *, boot: str = "boot-1", agent: str = "", attempts: Any = ()
-    ) -> None:
-        self.node = node
-        self.agent_id = agent or fresh_id("agent")
-        self.desired: npb.DesiredState | None = None
-        self.acks: list[str] = []
-        self.welcome: npb.NodeWelcome | None = None
-        self._call = NodeServiceStub(channel).Connect(self._outgoing())
-        self._queue: asyncio.Queue[npb.ConnectRequest | None] = asyncio.Queue()
-        self._say(
-            hello=npb.NodeHello(
-                node=node,
-                boot_id=boot,
-                agent_id=self.agent_id,
-                slots=[pb.Slot(id=f"cpu-{index}", kind="cpu") for index in range(slots)],
-                address="127.0.0.1",
-                attempts=attempts,
-            )
-        )
-        self.beats = True
-        self._tasks = [asyncio.create_task(self._incoming()), asyncio.create_task(self._beat())]
-        self.error: BaseException | None = None
-
-    def _say(self, **kind: Any) -> None:
-        self._queue.put_nowait(npb.ConnectRequest(**kind))
-
-    async def _outgoing(self) -> AsyncIterator[npb.ConnectRequest]:
-        while (request := await self._queue.get()) is not None:
-            yield request
-
-    async def _incoming(self) -> None:
-        try:
-            async for response in self._call:
-                match response.WhichOneof("kind"):
-                    case "desired":
-                        assert self.desired is None or response.desired.revision > self.desired.revision
-                        self.desired = response.desired
-                    case "ack":
-                        self.acks += response.ack.observation_ids
-                    case _:
-                        self.welcome = response.welcome
-        except Exception as error:
-            self.error = error
-
-    async def _beat(self) -> None:
-        while True:
-            if self.beats:
-                self.heartbeat()
-            await asyncio.sleep(0.2)
-
-    def heartbeat(self, applied: int | None = None) -> None:
-        revision = applied if applied is not None else 0
-        self._say(heartbeat=npb.NodeHeartbeat(applied_revision=revision))
-
-    def apply(self) -> None:
-        """Say that the newest desired state is wholly so."""
-        assert self.desired is not None
-        self.heartbeat(self.desired.revision)
-
-    def observe(self, job: str, attempt: int, phase: npb.AttemptPhase.ValueType, **more: Any) -> str:
-        id_ = more.pop("observation_id", "") or fresh_id("obs")
-        self._say(attempt=npb.AttemptObservation(observation_id=id_, job=job, attempt=attempt, phase=phase, **more))
-        return id_
-
-    def stopped(self, job: str, attempt: int) -> str:
-        return self.observe(job, attempt, npb.ATTEMPT_PHASE_STOPPED)
-
-    def find(self, job: str) -> npb.DesiredAttempt | None:
-        found = self.desired.attempts if self.desired else ()
-        return next((attempt for attempt in found if attempt.job == job), None)
-
-    async def told(self, job: str, *, stop: str | None = None) -> npb.DesiredAttempt:
-        """Wait until the desired state has `job`: running, or with this reason to stop."""
-
-        async def check() -> npb.DesiredAttempt | None:
-            found = self.find(job)
-            return found if found is not None and found.stop.reason == (stop or "") else None
-
-        return await until(check, f"{self.node} is told to {'run' if stop is None else 'stop'} {job}")
-
-    async def acked(self, *observations: str) -> None:
-        async def check() -> bool:
-            return set(observations) <= set(self.acks)
-
-        await until(check, f"{observations} are acknowledged")
-
-    async def rid_of(self, job: str) -> None:
-        async def check() -> bool:
-            return self.desired is not None and self.find(job) is None
-
-        await until(check, f"{self.node} is rid of {job}")
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        self._call.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @dataclass

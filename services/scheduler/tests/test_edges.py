@@ -10,8 +10,6 @@ import grpc
 import pytest
 
 from distroml.api.scheduler.v1 import jobs_pb2 as pb
-from distroml.api.scheduler.v1 import nodes_pb2 as npb
-from distroml.api.scheduler.v1.nodes_pb2_grpc import NodeServiceStub
 from distroml.api.telemetry.v1 import telemetry_pb2
 from distroml.api.telemetry.v1.telemetry_pb2_grpc import (
     TelemetryServiceServicer,
@@ -23,49 +21,6 @@ from distroml.scheduler.domain.spec import CheckpointPolicy, JobSpec, RetryPolic
 from distroml.scheduler.domain.validation import violations
 from distroml.scheduler.leadership import Leadership
 from distroml.scheduler.streams import Streams
-
-HELLO = npb.NodeHello(node="a", boot_id="b", agent_id="g", slots=[pb.Slot(id="0")])
-
-
-@pytest.mark.parametrize(
-    ("messages", "fields"),
-    [
-        ([], {"hello"}),
-        ([npb.ConnectRequest(heartbeat=npb.NodeHeartbeat())], {"hello"}),
-        (
-            [npb.ConnectRequest(hello=npb.NodeHello(node="../x", boot_id="b", agent_id="g"))],
-            {"hello.node", "hello.slots"},
-        ),
-        (
-            [npb.ConnectRequest(hello=npb.NodeHello(node="a", slots=[pb.Slot(id="0"), pb.Slot(id="0")]))],
-            {"hello.slots", "hello.boot_id", "hello.agent_id"},
-        ),
-        ([npb.ConnectRequest(hello=HELLO), npb.ConnectRequest(hello=HELLO)], {"kind"}),
-    ],
-)
-async def test_agents_that_talk_nonsense_are_told_so(world: Any, messages: list[Any], fields: set[str]):
-    async def talk() -> AsyncIterator[npb.ConnectRequest]:
-        for message in messages:
-            yield message
-
-    with pytest.raises(RemoteError) as caught:
-        async for _ in NodeServiceStub(world.channel).Connect(talk()):
-            pass
-    assert caught.value.status is grpc.StatusCode.INVALID_ARGUMENT
-    assert {field for field, _ in caught.value.violations} == fields
-
-
-async def test_unknown_nodes(world: Any):
-    with pytest.raises(RemoteError) as caught:
-        await world.jobs.CordonNode(pb.CordonNodeRequest(node="nobody"))
-    assert (caught.value.status, caught.value.reason) == (grpc.StatusCode.NOT_FOUND, "NoSuchNode")
-
-
-async def test_a_request_id_that_is_too_long(world: Any):
-    with pytest.raises(RemoteError) as caught:
-        await world.submit(request_id="x" * 200)
-    assert caught.value.violations[0][0] == "request_id"
-
 
 # ---- logs
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.request
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -200,3 +202,25 @@ async def test_another_replica_takes_over_where_the_first_one_stopped(world: Any
         await a.told(second.id)
     finally:
         await other.stop()
+
+
+async def test_an_agent_s_clock_that_is_off_is_told_until_it_is_right_or_the_agent_is_gone(short_lived: Any):
+    def why() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{short_lived.service.metrics_port}/healthz") as answer:
+            return str(json.load(answer)["parts"].get("clocks of agents", {}).get("why", ""))
+
+    async def says(text: str) -> bool:
+        found = await asyncio.to_thread(why)
+        return text in found if text else not found
+
+    a, b = await short_lived.agent("a", 1), await short_lived.agent("b", 1)
+    b.ahead_s = -900
+    await short_lived.until(lambda: says("the clock of node b is 15 min"))
+    b.ahead_s = 0
+    await short_lived.until(lambda: says(""))
+    a.ahead_s = 900
+    # Its last seconds may be 14 min 59 by the time it is heard.
+    await short_lived.until(lambda: says("the clock of node a is 1"))
+    await a.close()
+    await short_lived.until(lambda: says(""))
+    assert await short_lived.jobs.ListNodes(pb.ListNodesRequest())

@@ -1,18 +1,46 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+from psycopg import sql
 from world import Threaded, World, a_running_job
 
+from deploy.stack.registry import server
+from deploy.stack.running import Running, running
 from distroml.telemetry.settings import Limits
+
+_numbers = itertools.count(1)
+# A page on a busy machine takes its time; what never comes fails all the same.
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
+    """A PostgreSQL server of this session; who stops it starts it again."""
+    with running(server("postgres"), tmp_path_factory.mktemp("postgres")) as begun:
+        yield begun
+        # Its data goes with it: an end in order would write it out first.
+        begun.kill()
+
+
+@pytest.fixture
+def database(postgres: Running) -> str:
+    """The address of a new database."""
+    made = postgres.server.settings(postgres.ports)["DISTROML_POSTGRES"]
+    name = f"test{next(_numbers)}"
+    with psycopg.connect(made, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return f"{made.rpartition('/')[0]}/{name}"
 
 
 @pytest.fixture

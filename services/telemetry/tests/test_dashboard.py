@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, expect
 from watching import clean, fits, opened
 from world import Threaded
-from worldlog import lines, loss_at, now_ms, steps
+from worldlog import TRACE_ID, lines, loss_at, now_ms, steps
 
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as r
 from distroml.api.scheduler.v1 import events_pb2 as s
@@ -37,6 +37,19 @@ def test_the_jobs_page_lists_what_runs_and_hears_of_new_jobs_without_a_reload(
     expect(page.locator(f"tr[data-id={name}]")).to_contain_text("WaitingForSlots")
     assert page.evaluate("window.stillThere")
     fits(page)
+    clean(watched)
+
+
+def test_costs_are_shown_by_day_and_job_and_on_the_jobs_page(fed: Threaded, wide: BrowserContext) -> None:
+    watched = opened(wide, f"{fed.world.dashboard.url}/cost")
+    page = watched.page
+    row = page.locator("tr", has_text="job-live")
+    expect(row).to_contain_text(re.compile(r"\d\.\d\d\d"))
+    expect(page.locator("th", has_text="EUR")).to_have_count(2)
+    fits(page)
+    clean(watched)
+    watched = opened(wide, f"{fed.world.dashboard.url}/jobs/job-live")
+    expect(watched.page.locator("main.grid")).to_contain_text("Slot-hours")
     clean(watched)
 
 
@@ -70,10 +83,17 @@ def test_the_job_page_shows_progress_marks_workers_logs_events_and_checkpoints(
     assert {"checkpoint@100", "checkpoint@200", "checkpoint@300", "failure@240", "generation@201"} <= set(marks)
     ink = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return d.some(v => v) }"
     assert chart.locator("canvas").evaluate(ink), "nothing is drawn on the chart"
-    expect(page.get_by_role("table", name="workers").locator("tbody tr")).to_have_count(2)
+    workers = page.get_by_role("table", name="workers")
+    expect(workers.locator("tbody tr")).to_have_count(2)
+    expect(workers.locator("thead")).to_contain_text("GPU")
+    expect(workers.locator("tbody tr").nth(1)).to_contain_text("71%")
     expect(page.get_by_role("table", name="checkpoints").locator("tbody tr").first).to_contain_text("committed")
     expect(page.get_by_role("table", name="recoveries").locator("tbody tr")).to_contain_text("signal")
     expect(page.locator(".facts [data-key=restarts]")).to_contain_text("1 × signal")
+    traced = page.get_by_role("link", name="Trace of this job")
+    expect(traced).to_have_attribute("href", f"http://jaeger.test:16686/trace/{TRACE_ID}")
+    charts = page.get_by_role("link", name="This job in Grafana")
+    expect(charts).to_have_attribute("href", "http://grafana.test:3000/d/distroml-job?var-job_id=job-live")
     event = page.locator(".events details", has_text="GenerationBroken")
     event.locator("summary").click()
     expect(event.locator("pre")).to_contain_text('"killed by SIGKILL"')
@@ -97,7 +117,7 @@ def test_steps_lines_and_events_arrive_without_a_reload(fed: Threaded, context: 
     for first, last in ((1, 5), (6, 12)):
         fed.do(world.push(steps=steps(job, first, last), logs=lines(job, [f"at {last}"], offset=last * 1000)))
         expect(chart).to_have_attribute("data-points", str(last))
-        expect(page.locator(".lines")).to_contain_text(f"at {last}")
+        expect(page.get_by_role("log", name="lines of the workers")).to_contain_text(f"at {last}")
         expect(page.locator(".facts [data-key=loss]")).to_contain_text(f"{loss_at(last):.4f}")
     fed.do(world.log.lose(job, 1, step=12))
     expect(page.locator(".job-head .pill")).to_contain_text("recovering")
@@ -108,6 +128,7 @@ def test_steps_lines_and_events_arrive_without_a_reload(fed: Threaded, context: 
     expect(chart).to_have_attribute("data-marks", re.compile("failure@12.*generation@9"))
     fed.do(world.log.job(job, "Succeeded", s.JobSucceeded(at_ms=now_ms())))
     expect(page.locator(".job-head .pill")).to_contain_text("succeeded")
+    expect(page.locator(".job-head")).not_to_contain_text("no step was seen")
     expect(page.locator(".events details").first).to_contain_text("Succeeded")
     assert page.evaluate("window.stillThere")
     page.reload()
@@ -170,7 +191,7 @@ def test_compression_its_changes_and_what_auto_would_gain_are_shown(fed: Threade
     fed.do(world.log.advise(job, step=23))
     expect(panel).to_contain_text("62 % of a step waits for communication; --compress auto would make a step of 500 ms")
     expect(panel).to_contain_text("one of 210 ms, and reach a loss 2.3 times faster")
-    expect(panel).to_contain_text("Gradients travel as they are")
+    expect(panel).to_contain_text("No scheme has changed")
     fed.do(world.log.schemes(job, step=30, buckets=4, to="powersgd:4+int8", why="the links do 10 Mbit/s"))
     expect(panel).to_contain_text("powersgd:4+int8 (buckets 0–3)")
     row = panel.locator("tbody tr")
@@ -215,6 +236,41 @@ def test_lines_by_rank_by_text_and_markup_stays_text(fed: Threaded, wide: Browse
     expect(rows).to_have_count(1)
     expect(page.locator(".lines mark")).to_have_text("NaN")
     assert page.title() != "owned"
+    # Nobody told a step of this one.
+    fed.do(world.log.job(job, "Succeeded", s.JobSucceeded(at_ms=now_ms())))
+    expect(page.locator(".job-head")).to_contain_text("ended with exit 0 and no step was seen")
+    clean(watched)
+
+
+def test_kept_lines_are_searched_in_a_tab_of_their_own(fed: Threaded, wide: BrowserContext) -> None:
+    job = f"job-search-{now_ms()}"
+    world = fed.world
+    fed.do(world.log.submit(job))
+    fed.do(world.log.start(job))
+    many = [f"step {n} loss <b>{n}</b>" for n in range(250)]
+    fed.do(world.push(logs=lines(job, many) + lines(job, ["ERROR: step lost", "restarted"], rank=1)))
+    fed.do(world.folded())
+    watched = opened(wide, f"{world.dashboard.url}/jobs/{job}")
+    page = watched.page
+    expect(page.get_by_role("tab", name="Live")).to_have_attribute("aria-selected", "true")
+    page.get_by_role("tab", name="Search").click()
+    rows = page.locator(".found .ln")
+    page.get_by_label("words", exact=True).fill('"step 7"')
+    page.keyboard.press("Enter")
+    expect(rows).to_have_count(1)
+    expect(rows.locator("mark").first).to_have_text("step")
+    page.get_by_label("words", exact=True).fill("STEP")
+    page.keyboard.press("Enter")
+    expect(rows).to_have_count(200)
+    page.get_by_role("button", name="older").click()
+    expect(rows).to_have_count(251)
+    expect(page.get_by_role("button", name="older")).to_have_count(0)
+    page.get_by_label("rank searched").select_option("1")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("ERROR: step lost")
+    page.get_by_label("words", exact=True).fill("?!")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("no letter and no digit")
     clean(watched)
 
 

@@ -6,24 +6,28 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from story import Story
 from worldlog import lines, now_ms, steps
 
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
-from distroml.telemetry.adapters.jobs import read_live
+from distroml.telemetry.adapters.live import read_live
 from distroml.telemetry.adapters.logs import read_lines
-from distroml.telemetry.adapters.plans import read_plan, read_sums
+from distroml.telemetry.adapters.plans import read_sums
 from distroml.telemetry.adapters.series import STEPS, read_history
-from distroml.telemetry.adapters.summaries import read_detail, read_use
+from distroml.telemetry.adapters.summaries import read_use
+from distroml.telemetry.history.port import NotWritten
+from distroml.telemetry.history.sqlite import SqliteHistory
 from distroml.telemetry.intake import checked
 from distroml.telemetry.live import Changes, Feed
-from distroml.telemetry.readmodel import NotWritten, ReadModel
+from distroml.telemetry.readmodel import ReadModel
 from distroml.telemetry.settings import Limits
 
 LIMITS = Limits(log_lines=100, log_bytes=20_000, line_bytes=500, pending_records=5000, pending_bytes=4 << 20)
 
 
 def model_in(folder: Path, limits: Limits = LIMITS) -> ReadModel:
-    return ReadModel(folder / "telemetry.sqlite", limits, Changes())
+    history = SqliteHistory(folder / "history.sqlite", max_events=limits.events)
+    return ReadModel(folder / "telemetry.sqlite", limits, Changes(), history)
 
 
 async def store(model: ReadModel, **records: object) -> None:
@@ -35,8 +39,9 @@ async def store(model: ReadModel, **records: object) -> None:
 
 async def in_writer(model: ReadModel, sql: str) -> None:
     """Do to the file what only the disk does otherwise."""
-    assert model._writer is not None
-    await asyncio.get_running_loop().run_in_executor(model._write_thread, model._writer.execute, sql)
+    file = model._file
+    assert file._writer is not None
+    await asyncio.get_running_loop().run_in_executor(file._write_thread, file._writer.execute, sql)
 
 
 def one_rank(first: int, last: int, *, generation: int = 1) -> list[t.StepSample]:
@@ -76,7 +81,7 @@ async def test_a_step_told_twice_is_kept_once_and_an_older_generation_is_old_new
         history = await model.read(read_history, ("job-a", STEPS, 0))
         assert [b.x for b in history] == list(range(1, 46))
         assert [b.generation for b in history[-6:]] == [1, 2, 2, 2, 2, 2]
-        detail = await model.read(read_detail, "job-a", count_samples=True)
+        detail = await model.detail("job-a", count_samples=True)
         assert detail is not None
         assert detail.samples == 45 * 16
 
@@ -115,7 +120,7 @@ async def test_lines_are_bounded_by_count_and_the_dropped_ones_counted(tmp_path:
         kept = await model.read(read_lines, "job-a")
         assert len(kept) <= LIMITS.log_lines
         assert kept[-1].text == "line 129"
-        detail = await model.read(read_detail, "job-a")
+        detail = await model.detail("job-a")
         assert detail is None  # lines alone make no job
         (dropped,) = await model.read(lambda db: db.execute("SELECT lines FROM dropped").fetchone())
         assert dropped == 130 - len(kept)
@@ -154,7 +159,7 @@ async def test_a_batch_too_many_is_refused_and_counted(tmp_path: Path) -> None:
         assert model.offer(batch) is None
         model.note_dropped(batch)
         await store(model, steps=one_rank(20, 20))
-        detail = await model.read(read_detail, "job-a")
+        detail = await model.detail("job-a")
         assert detail is not None
         assert detail.dropped_samples == 11
 
@@ -191,15 +196,17 @@ async def test_a_damaged_file_is_set_aside_and_the_model_begins_anew(tmp_path: P
     assert len(list(tmp_path.glob("telemetry.sqlite.damaged-*"))) == 1
 
 
-async def test_a_file_of_an_older_release_gets_the_table_of_plans(tmp_path: Path) -> None:
+async def test_a_file_of_an_older_release_keeps_its_samples(tmp_path: Path) -> None:
     async with model_in(tmp_path) as model:
         await store(model, steps=one_rank(1, 5))
     connection = sqlite3.connect(tmp_path / "telemetry.sqlite")
-    connection.execute("DROP TABLE plans")
+    connection.execute("CREATE TABLE jobs (job TEXT)")
     connection.close()
     async with model_in(tmp_path) as model:
         assert not model.begun_anew
-        assert await model.read(read_plan, "job-a") is None
+        assert (
+            await model.read(lambda db: db.execute("SELECT 1 FROM sqlite_master WHERE name='jobs'").fetchone()) is None
+        )
         assert (await model.read(read_live, "job-a")).step == 5
 
 
@@ -243,10 +250,9 @@ async def test_old_ended_jobs_lose_their_samples_and_keep_their_view(tmp_path: P
     async with model_in(tmp_path, limits) as model:
         for name in ("job-a", "job-b"):
             await store(model, steps=steps(name, 1, 3), logs=lines(name, ["x"]))
-        await in_writer(
-            model,
-            "INSERT INTO jobs VALUES ('job-a','p','a','failed',1,10,x'80'), ('job-b','p','b','failed',2,20,x'80')",
-        )
+        log = Story()
+        for at_ms, name in enumerate(("job-a", "job-b"), 1):
+            await log.told(model.history, *log.submitted(name), *log.ended(name, at_ms=at_ms))
         assert await model.purge() == 1
         jobs = await model.read(lambda db: [j for (j,) in db.execute("SELECT DISTINCT job FROM points")])
         assert jobs == ["job-b"]

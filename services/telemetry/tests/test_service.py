@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 from world import World, a_running_job
-from worldlog import DEPLOYMENT, lines, now_ms, steps
+from worldlog import DEPLOYMENT, TRACE_ID, lines, now_ms, steps
 
 from distroml.api.common.v1.common_pb2 import FailureCategory
 from distroml.api.scheduler.v1 import events_pb2 as s
@@ -13,39 +12,26 @@ from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.eventstore.memory import open_event_store
 from distroml.rpc import RemoteError
 from distroml.statestore.memory import MemoryDatabase
-from distroml.telemetry.adapters.jobs import read_events, read_jobs, read_view
+from distroml.telemetry.history.port import Filter
 from distroml.telemetry.settings import Limits
-
-
-async def test_a_push_is_acknowledged_when_it_can_be_read(world: World) -> None:
-    response = await world.push(steps=steps("job-a", 1, 10))
-    assert response.sequence == 1
-    answer = await world.stub.QuerySeries(t.QuerySeriesRequest(job="job-a", names=["loss"]))
-    (series,) = answer.series
-    assert [p.step for p in series.points] == list(range(1, 11))
-
-
-async def test_many_batches_on_one_stream_are_acknowledged_in_order(world: World) -> None:
-    call = world.stub.Push()
-
-    async def write() -> None:
-        for i in range(1, 101):
-            await call.write(t.PushRequest(node="n", sequence=i, steps=steps("job-a", i, i)))
-        await call.done_writing()
-
-    writing = asyncio.create_task(write())
-    assert [r.sequence async for r in call] == list(range(1, 101))
-    await writing
 
 
 async def test_malformed_records_are_dropped_and_counted_and_the_rest_is_kept(world: World) -> None:
     good = steps("job-a", 1, 2, world=1)
     bad = [t.StepSample(job="../etc", step=1), t.StepSample(job="job-a", rank=-1), t.StepSample(job="job-a", step=-5)]
     wrong_lines = [t.LogRecord(job="job-a", stream="stdin"), t.LogRecord(job="", stream="stdout")]
-    response = await world.push(steps=good + bad, logs=wrong_lines + lines("job-a", ["x" * 5000]))
-    assert (response.dropped_samples, response.dropped_lines) == (3, 2)
+    blocks = [
+        t.LogBlock(job="", stream="stdout", data=b"of\nnobody\n"),
+        t.LogBlock(job="job-a", stream="stdout", data=b"\n" * 30_000),
+        t.LogBlock(job="job-a", stream="stderr", trace_id="t", offset=7, data=b"ERROR: \xff\r\nno end"),
+    ]
+    response = await world.push(steps=good + bad, logs=wrong_lines + lines("job-a", ["x" * 5000]), log_blocks=blocks)
+    assert (response.dropped_samples, response.dropped_lines) == (3, 2 + 2 + 30_000)
     answer = [r async for m in world.stub.QueryLogs(t.QueryLogsRequest(job="job-a")) for r in m.records]
-    assert len(answer) == 1
+    assert [(r.text, r.level, r.offset, r.trace_id) for r in answer[1:]] == [
+        ("ERROR: \ufffd", "error", 7, "t"),
+        ("no end", "", 17, "t"),
+    ]
     assert len(answer[0].text.encode()) <= 1000
     assert answer[0].text.endswith("[cut]")
     assert world.registry.get_sample_value(
@@ -69,16 +55,6 @@ async def test_what_an_agent_dropped_is_counted_once(world: World) -> None:
     assert value == 5 + 4 + 2
 
 
-async def test_series_are_thinned_to_what_is_asked_for(world: World) -> None:
-    await world.push(steps=steps("job-a", 1, 2000, world=1))
-    request = t.QuerySeriesRequest(job="job-a", names=["loss", "tokens_per_s", "nothing"], max_points=50, from_step=500)
-    answer = await world.stub.QuerySeries(request)
-    assert [x.name for x in answer.series] == ["loss", "tokens_per_s"]
-    assert all(len(x.points) <= 50 for x in answer.series)
-    assert answer.series[0].points[-1].step == 2000
-    assert answer.series[0].points[0].min <= answer.series[0].points[0].mean <= answer.series[0].points[0].max
-
-
 async def test_wrong_requests_are_refused_by_field(world: World) -> None:
     with pytest.raises(RemoteError) as refused:
         await world.stub.QuerySeries(t.QuerySeriesRequest(job="No Such", names=[], max_points=-1))
@@ -88,50 +64,6 @@ async def test_wrong_requests_are_refused_by_field(world: World) -> None:
     assert unknown.value.reason == "JobNotFound"
 
 
-async def test_logs_follow_without_loss_or_repetition(world: World) -> None:
-    await world.push(logs=lines("job-a", [f"old {i}" for i in range(20)]))
-    call = world.stub.QueryLogs(t.QueryLogsRequest(job="job-a", follow=True, tail=5))
-    seen: list[str] = []
-    enough = asyncio.Event()
-
-    async def read() -> None:
-        async for message in call:
-            seen.extend(r.text for r in message.records)
-            if len(seen) >= 35:
-                enough.set()
-
-    reading = asyncio.create_task(read())
-    for start in range(0, 30, 10):
-        await world.push(
-            logs=lines("job-a", [f"new {i}" for i in range(start, start + 10)], offset=10_000 + start * 100)
-        )
-    await asyncio.wait_for(enough.wait(), 10)
-    call.cancel()
-    await asyncio.gather(reading, return_exceptions=True)
-    assert seen == [f"old {i}" for i in range(15, 20)] + [f"new {i}" for i in range(30)]
-
-
-async def test_watchers_get_samples_of_their_job_as_they_come(world: World) -> None:
-    call = world.stub.WatchSamples(t.WatchSamplesRequest(job="job-a"))
-    got: list[int] = []
-
-    async def read() -> None:
-        async for message in call:
-            got.extend(x.step for x in message.steps)
-
-    reading = asyncio.create_task(read())
-
-    async def some() -> bool:
-        step = len(got) + 1
-        await world.push(steps=steps("job-a", step, step, world=1) + steps("job-b", step, step, world=1))
-        return len(got) >= 3
-
-    await world.until(some, "three steps of job-a")
-    call.cancel()
-    await asyncio.gather(reading, return_exceptions=True)
-    assert got == sorted(got)
-
-
 async def test_the_summary_joins_events_and_samples(world: World) -> None:
     await a_running_job(world)
     summary = await world.stub.GetJobSummary(t.GetJobSummaryRequest(job="job-live"))
@@ -139,6 +71,8 @@ async def test_the_summary_joins_events_and_samples(world: World) -> None:
     assert (summary.checkpoints, summary.last_checkpoint_step) == (3, 300)
     assert summary.tokens_per_s == pytest.approx(16 * 256 / 0.25, rel=0.05)
     assert summary.samples == 380 * 16
+    assert summary.trace_url == f"http://jaeger.test:16686/trace/{TRACE_ID}"
+    assert summary.grafana_url == "http://grafana.test:3000/d/distroml-job?var-job_id=job-live"
     assert summary.eta_ms == pytest.approx(now_ms() + 620 * 250, abs=10_000)
     (recovery,) = summary.recoveries
     assert recovery.category == FailureCategory.FAILURE_CATEGORY_SIGNAL
@@ -167,15 +101,45 @@ async def test_the_summary_tells_each_plan_and_of_the_newest_why(world: World) -
 
 async def test_recoveries_and_checkpoints_are_metrics(world: World) -> None:
     await a_running_job(world)
+    value = world.registry.get_sample_value
 
     async def timed() -> bool:
-        return world.registry.get_sample_value("distroml_train_recovery_seconds_count") == 1
+        return value("distroml_train_recovery_seconds_count", {"category": "signal"}) == 1
 
     await world.until(timed, "the recovery in the histogram")
-    value = world.registry.get_sample_value
+    assert value("distroml_train_failures_total", {"category": "signal"}) == 1
+    assert value("distroml_train_failures_total", {"category": "hang"}) == 0
     assert value("distroml_train_checkpoints_total", {"outcome": "committed"}) == 3
-    # Steps 201 to 240 ran twice, and both times cost tokens.
-    assert value("distroml_train_tokens_total", {"job": "job-live"}) == (380 + 40) * 16 * 256
+    job = {"job_id": "job-live"}
+    assert value("distroml_train_job_failures_total", job) == 1
+    assert value("distroml_train_last_checkpoint_step", job) == 300
+    # Steps 201 to 240 ran twice: both times cost tokens, and one time was of use.
+    assert value("distroml_train_tokens_total", job) == (380 + 40) * 16 * 256
+    spent = value("distroml_train_step_seconds_sum", job) or 0
+    assert value("distroml_train_useful_slot_seconds_total", job) == pytest.approx(spent * 2 * 380 / 420, rel=0.05)
+
+
+async def test_used_operations_are_told_by_the_plan_or_by_the_script(world: World) -> None:
+    async def caught_up() -> bool:
+        return world.projector.caught_up
+
+    # What a new read model finds in the log is not news.
+    await world.until(caught_up, "an empty log is read")
+    await world.log.submit("job-a", name="gpt")
+    await world.log.start("job-a")
+    await world.log.plan("job-a")
+    await world.folded()
+
+    def mfu() -> float | None:
+        return world.registry.get_sample_value("distroml_train_mfu_ratio", {"job_id": "job-a"})
+
+    (sample,) = steps("job-a", 1, 1, world=1)
+    await world.push(steps=[sample])
+    # Predicted for steps of 0.24 s: longer ones use less.
+    assert mfu() == pytest.approx(0.31 * 0.24 / sample.step_s)
+    sample.extra["mfu"] = 0.4
+    await world.push(steps=[sample])
+    assert mfu() == 0.4
 
 
 async def test_job_labels_are_bounded(tmp_path: Path) -> None:
@@ -183,12 +147,14 @@ async def test_job_labels_are_bounded(tmp_path: Path) -> None:
         for i in range(6):
             await world.push(steps=steps(f"job-{i}", 1, 1))
         found = [
-            sample.labels["job"]
+            sample.labels["job_id"]
             for family in world.registry.collect()
             if family.name == "distroml_train_step"
             for sample in family.samples
         ]
-        assert found == ["job-3", "job-4", "job-5"]
+        # Those that train keep theirs: were the newest let in, each would reset another one's counts.
+        assert found == ["job-0", "job-1", "job-2"]
+        assert world.registry.get_sample_value("distroml_telemetry_unlabelled_total") == 3
 
 
 async def test_the_projection_follows_the_log_and_skips_what_it_does_not_know(world: World) -> None:
@@ -197,12 +163,12 @@ async def test_the_projection_follows_the_log_and_skips_what_it_does_not_know(wo
     await world.log.job("job-a", "TurnedIntoAPumpkin", s.JobSucceeded(at_ms=1))
     await world.log.job("job-a", "Succeeded", s.JobSucceeded(at_ms=now_ms()))
     await world.folded()
-    view = await world.model.read(read_view, "job-a")
+    view = await world.model.history.view("job-a")
     assert view is not None
     assert (view.name, view.state, view.world_size) == ("digits", "succeeded", 2)
     assert world.projector.skipped == 1
     assert world.registry.get_sample_value("distroml_telemetry_skipped_events_total") == 1
-    events = await world.model.read(read_events, "job-a")
+    events = await world.model.history.events("job-a")
     assert events[0].type == "scheduler.job.Succeeded"
 
 
@@ -213,14 +179,14 @@ async def test_a_lost_model_is_filled_again_from_the_log(tmp_path: Path) -> None
         await first.log.submit("job-a")
         await first.log.start("job-a")
         await first.folded()
-    (tmp_path / "telemetry.sqlite").write_bytes(b"garbage" * 1000)
+    (tmp_path / "history.sqlite").write_bytes(b"garbage" * 1000)
     second = World(tmp_path, Limits(), store)
     async with second.running():
         await second.folded()
-        view = await second.model.read(read_view, "job-a")
+        view = await second.model.history.view("job-a")
         assert view is not None
         assert view.state == "running"
-        assert (await second.model.read(read_jobs)).total == 1
+        assert (await second.model.history.jobs(Filter())).total == 1
     await store.close()
 
 
@@ -237,7 +203,7 @@ async def test_a_restart_goes_on_where_the_model_stands(tmp_path: Path) -> None:
     async with second.running():
         await second.log.generation("job-a", 2)
         await second.folded()
-        view = await second.model.read(read_view, "job-a")
+        view = await second.model.history.view("job-a")
         assert view is not None
         assert view.restarts == (("signal", 1),)
         assert second.projector.folded < 6
@@ -253,5 +219,5 @@ async def test_another_log_is_folded_from_its_beginning(tmp_path: Path) -> None:
     async with second.running():
         await second.log.submit("job-new")
         await second.folded()
-        page = await second.model.read(read_jobs)
-        assert [view.job for view, _ in page.jobs] == ["job-new"]
+        page = await second.model.history.jobs(Filter())
+        assert [view.job for view in page.views] == ["job-new"]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from functools import reduce
 
+import msgspec
+
 from distroml.telemetry.dashboard.present_compression import change_rows, schemes_now
 from distroml.telemetry.domain import facts as f
 from distroml.telemetry.domain.summary import (
@@ -202,6 +204,7 @@ def test_the_schemes_that_hold_are_the_newest_generations() -> None:
     )
     assert schemes_now(view) == "none (bucket 0), int8 (bucket 1)"
     assert schemes_now(view_of(SUBMITTED)) == ""
+    assert schemes_now(view_of(msgspec.structs.replace(SUBMITTED, compress="int8"))) == "int8, as the job asks"
     newest, *_ = change_rows(view)
     assert (newest["step"], newest["buckets"], newest["change"]) == ("9", "bucket 0", "none → none")
     assert newest["why"] == {"text": "slow", "sub": "LinkSlower"}
@@ -224,6 +227,8 @@ def test_ways_of_the_wire_have_few_names() -> None:
     assert [scheme_kind(s) for s in ("powersgd:4+int8", "topk:0.01", "int8", "zip", "")] == [
         "powersgd", "topk", "int8", "other", "other",
     ]  # fmt: skip
-    values = wire_values({"dp_replicate/node/powersgd:4": 10, "dp_replicate/pod/powersgd:8": 5, "tp/node/none": 1})
-    assert values == {"wire_bytes": 16.0, "wire_bytes/dp_replicate/powersgd": 15.0, "wire_bytes/tp/none": 1.0}
+    values = wire_values(
+        {"dp_replicate/node/powersgd:4": 10, "dp_replicate/cluster/powersgd:8": 5, "dp_shard/node/int8": 1}
+    )
+    assert values == {"wire_bytes": 16.0, "wire_bytes/dp_replicate/powersgd": 15.0, "wire_bytes/dp_shard/int8": 1.0}
     assert wire_values({}) == {}

@@ -22,22 +22,41 @@ from distroml.statestore.memory import MemoryDatabase
 from distroml.telemetry.adapters.scheduler import Queue
 from distroml.telemetry.dashboard.port import take
 from distroml.telemetry.dashboard.server import Dashboard
+from distroml.telemetry.domain.usage import Price
+from distroml.telemetry.history.port import History, HistoryAway
+from distroml.telemetry.history.sqlite import SqliteHistory
 from distroml.telemetry.live import Changes
 from distroml.telemetry.meter import Meter
 from distroml.telemetry.metrics import TrainingMetrics
+from distroml.telemetry.past import Past
 from distroml.telemetry.reactor import Projector
 from distroml.telemetry.readmodel import ReadModel
+from distroml.telemetry.rolling import Roller
 from distroml.telemetry.server import FULL_NAME, TelemetryServicer
 from distroml.telemetry.settings import Limits
 
+PRICE = Price.parse("2.40 EUR")
 TOKEN = "a-token-for-tests"
+JAEGER_UI, GRAFANA_URL = "http://jaeger.test:16686", "http://grafana.test:3000/"
 R = TypeVar("R")
+
+
+async def until(condition: Callable[[], Coroutine[Any, Any, R]], what: str, within_s: float = 10) -> R:
+    """Ask until the answer is true."""
+    end = time.monotonic() + within_s
+    while not (answer := await condition()):
+        assert time.monotonic() < end, f"not within {within_s} s: {what}"
+        await asyncio.sleep(0.02)
+    return answer
 
 
 class World:
     """Everything of one telemetry process, for tests."""
 
-    def __init__(self, data: Path, limits: Limits, store: EventStore | None = None) -> None:
+    def __init__(
+        self, data: Path, limits: Limits, store: EventStore | None = None, history: History | None = None
+    ) -> None:
+        self.history = history
         self.data, self.limits = data, limits
         self.store = store or open_event_store(MemoryDatabase(DEPLOYMENT))
         self.log = EventLog(self.store)
@@ -48,17 +67,29 @@ class World:
     async def running(self, *, dashboard: bool = False) -> AsyncGenerator[World]:
         settings = ServiceSettings(service="telemetry", data=self.data, token=TOKEN, deployment=DEPLOYMENT)
         path = self.data / "telemetry.sqlite"
-        async with Service(settings) as service, ReadModel(path, self.limits, Changes()) as self.model:
+        history = self.history or SqliteHistory(self.data / "history.sqlite", max_events=self.limits.events)
+        async with Service(settings) as service, ReadModel(path, self.limits, Changes(), history) as self.model:
             self.metrics = TrainingMetrics(
                 max_jobs=self.limits.labelled_jobs, ttl_s=3600, clock_s=time.monotonic, registry=self.registry
             )
             meter = Meter(self.model, self.metrics)
             self.projector = Projector(
-                self.store, self.model, on_fact=meter.take, on_skip=self.metrics.skipped_events.inc
+                self.store,
+                self.model,
+                on_fact=meter.take,
+                on_skip=self.metrics.skipped_events.inc,
+                on_history=lambda why: service.report("history", why),
+                lead_s=2,
             )
             self.queue = Queue(None, self.model.changes)
             self.queue.away = ""
-            servicer = TelemetryServicer(self.model, self.metrics, self.limits, service.draining)
+            self.roller = Roller(self.model, self.limits, self.metrics)
+            past = Past(self.model, self.store, price=PRICE)
+            servicer = TelemetryServicer(
+                *(self.model, self.metrics, self.limits, past, service.draining),
+                jaeger_ui=JAEGER_UI,
+                grafana_url=GRAFANA_URL,
+            )
             service.add(add_TelemetryServiceServicer_to_server, servicer, FULL_NAME)
             service.background("projection", self.projector.run)
             service.background("recoveries", meter.run)
@@ -66,7 +97,15 @@ class World:
                 door = take("127.0.0.1:0")
                 service.on_close(door.close)
                 self.dashboard = Dashboard(
-                    self.model, self.projector, self.queue, taken=door, token=TOKEN, deployment=DEPLOYMENT
+                    self.model,
+                    self.projector,
+                    self.queue,
+                    taken=door,
+                    token=TOKEN,
+                    deployment=DEPLOYMENT,
+                    jaeger_ui=JAEGER_UI,
+                    price=PRICE,
+                    grafana_url=GRAFANA_URL,
                 )
                 service.background("dashboard", self.dashboard.run)
             await service.start()
@@ -85,18 +124,17 @@ class World:
 
     async def until(self, condition: Callable[[], Coroutine[Any, Any, R]], what: str, within_s: float = 10) -> R:
         """Ask until the answer is true."""
-        end = time.monotonic() + within_s
-        while not (answer := await condition()):
-            assert time.monotonic() < end, f"not within {within_s} s: {what}"
-            await asyncio.sleep(0.02)
-        return answer
+        return await until(condition, what, within_s)
 
     async def folded(self) -> None:
         """The projection has reached the log's head."""
         head = await self.store.head()
 
         async def there() -> bool:
-            cursor = await self.model.cursor()
+            try:
+                cursor = await self.model.history.cursor()
+            except HistoryAway:
+                return False
             return head.revision == 0 or (cursor is not None and cursor.log == head.log and cursor >= head)
 
         await self.until(there, "projection at the head")
@@ -153,7 +191,7 @@ async def a_running_job(world: World, job: str = "job-live", *, upto: int = 380)
         resources=[
             t.ResourceSample(
                 job=job, rank=rank, worker=f"{job}.1.node-a.{rank}", at_ms=now, cpu_ratio=0.93 - rank / 10,
-                rss_bytes=(620 + 35 * rank) << 20,
+                rss_bytes=(620 + 35 * rank) << 20, gpu_ratio=0.81 - rank / 10, gpu_bytes=5 << 30,
             )
             for rank in range(2)
         ],

@@ -27,6 +27,10 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
+
+
 class EventLog:
     """Writes public events as the services do."""
 
@@ -61,7 +65,10 @@ class EventLog:
         )
         await self.tell(
             f"scheduler/job/{job}",
-            ("scheduler.job.Submitted", s.JobSubmitted(job=job, spec=spec, at_ms=at)),
+            (
+                "scheduler.job.Submitted",
+                s.JobSubmitted(job=job, spec=spec, at_ms=at, traceparent=f"00-{TRACE_ID}-00f067aa0ba902b7-01"),
+            ),
             ("scheduler.job.Queued", s.JobQueued(at_ms=at, reason="WaitingForSlots")),
             at_ms=at,
             actor="ann",

@@ -16,12 +16,14 @@ from grpc.aio import Channel
 
 from distroml.agent import node as nodes
 from distroml.agent.adapters.bundles import Bundles
+from distroml.agent.adapters.gpus import Gpus
 from distroml.agent.adapters.held import Held, read_exit
+from distroml.agent.adapters.lines import Lines, LinesHere
 from distroml.agent.adapters.node import NodeStream
 from distroml.agent.adapters.processes import read_identity, write_whole
+from distroml.agent.adapters.shipping import LineCounts, LineShipping
 from distroml.agent.adapters.telemetry import TelemetryPush
 from distroml.agent.adapters.templates import Templates
-from distroml.agent.adapters.usage import Gpus
 from distroml.agent.domain.gang import Order
 from distroml.agent.domain.silence import standstill
 from distroml.agent.domain.warmth import key_of
@@ -34,7 +36,9 @@ from distroml.agent.spool import Spool
 from distroml.api.scheduler.v1 import nodes_pb2 as pb
 from distroml.events import fresh_id
 from distroml.observability import logger
+from distroml.observability.tracing import Tracing
 from distroml.rpc import SettingsError
+from distroml.workerlink import environment as names
 
 log = logger(__name__)
 
@@ -62,7 +66,10 @@ class Agent:
         rendezvous: Channel,
         checkpoint: Channel,
         telemetry: Channel,
+        tracing: Tracing | None = None,
         launcher: Launcher | None = None,
+        lines: Lines | None = None,
+        gpus: Gpus | None = None,
     ) -> None:
         self.settings = settings
         self.folder = settings.data / "node"
@@ -73,10 +80,11 @@ class Agent:
         self._ended: list[Path] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.down = False
-        gpus = Gpus()
+        gpus = gpus or Gpus.of_machine(environ.get(names.CUDA_VISIBLE_DEVICES))
         slots = nodes.offered_slots(settings, gpus)
         id = nodes.node_id(self.folder)
         spool = Spool(self.folder / "spool")
+        push = TelemetryPush(telemetry, id)
         self._environ = environ
         self._templates = Templates(self.folder, most=settings.templates) if settings.warm and not launcher else None
         self.node = nodes.Node(
@@ -93,10 +101,12 @@ class Agent:
             stream=NodeStream(
                 scheduler, spool, hello=self._hello, desired=self._on_desired, applied=lambda: self._applied()
             ),
-            telemetry=TelemetryPush(telemetry, id),
+            telemetry=push,
+            lines=lines or lines_here(push, settings),
             bundles=Bundles(scheduler, self.folder / "bundles"),
             rendezvous=rendezvous,
             checkpoint=checkpoint,
+            tracing=tracing or Tracing("agent"),
         )
 
     # ---- life
@@ -256,6 +266,12 @@ async def end_leftovers(workers: Path, *, keep: set[str], grace_s: float = DOWN_
     for held in found:
         await held.let_go()
     return len(found)
+
+
+def lines_here(push: TelemetryPush, settings: AgentSettings) -> Lines:
+    """Lines to telemetry alone, shipped by this process."""
+    counts = LineCounts(settings.log_bytes_per_s)
+    return LinesHere(LineShipping(push, bytes_per_s=settings.log_bytes_per_s, count=counts.count))
 
 
 def _lock(path: Path) -> BinaryIO:

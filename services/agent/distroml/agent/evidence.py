@@ -7,17 +7,17 @@ import errno
 import os
 
 
-def oom_kills() -> int:
+def oom_kills(groups_of_self: str = "/proc/self/cgroup", tree: str = "/sys/fs/cgroup") -> int:
     """Processes of our control group that the kernel killed for memory; -1 where it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
-        with open("/proc/self/cgroup") as file:
+        with open(groups_of_self) as file:
             groups = [line.rstrip("\n").split(":", 2) for line in file]
         for _, controllers, path in groups:
             if "memory" in controllers.split(","):
-                return _counter(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+                return _counter(f"{tree}/memory{path}/memory.oom_control")
         for hierarchy, _, path in groups:
             if hierarchy == "0":
-                return _counter(f"/sys/fs/cgroup{path}/memory.events")
+                return _counter(f"{tree}{path}/memory.events")
     return -1
 
 
@@ -30,8 +30,11 @@ def _counter(path: str) -> int:
     return -1
 
 
-def oom_evidence(pid: int, before: int) -> str:
-    """Why a SIGKILL counts as out of memory, or empty: the kernel's log about this process, else its counter."""
+def oom_evidence(pid: int, before: int, after: int) -> str:
+    """Why a SIGKILL counts as out of memory, or empty: the kernel's log about this process, else its counter.
+
+    `before` and `after` are what `oom_kills` said when the process began and has ended.
+    """
     with contextlib.suppress(OSError):
         log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -46,5 +49,4 @@ def oom_evidence(pid: int, before: int) -> str:
                     return line.partition(";")[2].split("\n", 1)[0][:400]
         finally:
             os.close(log)
-    after = oom_kills()
     return f"memory oom_kill counter went from {before} to {after}" if 0 <= before < after else ""

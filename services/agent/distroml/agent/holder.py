@@ -271,7 +271,8 @@ class Holder:
         stray = self._end_strays()
         self._drain()
         code = os.waitstatus_to_exitcode(status)
-        evidence = oom_evidence(self._pid, self._oom_before) if code == -signal.SIGKILL and not self._signals else ""
+        unasked = code == -signal.SIGKILL and not self._signals
+        evidence = oom_evidence(self._pid, self._oom_before, oom_kills()) if unasked else ""
         record = {
             **self._status(),
             "boot_id": self._task["boot_id"],

@@ -72,7 +72,8 @@ def start_time(pid: int) -> int:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return 0
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+    # Its first thread is a zombie as soon as that has ended; the last one to end closes files and frees ports.
+    return 0 if fields[0] in (b"Z", b"X") and int(fields[17]) <= 1 else int(fields[19])
 
 
 def launch(order: LaunchOrder, reply_fd: int) -> Literal["worker"]:

@@ -11,10 +11,11 @@ import msgspec
 from grpc.aio import Channel
 
 from distroml.agent.adapters.bundles import Bundles
+from distroml.agent.adapters.gpus import Gpus
+from distroml.agent.adapters.lines import Lines
 from distroml.agent.adapters.node import NodeStream
 from distroml.agent.adapters.processes import write_whole
 from distroml.agent.adapters.telemetry import TelemetryPush
-from distroml.agent.adapters.usage import Gpus
 from distroml.agent.domain.environment import (
     Identity,
     Rank,
@@ -31,6 +32,7 @@ from distroml.agent.worker import Facts
 from distroml.api.scheduler.v1 import jobs_pb2 as jobs
 from distroml.api.scheduler.v1 import nodes_pb2 as nodes
 from distroml.events import fresh_id
+from distroml.observability.tracing import Tracing
 from distroml.workerlink import CheckpointRef
 
 
@@ -50,9 +52,11 @@ class Node:
     spool: Spool
     stream: NodeStream
     telemetry: TelemetryPush
+    lines: Lines
     bundles: Bundles
     rendezvous: Channel
     checkpoint: Channel
+    tracing: Tracing
 
     @property
     def workers(self) -> Path:
@@ -62,7 +66,7 @@ class Node:
     @property
     def objects(self) -> str:
         """Where workers put checkpoints."""
-        return self.settings.objects or (self.settings.data / "objects").as_uri()
+        return self.settings.objects_location
 
     def environment(self, spec: dict[str, str]) -> dict[str, str]:
         """What a job's workers get, whatever their rank; raises `MissingSecret`."""
@@ -119,7 +123,8 @@ def environment_of(
         store_port=formed.store_port,
         restore=f"{restore.step}:{restore.manifest_hash}" if restore is not None else "",
     )
-    return worker_environment(base, identity, rank, devices=",".join(devices))
+    traceparent = formed.traceparent or desired.traceparent
+    return worker_environment(base, identity, rank, devices=",".join(devices), traceparent=traceparent)
 
 
 class Secrets(dict[str, str]):
@@ -152,9 +157,9 @@ def node_id(folder: Path) -> str:
 
 
 def offered_slots(settings: AgentSettings, gpus: Gpus) -> tuple[jobs.Slot, ...]:
-    """A slot per GPU; on a machine without, CPU slots."""
+    """A slot per GPU that this process may use; where there is none, or a number was asked for, CPU slots."""
     if gpus.found and not settings.slots:
-        return tuple(jobs.Slot(id=f"cuda-{gpu.index}", kind="cuda", device=str(gpu.index)) for gpu in gpus.found)
+        return tuple(jobs.Slot(id=f"cuda-{gpu.device}", kind="cuda", device=gpu.device) for gpu in gpus.found)
     count = settings.slots or os.cpu_count() or 1
     return tuple(jobs.Slot(id=f"cpu-{index}", kind="cpu", device="cpu") for index in range(count))
 

@@ -15,11 +15,11 @@ from distroml.agent.domain import effects, inputs
 from distroml.agent.domain.exits import Category, ExitRecord, Intent, Verdict, classify, intent_of, over_mpi
 from distroml.agent.domain.gang import Formed, Process
 from distroml.agent.launch import EXIT_CANNOT_START, LaunchOrder
-from distroml.agent.launcher import CannotStart
+from distroml.agent.launcher import CannotStart, Launched
 from distroml.agent.node import environment_of
 from distroml.agent.worker import Facts, Running, mark_reported
 from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
-from distroml.observability import logger
+from distroml.observability import logger, names, trace
 from distroml.workerlink import AwaitGeneration, CheckpointRef, Generation, Hello, ToAgent, ToWorker
 from distroml.workerlink.backends import MPI
 
@@ -74,6 +74,7 @@ class Places:
         """Send over the link; a new generation is kept for the next agent."""
         if isinstance(message, Generation) and (running := self.running.get(worker)) is not None:
             running.facts.generation, running.facts.rank = message.number, message.rank
+            running.output.place(message.rank, message.number)
             running.save_facts()
         self._runner.node.link.tell(worker, message)
 
@@ -87,14 +88,18 @@ class Places:
     def _expect(self, facts: Facts) -> Running:
         folder = worker_folder(self._runner.folder, facts)
         folder.mkdir(parents=True, exist_ok=True)
+        # A line that names no span of its own belongs to its job's trace all the same.
+        above = trace.parse(self._runner.desired.traceparent)
         record = telemetry.LogRecord(
             job=self._runner.desired.job,
             rank=facts.rank,
             worker=facts.worker,
             generation=facts.generation,
             incarnation=facts.incarnation,
+            attempt=self._runner.desired.attempt,
+            trace_id=above.trace_id if above else "",
         )
-        running = Running(folder, facts, self, record, self._runner.node.telemetry.add_line)
+        running = Running(folder, facts, self, self._runner.node.lines.follow(folder, record))
         self.running[facts.worker] = running
         self._runner.node.link.expect(facts.worker, facts.incarnation, running)
         return running
@@ -118,10 +123,11 @@ class Places:
                 log_cap_bytes=desired.spec.log_cap_bytes or DEFAULT_LOG_CAP_BYTES,
                 orphan_grace_s=node.settings.orphan_grace_s,
             )
-            launched = await node.launcher.start(order)
+            launched = await self._started(running, formed, order)
         except (CannotStart, OSError) as error:
             verdict = Verdict(code=EXIT_CANNOT_START, signal=0, category=Category.SETUP, message=str(error))
             self._over(running, verdict)
+            await running.output.finish()
             return
         self._attach(running, launched.held)
         self._runner.saying.started(running, launched)
@@ -133,6 +139,21 @@ class Places:
             seconds=round(launched.seconds, 3),
             why_cold=launched.why_cold,
         )
+
+    async def _started(self, running: Running, formed: Formed, order: LaunchOrder) -> Launched:
+        node, facts = self._runner.node, running.facts
+        attributes = {
+            names.SPAN_JOB: self._runner.desired.job,
+            names.SPAN_NODE: node.id,
+            names.SPAN_WORKER: facts.worker,
+            names.SPAN_GENERATION: facts.generation,
+            names.SPAN_RANK: facts.rank,
+        }
+        above = trace.parse(formed.traceparent)
+        with node.tracing.span(names.SPAN_START_WORKER, parent=above, attributes=attributes) as span:
+            launched = await node.launcher.start(order)
+            span.set_attribute(names.SPAN_START, launched.start)
+        return launched
 
     def _attach(self, running: Running, held: Held) -> None:
         self._runner.node.link.is_pid(running.facts.worker, held.identity.worker_pid)
@@ -194,9 +215,7 @@ class Places:
             expected=verdict.expected,
         )
         self._over(running, verdict)
-        while running.output.look():
-            await asyncio.sleep(0)
-        running.output.finish()
+        await running.output.finish()
 
     def _over(self, running: Running, verdict: Verdict) -> None:
         worker = running.facts.worker
@@ -224,8 +243,7 @@ class Places:
     def read_output(self) -> None:
         """Several times a second, a bounded piece each."""
         for running in list(self.running.values()):
-            if self._runner.node.telemetry.room_for_lines:
-                running.output.look()
+            running.output.look()
 
     def heartbeat(self) -> None:
         """Tell the holders that somebody is there."""

@@ -30,7 +30,7 @@ from distroml.agent.saying import Saying
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as rdzv
 from distroml.api.scheduler.v1 import nodes_pb2 as pb
 from distroml.events import fresh_id
-from distroml.observability import logger
+from distroml.observability import logger, names, trace
 from distroml.rpc import RemoteError
 from distroml.workerlink.backends import MPI
 
@@ -59,7 +59,7 @@ class AttemptRunner:
         self._wound_up = asyncio.Event()
         self._file = AttemptFile(self.folder)
         keep = desired.spec.checkpoint.keep if desired.spec.checkpoint.HasField("keep") else DEFAULT_KEEP
-        facts = JobFacts(job=desired.job, project=desired.spec.project, keep=keep)
+        facts = JobFacts(job=desired.job, project=desired.spec.project, keep=keep, traceparent=desired.traceparent)
         self.checkpoints = Checkpoints(node.checkpoint, facts, node.spool, node.link.tell)
         self.rendezvous = RendezvousStream(
             node.rendezvous,
@@ -67,6 +67,7 @@ class AttemptRunner:
             self.name,
             hear=self.feed,
             heartbeat=lambda: self.state.running_generation,
+            traceparent=desired.traceparent,
         )
         self.places = Places(self)
         self.saying = Saying(self)
@@ -219,24 +220,28 @@ class AttemptRunner:
     # ---- getting ready
 
     async def _prepare(self) -> None:
-        spec = self.desired.spec
+        attributes = {names.SPAN_JOB: self.desired.job, names.SPAN_ATTEMPT: self.desired.attempt}
+        above = trace.parse(self.desired.traceparent)
         try:
-            self._base = self.node.environment(dict(spec.env))
-            python = spec.python or sys.executable
-            if not os.access(python, os.X_OK):
-                raise CodeUnavailable(
-                    f"there is no interpreter {python} on this node; install it, or leave `python` out"
-                )
-            if spec.backend == MPI and (lacking := await why_not(python, self._base)):
-                raise MpiUnavailable(f"the back end mpi was asked for, and {lacking}; or choose the back end gloo")
-            if spec.bundle:
-                await self.node.bundles.unpack(spec.bundle, self.code)
-            else:
-                self.code.mkdir(parents=True, exist_ok=True)
+            with self.node.tracing.span(names.SPAN_PREPARE, parent=above, attributes=attributes):
+                await self._make_ready()
         except (MissingSecret, CodeUnavailable, MpiUnavailable, OSError) as error:
             self.feed(inputs.PrepareFailed(str(error)))
             return
         self.feed(inputs.Prepared())
+
+    async def _make_ready(self) -> None:
+        spec = self.desired.spec
+        self._base = self.node.environment(dict(spec.env))
+        python = spec.python or sys.executable
+        if not os.access(python, os.X_OK):
+            raise CodeUnavailable(f"there is no interpreter {python} on this node; install it, or leave `python` out")
+        if spec.backend == MPI and (lacking := await why_not(python, self._base)):
+            raise MpiUnavailable(f"the back end mpi was asked for, and {lacking}; or choose the back end gloo")
+        if spec.bundle:
+            await self.node.bundles.unpack(spec.bundle, self.code)
+        else:
+            self.code.mkdir(parents=True, exist_ok=True)
 
     @property
     def code(self) -> Path:
@@ -280,8 +285,10 @@ class AttemptRunner:
         self.rendezvous.join(make)
 
     async def _ask_restore(self, number: int) -> None:
+        formed = self.state.formed
         try:
-            restore = await self.checkpoints.latest(number)
+            with trace.use(trace.parse(formed.traceparent if formed else self.desired.traceparent)):
+                restore = await self.checkpoints.latest(number)
         except RemoteError as error:
             if error.reason == "StaleGeneration":
                 # A newer generation is on its way, and asks again.

@@ -12,6 +12,9 @@ from distroml.agent.launcher import Launched
 from distroml.agent.worker import Running
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as rdzv
 from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
+from distroml.observability import names, trace
+from distroml.observability.exporting import dropped
+from distroml.observability.tracing import resource
 from distroml.workerlink import (
     AskLatest,
     CompressionAdvised,
@@ -92,6 +95,7 @@ class Saying:
                 running.dropped_by_worker = max(dropped, running.dropped_by_worker)
             case Span():
                 push.add_span(wire.span_record(job, message))
+                self._trace(running, message)
             case StepRecorded():
                 self._report(wire.step_report(worker, message))
             case PlanChosen():
@@ -119,6 +123,30 @@ class Saying:
             case _:
                 pass
 
+    def _trace(self, running: Running, said: Span) -> None:
+        """Export a worker's span as that process's own."""
+        node, context = self._runner.node, trace.parse(f"00-{said.trace_id}-{said.span_id}-01")
+        dropped(max(0, said.dropped - running.dropped_spans), "link")
+        running.dropped_spans = max(said.dropped, running.dropped_spans)
+        if context is None:
+            return
+        facts = running.facts
+        node.tracing.record(
+            said.name,
+            context,
+            parent=trace.parse(f"00-{said.trace_id}-{said.parent_span_id}-01"),
+            start_ns=said.start_ns,
+            end_ns=said.end_ns,
+            attributes={
+                **said.attributes,
+                names.SPAN_JOB: self._runner.desired.job,
+                names.SPAN_NODE: node.id,
+                names.SPAN_WORKER: facts.worker,
+            },
+            error=said.error,
+            of=resource("worker", deployment=node.settings.deployment, instance=f"{facts.worker}.{facts.incarnation}"),
+        )
+
     def progress(self) -> None:
         """Tell the scheduler how far the attempt is, where that changed."""
         steps = [(running.step, running.total_steps) for running in self._runner.places.running.values()]
@@ -139,7 +167,8 @@ class Saying:
         """Tell telemetry what the workers use."""
         node = self._runner.node
         held = set(self._runner.desired.slots)
-        devices = [int(slot.device) for slot in node.slots if slot.id in held and slot.kind == "cuda"]
+        devices = [slot.device for slot in node.slots if slot.id in held and slot.kind == "cuda"]
+        formed = self._runner.state.formed
         for running in self._runner.places.running.values():
             looked = running.usage()
             if looked is None:
@@ -153,10 +182,12 @@ class Saying:
                 rss_bytes=looked[1],
                 node=node.id,
             )
-            place = int(running.facts.worker.rpartition(".")[2])
-            gpu = node.gpus.look(devices[place]) if place < len(devices) else None
-            if gpu is not None:
-                sample.gpu_ratio, sample.gpu_bytes = gpu
+            # A script takes the GPU of its local rank, as under torchrun.
+            member = formed.member(running.facts.worker) if formed is not None else None
+            if member is not None and member.local_rank < len(devices):
+                figures = node.gpus.look(devices[member.local_rank])
+                if figures is not None:
+                    sample.gpu_ratio, sample.gpu_bytes = figures
             node.telemetry.add_resource(sample)
 
     def _report(self, report: rdzv.WorkerReport, *, durable: bool = False) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -14,12 +13,11 @@ from typing import Protocol
 import msgspec
 
 from distroml.agent.adapters.held import Held
-from distroml.agent.adapters.output import OutputTail
+from distroml.agent.adapters.lines import Tail
 from distroml.agent.adapters.processes import process_state, write_whole
 from distroml.agent.adapters.usage import Usage, usage_of
 from distroml.agent.domain.exits import ExitRecord, Failure
 from distroml.agent.domain.silence import Hang, Seen, forgive, judge
-from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
 from distroml.workerlink import Heartbeat, Hello, Samples, Stopping, ToAgent, WorkerFailed
 
 
@@ -63,8 +61,7 @@ class Running:
         folder: Path,
         facts: Facts,
         listener: Listener,
-        log: telemetry.LogRecord,
-        add_line: Callable[[telemetry.LogRecord], None],
+        output: Tail,
     ) -> None:
         self.folder = folder
         self.facts = facts
@@ -73,7 +70,8 @@ class Running:
         self.step = 0
         self.total_steps = 0
         self.dropped_by_worker = 0
-        self.output = OutputTail(folder, log, add_line)
+        self.dropped_spans = 0
+        self.output = output
         self.link_gone = asyncio.Event()
         self.link_gone.set()
         self._listener = listener

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from distroml import observability
 from distroml.checkpoint.service import compose
 from distroml.checkpoint.settings import read_settings
-from distroml.rpc import Service, launch
+from distroml.rpc import Service, launch, open_stores
 
 
 async def serve() -> None:
     """Serve until SIGTERM."""
     settings = read_settings()
     observability.setup(settings.service, deployment=settings.deployment, level=settings.log_level)
-    async with Service(settings) as service:
-        compose(service, settings)
+    async with open_stores(settings) as stores, Service(settings) as service:
+        service.background("stores", partial(stores.watch, service.report))
+        compose(service, settings, stores)
         await service.run()
 
 

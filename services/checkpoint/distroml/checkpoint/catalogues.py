@@ -78,9 +78,11 @@ class Catalogues:
         )
         async with self._deciding.setdefault(job, asyncio.Lock()):
             try:
-                return await handle(self._repository, stream_of(job), command, context=context, guards=guards, key=key)
+                done = await handle(self._repository, stream_of(job), command, context=context, guards=guards, key=key)
             except WrongExpectedVersion as lost:
                 raise Unavailable("Busy", f"{job} changes too fast just now ({lost}); try again") from lost
+        metrics.count(done.events)
+        return done
 
     async def begin(self, command: BeginSave) -> Catalogue:
         """Open a save under the job's fence; the state after, in which it may not be open.
@@ -163,13 +165,11 @@ class Catalogues:
         hit("checkpoint.committed")
         for event in done.events:
             if isinstance(event, Committed):
-                metrics.committed(event)
                 log.info("checkpoint committed", job=job, step=event.step, manifest=event.manifest_hash)
         return done.state or await self.load(job)
 
     async def fail(self, job: str, command: FailSave) -> None:
         """A rank cannot save."""
-        metrics.SAVES_FAILED.labels(command.reason).inc()
         await self.handle(job, command, generation=command.generation)
 
     async def _close(self, job: str, state: Catalogue, why: Rejection) -> Catalogue:
@@ -184,7 +184,6 @@ class Catalogues:
             message=why.message,
         )
         log.warning("save failed", job=job, step=state.open.step, reason=why.reason, why=why.message)
-        metrics.SAVES_FAILED.labels(why.reason).inc()
         done = await self.handle(job, command, generation=state.open.generation, project=state.project)
         return done.state or await self.load(job)
 

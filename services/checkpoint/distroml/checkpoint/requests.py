@@ -10,6 +10,7 @@ from distroml.checkpoint.domain.state import MAX_KEEP, MAX_WORLD_SIZE, save_numb
 from distroml.events import is_name
 from distroml.rpc.errors import InvalidArgument
 
+MAX_REQUEST_ID_CHARS = 128
 MAX_PIN_S = 10 * 365 * 24 * 3600
 _PAGE, _MAX_PAGE = 50, 500
 _MESSAGE_CHARACTERS = 4000
@@ -80,8 +81,14 @@ def check_pin(request: pb.PinCheckpointRequest) -> None:
             *_job(request.job),
             *_between("ttl_s", request.ttl_s, 0, MAX_PIN_S),
             *([] if 0 < len(request.owner) <= 200 else [("owner", "says who pins, in 1 to 200 characters")]),
+            *_request_id(request.request_id),
         ]
     )
+
+
+def check_delete(request: pb.DeleteCheckpointRequest) -> None:
+    """Raise `InvalidArgument`."""
+    _raise([*_job(request.job), *_request_id(request.request_id)])
 
 
 def page_token(token: str) -> str:
@@ -111,6 +118,12 @@ def _save(generation: int, step: int) -> Violations:
 
 def _between(field: str, value: int, low: int, high: int) -> Violations:
     return [] if low <= value <= high else [(field, f"is {value}; it is between {low} and {high}")]
+
+
+def _request_id(id_: str) -> Violations:
+    if len(id_) <= MAX_REQUEST_ID_CHARS and (not id_ or id_.isprintable()):
+        return []
+    return [("request_id", f"is longer than {MAX_REQUEST_ID_CHARS} characters or not printable; use a fresh UUID")]
 
 
 def _hash(field: str, value: str) -> Violations:

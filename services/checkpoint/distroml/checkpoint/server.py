@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from distroml.api.checkpoint.v1 import checkpoint_pb2 as pb
@@ -11,6 +13,7 @@ from distroml.checkpoint.catalogues import Catalogues
 from distroml.checkpoint.domain import reasons
 from distroml.checkpoint.domain.commands import BeginSave, Delete, FailSave, Pin, ReportShard
 from distroml.checkpoint.domain.state import Catalogue, Checkpoint
+from distroml.events import Rejection
 from distroml.eventstore.handle import CommandKey
 from distroml.manifest import Keys
 from distroml.rpc.errors import FailedPrecondition, NotFound
@@ -98,13 +101,14 @@ class CheckpointServer(CheckpointServiceServicer):
     async def ReportCorruption(self, request: pb.ReportCorruptionRequest, context: Any) -> pb.GetLatestResponse:
         """Set a checkpoint aside and name the next best."""
         requests.check_corruption(request)
-        await self._catalogues.corrupt(
-            request.job,
-            request.manifest_hash,
-            request.object_key,
-            request.chunk_hash,
-            requests.cut(request.message),
-        )
+        with _absent_is_not_found():
+            await self._catalogues.corrupt(
+                request.job,
+                request.manifest_hash,
+                request.object_key,
+                request.chunk_hash,
+                requests.cut(request.message),
+            )
         latest = await self._catalogues.latest(request.job, request.generation, 0)
         return await self._latest(request.job, latest)
 
@@ -137,16 +141,18 @@ class CheckpointServer(CheckpointServiceServicer):
 
     async def DeleteCheckpoint(self, request: pb.DeleteCheckpointRequest, context: Any) -> pb.DeleteCheckpointResponse:
         """Remove a checkpoint that nothing holds."""
-        requests.check_job(request.job)
+        requests.check_delete(request)
         command = Delete(at_ms=self._catalogues.now_ms(), step=request.step)
-        await self._catalogues.handle(request.job, command, key=_key(request))
+        with _absent_is_not_found():
+            await self._catalogues.handle(request.job, command, key=_key(request))
         return pb.DeleteCheckpointResponse()
 
     async def PinCheckpoint(self, request: pb.PinCheckpointRequest, context: Any) -> pb.PinCheckpointResponse:
         """Keep a checkpoint, or stop keeping it."""
         requests.check_pin(request)
         command = Pin(at_ms=self._catalogues.now_ms(), step=request.step, owner=request.owner, ttl_s=request.ttl_s)
-        await self._catalogues.handle(request.job, command, key=_key(request))
+        with _absent_is_not_found():
+            await self._catalogues.handle(request.job, command, key=_key(request))
         state = await self._catalogues.load(request.job)
         checkpoint = _of_step(state, request.job, request.step)
         return pb.PinCheckpointResponse(checkpoint=_message(state, checkpoint, self._catalogues.now_ms()))
@@ -159,7 +165,20 @@ class CheckpointServer(CheckpointServiceServicer):
 
 
 def _key(request: pb.DeleteCheckpointRequest | pb.PinCheckpointRequest) -> CommandKey | None:
-    return CommandKey(request.request_id, request.SerializeToString(deterministic=True)) if request.request_id else None
+    if not request.request_id:
+        return None
+    content = type(request).__name__.encode() + b"\n" + request.SerializeToString(deterministic=True)
+    return CommandKey(f"checkpoints/{request.request_id}", content)
+
+
+@contextmanager
+def _absent_is_not_found() -> Generator[None]:
+    try:
+        yield
+    except Rejection as rejection:
+        if rejection.reason == reasons.UNKNOWN_CHECKPOINT:
+            raise NotFound(rejection.reason, rejection.message, **rejection.metadata) from None
+        raise
 
 
 def _of_step(state: Catalogue, job: str, step: int) -> Checkpoint:

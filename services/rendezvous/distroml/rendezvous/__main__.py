@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from distroml import observability
-from distroml.eventstore.sqlite import open_event_store
 from distroml.rendezvous.service import install
 from distroml.rendezvous.settings import read_settings
-from distroml.rpc import Service, launch
-from distroml.statestore.sqlite import open_state_store
+from distroml.rpc import Service, launch, open_stores
 
 
 async def serve() -> None:
     """Serve until SIGTERM."""
     settings = read_settings()
     observability.setup(settings.service, deployment=settings.deployment, level=settings.log_level)
-    async with Service(settings) as service:
-        path = settings.data / "control.sqlite"
-        events = open_event_store(path, deployment=settings.deployment)
-        service.on_close(events.close)
-        states = open_state_store(path, deployment=settings.deployment)
-        service.on_close(states.close)
-        install(service, settings, events, states)
+    async with open_stores(settings) as stores, Service(settings) as service:
+        service.background("stores", partial(stores.watch, service.report))
+        install(service, settings, stores.events, stores.state)
         await service.run()
 
 

@@ -18,12 +18,14 @@ from distroml import observability
 from distroml.events import Context, Recorded, Rejection
 from distroml.eventstore import CommitRefused, Fenced, Guard
 from distroml.eventstore.handle import Unit, transact
+from distroml.observability.tracing import Tracing
 from distroml.rendezvous.adapters.codec import RendezvousRepository, stream_of
 from distroml.rendezvous.adapters.keys import extra_parts, fence_guard, fence_key
 from distroml.rendezvous.adapters.messages import event_response
 from distroml.rendezvous.domain import Command, Event, Rendezvous, ReportExit, ReportLinks, ReportMeasured, ReportPlan
 from distroml.rendezvous.journal import note
 from distroml.rendezvous.session import Remembered, Session
+from distroml.rendezvous.spans import JobSpans
 from distroml.rpc import Caller
 from distroml.rpc.errors import Unavailable
 
@@ -49,11 +51,12 @@ class _Asked:
 class Job:
     """The actor of one job. `state` is the committed state as far as this process has seen it."""
 
-    def __init__(self, job: str, repository: RendezvousRepository, deployment: str) -> None:
+    def __init__(self, job: str, repository: RendezvousRepository, deployment: str, tracing: Tracing) -> None:
         self.name = job
         self.state = repository.decider.initial
         self.version = 0
         self.acked = Remembered()
+        self.spans = JobSpans(job, tracing)
         self._repository, self._deployment = repository, deployment
         self._asked: deque[_Asked] = deque()
         self._sessions: set[Session] = set()
@@ -219,7 +222,9 @@ class Job:
             self.state = self._repository.decider.evolve(self.state, event)
             self.version, self._project = recorded.version, recorded.context.project
             note(event, self.name)
+            self.spans.saw(event, recorded.context.traceparent)
             if (response := event_response(event)) is not None:
+                response.traceparent = recorded.context.traceparent
                 for session in self._sessions:
                     session.tell(response)
 
@@ -232,6 +237,7 @@ class Job:
         first = batch[0].caller
         if any(asked.caller.actor != first.actor for asked in batch):
             first = replace(first, actor="rendezvous")
+        first = replace(first, traceparent=self.spans.of_commit())
         return first.context(
             deployment=self._deployment,
             project=self._project,

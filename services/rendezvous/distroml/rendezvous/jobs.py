@@ -7,6 +7,7 @@ import contextvars
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+from distroml.observability.tracing import Tracing
 from distroml.rendezvous.adapters.codec import RendezvousRepository
 from distroml.rendezvous.job import Job
 
@@ -14,9 +15,9 @@ from distroml.rendezvous.job import Job
 class Jobs:
     """The actors of this process. One lives as long as somebody uses it."""
 
-    def __init__(self, repository: RendezvousRepository, deployment: str) -> None:
+    def __init__(self, repository: RendezvousRepository, deployment: str, tracing: Tracing) -> None:
         self.repository = repository
-        self._deployment = deployment
+        self._deployment, self._tracing = deployment, tracing
         self._actors: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._users: dict[str, int] = {}
 
@@ -25,7 +26,7 @@ class Jobs:
         """The job's actor, running."""
         self._users[job] = self._users.get(job, 0) + 1
         if job not in self._actors:
-            made = Job(job, self.repository, self._deployment)
+            made = Job(job, self.repository, self._deployment, self._tracing)
             # It outlives and serves more than the call that needs it first: nothing of that call's context is its own.
             running = asyncio.create_task(made.run(), name=f"job {job}", context=contextvars.Context())
             self._actors[job] = made, running

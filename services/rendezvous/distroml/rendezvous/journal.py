@@ -5,21 +5,26 @@ from __future__ import annotations
 from typing import Final
 
 from distroml import observability
+from distroml.observability import names
 from distroml.observability.metrics import counter, gauge
 from distroml.rendezvous.domain import Event
 from distroml.rendezvous.domain import events as ev
 
 log = observability.logger(__name__)
 
-SESSIONS: Final = gauge("distroml_rendezvous_sessions", "Agents joined to this replica now.")
+SESSIONS: Final = gauge(names.RENDEZVOUS_SESSIONS, "Agents joined to this replica now.")
 REFUSED: Final = counter(
-    "distroml_rendezvous_reports_refused_total", "Reports that can never be recorded, by reason.", ("reason",)
+    names.RENDEZVOUS_REFUSED, "Reports that can never be recorded, by reason.", (names.LABEL_REASON,)
 )
 _DECIDED: Final = counter(
-    "distroml_rendezvous_decisions_total",
+    names.RENDEZVOUS_DECISIONS,
     "Generations opened, formed and broken, and attempts closed, as this replica has seen them.",
-    ("event",),
+    (names.LABEL_EVENT,),
 )
+
+# A series that begins at its first count would hide it from `rate`.
+for _event in (ev.GenerationOpened, ev.GenerationFormed, ev.GenerationBroken, ev.Closed):
+    _DECIDED.labels(_event.__name__)
 
 
 def note(event: Event, job: str) -> None:

@@ -20,6 +20,8 @@ from distroml.rendezvous.domain import Command, ReportLost, Tick, Waiting, limit
 from distroml.rendezvous.job import Job
 from distroml.rendezvous.jobs import Jobs
 from distroml.rpc import system_caller
+from distroml.rpc.leases import lease_held
+from distroml.rpc.retirement import Retirement
 from distroml.statestore import CasConflict, LeaseGone, StateStore
 
 log = observability.logger(__name__)
@@ -64,10 +66,12 @@ class Sight:
 
 
 class Judge:
-    """The background task that judges while this replica holds the judge's lease."""
+    """The background task that judges while this replica holds the judge's lease, with `retirement` beside it."""
 
-    def __init__(self, events: EventStore, states: StateStore, jobs: Jobs, *, ttl_s: int) -> None:
-        self._events, self._states, self._jobs = events, states, jobs
+    def __init__(
+        self, events: EventStore, states: StateStore, jobs: Jobs, retirement: Retirement, *, ttl_s: int
+    ) -> None:
+        self._events, self._states, self._jobs, self._retirement = events, states, jobs, retirement
         self._ttl_s = ttl_s
         # Well below the third of a ttl after which a judge takes itself for one that stood still.
         self._interval_s = min(0.5, ttl_s / 8)
@@ -83,8 +87,11 @@ class Judge:
                 await asyncio.sleep(LEASE_TTL_S / 5)
                 continue
             log.info("judging memberships")
+            guard = Guard(LEASE_KEY, revision=entry.revision)
             try:
-                await self._judge(lease, Guard(LEASE_KEY, revision=entry.revision))
+                with lease_held(LEASE_KEY):
+                    async with self._retirement.beside(guard):
+                        await self._judge(lease, guard)
             except (LeaseGone, Fenced):
                 log.info("another replica judges memberships")
             finally:

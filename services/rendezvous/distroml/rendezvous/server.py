@@ -59,6 +59,7 @@ class RendezvousServer(_Servicer):
         conversation = _Conversation(self._states, self._lease_ttl_s, joining, who)
         with observability.bound(job=joining.job, node=joining.sender.node):
             async with self._jobs.using(joining.job) as job:
+                job.spans.belongs_to(who.traceparent)
                 SESSIONS.inc()
                 reader = asyncio.create_task(conversation.listen(job, requests))
                 try:

@@ -9,6 +9,7 @@ from distroml.rendezvous.adapters.codec import STREAM_PREFIX, repository
 from distroml.rendezvous.feed import follow
 from distroml.rendezvous.jobs import Jobs
 from distroml.rendezvous.judge import Judge
+from distroml.rendezvous.retiring import retirement
 from distroml.rendezvous.server import RendezvousServer
 from distroml.rendezvous.settings import RendezvousSettings
 from distroml.rpc import Service
@@ -18,7 +19,7 @@ from distroml.statestore import StateStore
 
 def install(service: Service, settings: RendezvousSettings, events: EventStore, states: StateStore) -> Jobs:
     """Serve RendezvousService and ReplayService from these stores, and judge memberships."""
-    jobs = Jobs(repository(events), settings.deployment)
+    jobs = Jobs(repository(events), settings.deployment, service.tracing)
     ttl_s = settings.member_ttl_s
     service.add(
         rendezvous_pb2_grpc.add_RendezvousServiceServicer_to_server,
@@ -31,6 +32,7 @@ def install(service: Service, settings: RendezvousSettings, events: EventStore, 
         "distroml.api.common.v1.ReplayService",
     )
     service.background("feed", lambda: follow(states, jobs))
-    service.background("judge", Judge(events, states, jobs, ttl_s=ttl_s).run)
+    retiring = retirement(jobs.repository, after_s=settings.retire_after_s)
+    service.background("judge", Judge(events, states, jobs, retiring, ttl_s=ttl_s).run)
     service.on_drain(jobs.close)
     return jobs

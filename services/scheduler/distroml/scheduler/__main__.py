@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from distroml import observability
-from distroml.eventstore.sqlite import open_event_store
-from distroml.objectstore.filesystem import open_object_store
-from distroml.rpc import Service, connect, launch
+from distroml.rpc import Service, connect, launch, open_stores
 from distroml.scheduler.compose import compose
 from distroml.scheduler.settings import read_settings
-from distroml.statestore.sqlite import open_state_store
 
 
 async def serve() -> None:
     """Open the stores, serve until SIGTERM, close them."""
     settings = read_settings()
     observability.setup(settings.service, deployment=settings.deployment, level=settings.log_level)
-    async with Service(settings) as service:
-        events = open_event_store(settings.data / "control.sqlite", deployment=settings.deployment)
-        service.on_close(events.close)
-        state = open_state_store(settings.data / "control.sqlite", deployment=settings.deployment)
-        service.on_close(state.close)
-        objects = open_object_store(settings.data / "objects")
-        service.on_close(objects.close)
+    async with open_stores(settings) as stores, Service(settings) as service:
+        service.background("stores", partial(stores.watch, service.report))
         endpoint = settings.peers.get("telemetry")
-        telemetry = connect(endpoint, settings.token, actor="scheduler") if endpoint else None
+        telemetry = connect(endpoint, settings.token, actor="scheduler", tracing=service.tracing) if endpoint else None
         if telemetry is not None:
             service.on_close(lambda: telemetry.close(None))
-        compose(service, settings, events=events, state=state, objects=objects, telemetry=telemetry)
+        compose(
+            service, settings, events=stores.events, state=stores.state, objects=stores.objects, telemetry=telemetry
+        )
         await service.run()
 
 

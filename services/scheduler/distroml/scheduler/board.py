@@ -55,7 +55,10 @@ class Entry:
 
 
 class Board:
-    """See the module. At most `finished_kept` finished jobs stay; older ones are found by their id in the store."""
+    """See the module. Finished jobs stay until they are forgotten, and at most `finished_kept` of them.
+
+    Those that it does not have any more are found by their id in the store.
+    """
 
     def __init__(self, streams: Streams, pulse: Pulse, *, finished_kept: int, policy: Policy = STRICT_FIFO) -> None:
         self._streams, self._pulse, self._finished_kept, self._policy = streams, pulse, finished_kept, policy
@@ -129,6 +132,11 @@ class Board:
                 if left <= 0:
                     return False
                 await heard(woken, min(left, 0.1))
+
+    def forget(self, job: str) -> None:
+        """Keep a finished job no longer: its stream was retired."""
+        if job in self._finished:
+            self._drop(job)
 
     # ---- following the log
 
@@ -205,6 +213,10 @@ class Board:
         if name.startswith(JOB_PREFIX):
             event = streams.jobs.codec.decode(recorded.type, recorded.schema, recorded.data)
             known = self._entries.get(name.removeprefix(JOB_PREFIX))
+            if known is None and recorded.version > 1:
+                # Of a job that was over and forgotten: without what came before, it cannot be folded here.
+                del self._versions[name]
+                return False
             job = streams.jobs.decider.evolve(known.job if known else streams.jobs.decider.initial, event)
             self._put_job(Entry(job, recorded.version, recorded.position))
         elif name.startswith(NODE_PREFIX):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from distroml.events import Rejection
 from distroml.eventstore import MAX_COMMIT_OPERATIONS, Guard, WrongExpectedVersion
 from distroml.observability import logger
-from distroml.observability.metrics import counter, gauge, histogram
+from distroml.observability.tracing import Tracing
 from distroml.rpc import calling, system_caller
+from distroml.scheduler import metrics
 from distroml.scheduler.board import Board
-from distroml.scheduler.domain.job import JobState
 from distroml.scheduler.domain.plan import Snapshot, Step, revive, settle, silent
 from distroml.scheduler.signals import heard
+from distroml.scheduler.spans import scheduling
 from distroml.scheduler.streams import Streams, now_ms
 
 log = logger(__name__)
@@ -28,28 +29,29 @@ WRITES_PER_COMMIT: Final = MAX_COMMIT_OPERATIONS - 10
 IDLE_S: Final = 1.0
 """The cycle looks around this often even when nothing woke it."""
 
-_SECONDS = histogram("distroml_scheduler_cycle_duration_seconds", "Scheduling cycles; seconds.")
-_JOBS = gauge("distroml_scheduler_jobs", "Unfinished jobs by state.", ("state",))
-_SLOTS = gauge("distroml_scheduler_slots", "Slots of ready nodes: free, held.", ("state",))
-_PLACED = counter("distroml_scheduler_placements_total", "Gangs placed or changed.")
-
 
 class Cycle:
     """Runs after each change, debounced; a plan that was overtaken is dropped and computed anew."""
 
-    def __init__(self, streams: Streams, board: Board, *, debounce_s: float, silence_s: float) -> None:
-        self._streams, self._board = streams, board
+    def __init__(
+        self, streams: Streams, board: Board, tracing: Tracing, *, debounce_s: float, silence_s: float
+    ) -> None:
+        self._streams, self._board, self._tracing = streams, board, tracing
         self._debounce_s, self._silence_s = debounce_s, silence_s
         self._silent_since: dict[tuple[str, int], float] = {}
+        self._gauges = metrics.Gauges()
 
     async def run(self, guard: Guard) -> None:
         """Until cancelled; raises `Fenced` where another replica took over."""
         with self._board.changed.listening() as woken, calling(system_caller(actor=ACTOR)):
-            while True:
-                await self.once(guard)
-                await heard(woken, IDLE_S)
-                await asyncio.sleep(self._debounce_s)
-                woken.clear()
+            try:
+                while True:
+                    await self.once(guard)
+                    await heard(woken, IDLE_S)
+                    await asyncio.sleep(self._debounce_s)
+                    woken.clear()
+            finally:
+                self._gauges.clear()
 
     async def once(self, guard: Guard) -> None:
         """One cycle."""
@@ -66,16 +68,16 @@ class Cycle:
         plan = self._board.plan()
         # 5. Commit the placements: jobs and ledger together, several jobs at once.
         if await self._commit(plan.steps, guard):
-            _PLACED.inc(len(plan.steps))
+            metrics.PLACED.inc(len(plan.steps))
         # 6. Measure.
-        _SECONDS.observe(time.monotonic() - began)
-        self._measure(snapshot)
+        metrics.CYCLE_SECONDS.observe(time.monotonic() - began)
+        self._gauges.look(snapshot, plan.pending, now_ms())
 
     async def _commit(self, steps: Sequence[Step], guard: Guard) -> bool:
         for some in _chunks(steps):
             jobs = [step.job or step.node for step in some]
             try:
-                await self._streams.commit_steps(some, context=self._streams.context(), guards=(guard,))
+                await self._write(some, guard)
             except (Rejection, WrongExpectedVersion) as overtaken:
                 # Somebody changed a job meanwhile. The steps that still hold are found again by the next cycle.
                 log.info("a plan was overtaken", jobs=jobs, why=str(overtaken))
@@ -86,9 +88,14 @@ class Cycle:
     async def _one_by_one(self, steps: Sequence[Step], guard: Guard) -> None:
         for step in steps:
             try:
-                await self._streams.commit_steps([step], context=self._streams.context(), guards=(guard,))
+                await self._write([step], guard)
             except (Rejection, WrongExpectedVersion) as overtaken:
                 log.info("a step was overtaken", job=step.job, why=str(overtaken))
+
+    async def _write(self, steps: Sequence[Step], guard: Guard) -> None:
+        with scheduling(self._tracing, steps, self._board.jobs) as traceparent:
+            context = replace(self._streams.context(), traceparent=traceparent)
+            await self._streams.commit_steps(steps, context=context, guards=(guard,))
 
     def _revived(self, snapshot: Snapshot) -> Iterator[Step]:
         """Jobs that nobody runs and nobody closed, once that has lasted too long to be on its way."""
@@ -97,16 +104,6 @@ class Cycle:
         for (job, attempt), since in self._silent_since.items():
             if now - since >= self._silence_s:
                 yield revive(job, attempt, now_ms())
-
-    def _measure(self, snapshot: Snapshot) -> None:
-        found = Counter(job.state for job in snapshot.jobs.values())
-        for state in JobState:
-            if state is not JobState.NEW:
-                _JOBS.labels(state.value).set(found[state])
-        total = sum(map(len, snapshot.ledger.capacity().values()))
-        free = sum(map(len, snapshot.ledger.free().values()))
-        _SLOTS.labels("free").set(free)
-        _SLOTS.labels("held").set(total - free)
 
 
 def _chunks(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:

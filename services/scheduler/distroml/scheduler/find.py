@@ -12,6 +12,7 @@ from distroml.scheduler.board import Board
 from distroml.scheduler.domain import reasons
 from distroml.scheduler.domain.explain import explain
 from distroml.scheduler.domain.job import Job
+from distroml.scheduler.past import Past
 from distroml.scheduler.streams import Streams
 
 
@@ -27,11 +28,13 @@ class Found:
 class Finder:
     """Reads jobs from the store, never from memory: what was committed before the call is seen."""
 
-    def __init__(self, streams: Streams, board: Board) -> None:
-        self._streams, self._board = streams, board
+    def __init__(self, streams: Streams, board: Board, past: Past) -> None:
+        self._streams, self._board, self._past = streams, board, past
 
     async def job(self, name: str) -> Found:
         """A job by its id, its resource name, or a name that only one job of the caller's project has.
+
+        Names of jobs on the board come before those that only history knows.
 
         Raises:
             NotFound, FailedPrecondition: no such job, or several of that name.
@@ -41,7 +44,8 @@ class Finder:
         found = await self._read(id_)
         if found is None and not project:
             await self._board.refresh()
-            candidates = self._board.named(id_, caller().project)
+            own = caller().project
+            candidates = self._board.named(id_, own) or await self._past.named(id_, own)
             if len(candidates) > 1:
                 text = f"{len(candidates)} jobs are named {id_!r}, such as {', '.join(candidates[:5])}; give an id"
                 raise errors.FailedPrecondition("AmbiguousName", text, name=id_)

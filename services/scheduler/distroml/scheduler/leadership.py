@@ -10,6 +10,7 @@ from typing import Final
 from distroml.events import fresh_id
 from distroml.eventstore import Fenced, Guard
 from distroml.observability import logger
+from distroml.rpc.leases import lease_held
 from distroml.statestore import CasConflict, LeaseGone, StateStore
 
 log = logger(__name__)
@@ -37,10 +38,11 @@ class Leadership:
             self.held = True
             log.info("took over", role=self._key)
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    keeper = tasks.create_task(self._keep(lease))
-                    worker = asyncio.ensure_future(work(guard))
-                    tasks.create_task(_together(worker, keeper))
+                with lease_held(self._key):
+                    async with asyncio.TaskGroup() as tasks:
+                        keeper = tasks.create_task(self._keep(lease))
+                        worker = asyncio.ensure_future(work(guard))
+                        tasks.create_task(_together(worker, keeper))
             except* (LeaseGone, Fenced):
                 log.warning("lost the lease", role=self._key)
             finally:

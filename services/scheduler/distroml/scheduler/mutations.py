@@ -66,7 +66,9 @@ class Mutations:
             wrong = [("spec.bundle", "is not stored here; send it with PutBundle before the job")]
         if wrong:
             raise errors.InvalidArgument(wrong, reason="InvalidJobSpec")
-        command = c.Submit(at_ms=now_ms(), job=fresh_id("job"), spec=spec, actor=caller().actor)
+        command = c.Submit(
+            at_ms=now_ms(), job=fresh_id("job"), spec=spec, actor=caller().actor, traceparent=caller().traceparent
+        )
         if request.validate_only:
             return self._preview(command)
         key = _key(request)
@@ -204,8 +206,6 @@ def _as_call_error(rejection: Rejection) -> Exception:
             return errors.Aborted(reason, message, **metadata)
         case "QueueFull":
             return errors.ResourceExhausted(reason, message, **metadata)
-        case "CommandIdReused":
-            return errors.AlreadyExists("RequestIdReused", message, **metadata)
         case reasons.NO_SUCH_JOB | reasons.NO_SUCH_NODE:
             return errors.NotFound(reason, message, **metadata)
         case reasons.BAD_WORKER_RANGE:

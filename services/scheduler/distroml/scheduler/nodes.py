@@ -9,10 +9,11 @@ from typing import Any, Final
 from distroml.api.scheduler.v1 import nodes_pb2 as pb
 from distroml.api.scheduler.v1.nodes_pb2_grpc import NodeServiceServicer
 from distroml.observability import bound, logger
-from distroml.observability.metrics import gauge
 from distroml.rpc import errors
+from distroml.rpc.clocks import Clocks
 from distroml.scheduler.board import Board
 from distroml.scheduler.liveness import NodeLeases
+from distroml.scheduler.metrics import AGENTS
 from distroml.scheduler.session import Session, refused_hello
 from distroml.scheduler.signals import heard
 from distroml.scheduler.streams import Streams
@@ -22,14 +23,13 @@ log = logger(__name__)
 HELLO_S: Final = 10.0
 """An agent says hello within this, seconds, or is told to dial again."""
 
-_CONNECTED = gauge("distroml_scheduler_connected_agents", "Agents with an open stream to this replica.")
-
 
 class NodeServer(NodeServiceServicer):
     """See the contract, `proto/distroml/api/scheduler/v1/nodes.proto`."""
 
-    def __init__(self, streams: Streams, board: Board, leases: NodeLeases, *, deployment: str) -> None:
+    def __init__(self, streams: Streams, board: Board, leases: NodeLeases, clocks: Clocks, *, deployment: str) -> None:
         self._streams, self._board, self._leases, self._deployment = streams, board, leases, deployment
+        self._clocks = clocks
         self._sessions: dict[str, Session] = {}
 
     async def Connect(
@@ -39,7 +39,7 @@ class NodeServer(NodeServiceServicer):
         requests = aiter(request_iterator)
         session = self._admitted(await _hello(requests))
         with bound(node=session.node), self._board.changed.listening(session.woken):
-            _CONNECTED.inc()
+            AGENTS.inc()
             reader: asyncio.Task[None] | None = None
             try:
                 yield pb.ConnectResponse(
@@ -56,12 +56,13 @@ class NodeServer(NodeServiceServicer):
                     await heard(session.woken)
                 await reader
             finally:
-                _CONNECTED.dec()
+                AGENTS.dec()
                 if reader is not None:
                     reader.cancel()
                     await asyncio.gather(reader, return_exceptions=True)
                 if self._sessions.get(session.node) is session:
                     del self._sessions[session.node]
+                    self._clocks.forget(_whose(session))
 
     def _admitted(self, hello: pb.NodeHello) -> Session:
         if wrong := refused_hello(hello):
@@ -86,6 +87,9 @@ class NodeServer(NodeServiceServicer):
             async for request in requests:
                 match request.WhichOneof("kind"):
                     case "heartbeat":
+                        # Agents of an older release don't say it.
+                        if request.heartbeat.time_ms:
+                            self._clocks.note(_whose(session), request.heartbeat.time_ms / 1000)
                         await session.heartbeat(request.heartbeat)
                     case "attempt":
                         await session.observe(request.attempt)
@@ -93,6 +97,10 @@ class NodeServer(NodeServiceServicer):
                         raise errors.InvalidArgument([("kind", "only heartbeats and observations follow a hello")])
         finally:
             session.woken.set()
+
+
+def _whose(session: Session) -> str:
+    return f"node {session.node}"
 
 
 async def _hello(requests: AsyncIterator[pb.ConnectRequest]) -> pb.NodeHello:

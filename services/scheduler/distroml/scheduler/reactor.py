@@ -12,11 +12,13 @@ from distroml.events import Recorded, Rejection, UnknownEvent
 from distroml.eventstore import Guard, Subscription
 from distroml.eventstore.handle import CommandKey, Unit
 from distroml.observability import logger
-from distroml.observability.metrics import counter
+from distroml.observability.tracing import Tracing
 from distroml.rpc import calling, system_caller
 from distroml.rpc.publicevents import decode_public
+from distroml.rpc.spans import processing
 from distroml.scheduler.adapters.messages import category_of
 from distroml.scheduler.domain.job import commands as c
+from distroml.scheduler.metrics import SKIPPED
 from distroml.scheduler.streams import Load, Streams, now_ms
 
 log = logger(__name__)
@@ -36,8 +38,6 @@ _UNCOUNTED: Final = frozenset(
 )
 _OUTCOMES: Final = ("Succeeded", "Failed", "Stopped")
 
-_SKIPPED = counter("distroml_scheduler_reactor_skipped_total", "Events that say nothing to a job here.", ("why",))
-
 
 class Reactor:
     """Turns rendezvous' events into commands, at least once; a command's id derives from the event's position.
@@ -46,9 +46,11 @@ class Reactor:
     before it, so that a repaired release starts there.
     """
 
-    def __init__(self, streams: Streams, report: Callable[[str | None], None] = lambda why: None) -> None:
+    def __init__(
+        self, streams: Streams, tracing: Tracing, report: Callable[[str | None], None] = lambda why: None
+    ) -> None:
         """`report` is told what is held, None where nothing is."""
-        self._streams, self._report = streams, report
+        self._streams, self._tracing, self._report = streams, tracing, report
         self._held: dict[str, str] = {}
 
     async def run(self, guard: Guard) -> None:
@@ -75,7 +77,7 @@ class Reactor:
         try:
             command = command_of(recorded)
         except UnknownEvent:
-            _SKIPPED.labels("unknown").inc()
+            SKIPPED.labels("unknown").inc()
             return False
         except ValueError as damaged:
             self._held[recorded.stream] = f"{recorded.type} at {recorded.position}: {damaged}"
@@ -85,11 +87,14 @@ class Reactor:
         if command is None:
             return False
         job = recorded.stream.rpartition("/")[2]
-        with calling(system_caller(actor=DURABLE, correlation_id=recorded.context.correlation_id)):
+        with (
+            processing(self._tracing, DURABLE, recorded),
+            calling(system_caller(actor=DURABLE, correlation_id=recorded.context.correlation_id)),
+        ):
             try:
                 await self._do(job, command, recorded, guard)
             except Rejection as rejection:
-                _SKIPPED.labels("refused").inc()
+                SKIPPED.labels("refused").inc()
                 log.warning(
                     "an event does not fit its job", job=job, position=str(recorded.position), why=str(rejection)
                 )

@@ -17,6 +17,7 @@ from distroml.scheduler.follow import Follower, streams_of
 from distroml.scheduler.lists import Lists
 from distroml.scheduler.logs import Logs
 from distroml.scheduler.mutations import Mutations
+from distroml.scheduler.past import Past
 from distroml.scheduler.signals import Pulse
 from distroml.scheduler.streams import Streams
 from distroml.scheduler.words import in_words
@@ -35,12 +36,13 @@ class JobServer(JobServiceServicer):
         pulse: Pulse,
         objects: ObjectStore,
         logs: Logs,
+        past: Past,
         *,
         max_unfinished: int,
         bundle_cap_bytes: int,
     ) -> None:
         self._streams, self._board, self._objects, self._logs = streams, board, objects, logs
-        self._finder = Finder(streams, board)
+        self._finder = Finder(streams, board, past)
         self._mutations = Mutations(streams, board, self._finder, objects, max_unfinished=max_unfinished)
         self._lists = Lists(board, streams.store.log_id)
         self._follower = Follower(streams, board, self._finder, pulse)

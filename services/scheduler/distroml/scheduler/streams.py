@@ -11,6 +11,7 @@ from distroml.eventstore import EventStore, Guard
 from distroml.eventstore.draft import AnyDraft, Draft, Repository
 from distroml.eventstore.handle import CommandKey, Outcome, Unit, transact
 from distroml.rpc import caller
+from distroml.scheduler import metrics
 from distroml.scheduler.adapters import codecs
 from distroml.scheduler.domain import ledger as pool
 from distroml.scheduler.domain import node as node_module
@@ -102,7 +103,9 @@ class Streams:
             tries += 1
             return await decide(Load(self, check=tries > 1))
 
-        return await transact(self.store, once, context=context, command=command)
+        outcome = await transact(self.store, once, context=context, command=command)
+        metrics.count(outcome.events)
+        return outcome
 
     async def commit_steps(self, steps: Iterable[Step], *, context: Context, guards: tuple[Guard, ...] = ()) -> Outcome:
         """Commit the commands of a plan's steps, all or none; raises as `transact`."""

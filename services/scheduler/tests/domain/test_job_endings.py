@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 
 from distroml.events import given
+from distroml.scheduler.domain import ledger as pool
 from distroml.scheduler.domain.job import JOB, JobState
 from distroml.scheduler.domain.job import commands as c
 from distroml.scheduler.domain.job import events as e
-from distroml.scheduler.domain.spec import FailureCategory, JobSpec, Placement, RetryPolicy, WorkerRange
+from distroml.scheduler.domain.ledger import LEDGER
+from distroml.scheduler.domain.retirement import retires_at_ms
+from distroml.scheduler.domain.spec import FailureCategory, JobSpec, Placement, RetryPolicy, Slot, WorkerRange
 
 SPEC = JobSpec(
     name="gpt", project="lab", command=("train.py",), workers=WorkerRange(1, 4), retry=RetryPolicy(max_failures=1)
@@ -157,3 +160,24 @@ def test_a_stop_that_was_asked_for_says_nothing_new(history: tuple[e.Event, ...]
 def test_what_is_over_stays_as_it_is(history: tuple[e.Event, ...], outcome: str):
     given(JOB, *history).when(c.Finish(at_ms=9, attempt=1, outcome=outcome)).then()  # type: ignore[arg-type]
     given(JOB, *history).when(c.Finish(at_ms=9, attempt=7, outcome=outcome)).then()  # type: ignore[arg-type]
+
+
+# ---- leaving the live state
+
+
+@pytest.mark.parametrize("history", [SUCCEEDED, FAILED, CANCELLED])
+def test_a_job_that_is_over_retires_a_while_after_its_end(history: tuple[e.Event, ...]):
+    assert retires_at_ms(given(JOB, *history).state, LEDGER.initial, 1000) == 1009
+
+
+@pytest.mark.parametrize("history", [submitted(), RUNNING, PAUSED, PREEMPTING, CANCELLING])
+def test_a_job_that_may_go_on_does_not_retire(history: tuple[e.Event, ...]):
+    assert retires_at_ms(given(JOB, *history).state, LEDGER.initial, 1000) is None
+
+
+def test_a_job_that_is_over_and_holds_slots_waits_until_they_are_free():
+    offered = pool.SlotsOffered(node="a", slots=(Slot("0"), Slot("1")))
+    held = given(LEDGER, offered, pool.SlotsAssigned(job="j", attempt=1, placement=GANG)).state
+    freed = LEDGER.evolve(held, pool.SlotsFreed(job="j", attempt=1, node="a", slots=("0", "1")))
+    job = given(JOB, *SUCCEEDED).state
+    assert (retires_at_ms(job, held, 1000), retires_at_ms(job, freed, 1000)) == (None, 1009)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from distroml.api.telemetry.v1.telemetry_pb2 import (
+    LogBlock,
     LogRecord,
     PushRequest,
     ResourceSample,
@@ -13,6 +14,7 @@ from distroml.api.telemetry.v1.telemetry_pb2 import (
     StepSample,
 )
 from distroml.events import is_name
+from distroml.logstore import Block
 
 MAX_RANK = 1 << 16
 MAX_EXTRA = 32
@@ -50,9 +52,11 @@ class Batch:
 
 def checked(request: PushRequest, *, line_bytes: int) -> Batch:
     """The sound part of a push. A batch past `MAX_RECORDS` of a kind loses the rest, counted."""
+    single = request.logs[:MAX_RECORDS]
+    blocks, over = _unpacked(request.log_blocks, MAX_RECORDS - len(single))
     steps = [s for s in request.steps[:MAX_RECORDS] if _step_is_sound(s)]
     resources = [r for r in request.resources[:MAX_RECORDS] if _resource_is_sound(r)]
-    lines = [_cut(r, line_bytes) for r in request.logs[:MAX_RECORDS] if _line_is_sound(r)]
+    lines = [_cut(r, line_bytes) for r in (*single, *blocks) if _line_is_sound(r)]
     spans = [s for s in request.spans[:MAX_RECORDS] if _span_is_sound(s)]
     for resource in resources:
         resource.node = resource.node or request.node[:MAX_NAME]
@@ -64,7 +68,7 @@ def checked(request: PushRequest, *, line_bytes: int) -> Batch:
         spans=spans,
         bytes=request.ByteSize(),
         malformed_samples=len(request.steps) + len(request.resources) - len(steps) - len(resources),
-        malformed_lines=len(request.logs) - len(lines),
+        malformed_lines=len(request.logs) + len(blocks) + over - len(lines),
         jobs={r.job for records in (steps, resources, lines, spans) for r in records},
     )
 
@@ -94,13 +98,53 @@ def _resource_is_sound(r: ResourceSample) -> bool:
     return is_name(r.job) and names_fit and 0 <= r.rank < MAX_RANK and _in_range(r.at_ms, r.rss_bytes, r.gpu_bytes)
 
 
+def _unpacked(blocks: Iterable[LogBlock], most: int) -> tuple[list[LogRecord], int]:
+    """Lines of blocks, each as if it had come alone, and how many lines are in blocks for which there is no room."""
+    records: list[LogRecord] = []
+    over = 0
+    for block in blocks:
+        lines = Block(
+            job=block.job,
+            worker=block.worker,
+            incarnation=block.incarnation,
+            stream=block.stream,
+            rank=block.rank,
+            generation=block.generation,
+            at_ms=block.at_ms,
+            trace_id=block.trace_id,
+            offset=block.offset,
+            data=block.data if block.data.endswith(b"\n") else block.data + b"\n",
+        )
+        if lines.count > most - len(records):
+            over += lines.count
+            continue
+        common = LogRecord(
+            job=block.job,
+            rank=block.rank,
+            worker=block.worker,
+            generation=block.generation,
+            stream=block.stream,
+            at_ms=block.at_ms,
+            incarnation=block.incarnation,
+            attempt=block.attempt,
+        )
+        for offset, text, said in lines.each():
+            record = LogRecord()
+            record.CopyFrom(common)
+            record.offset, record.text = offset, text
+            record.level, record.trace_id, record.span_id = said
+            records.append(record)
+    return records, over
+
+
 def _line_is_sound(r: LogRecord) -> bool:
     return (
         is_name(r.job)
         and r.stream in ("stdout", "stderr")
         and len(r.worker) <= MAX_NAME
         and -1 <= r.rank < MAX_RANK
-        and _in_range(r.generation, r.at_ms, r.offset, r.incarnation)
+        and _in_range(r.generation, r.at_ms, r.offset, r.incarnation, r.attempt)
+        and all(len(text) <= MAX_NAME for text in (r.level, r.trace_id, r.span_id))
     )
 
 

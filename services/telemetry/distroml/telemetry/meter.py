@@ -6,12 +6,11 @@ import asyncio
 import time
 
 from distroml.observability import logger
-from distroml.telemetry.adapters.summaries import read_detail
-from distroml.telemetry.domain.facts import GenerationFormed, SaveSeen, SchemeChanged
-from distroml.telemetry.domain.wire import scheme_kind
+from distroml.telemetry.domain.facts import GenerationFormed, MeteredFact
+from distroml.telemetry.history.port import HistoryAway, NotWritten, Rebuilt
 from distroml.telemetry.live import EVENTS, SAMPLES
-from distroml.telemetry.metrics import TrainingMetrics
-from distroml.telemetry.readmodel import NotWritten, ReadModel, Rebuilt
+from distroml.telemetry.metrics import TrainingMetrics, category_label
+from distroml.telemetry.readmodel import ReadModel
 
 log = logger(__name__)
 
@@ -22,20 +21,16 @@ UPKEEP_EVERY_S = 300.0
 
 
 class Meter:
-    """Counts checkpoints and changes of schemes as they are told; times recoveries once their first step is seen."""
+    """Has facts counted as they are told; times recoveries once their first step is seen."""
 
     def __init__(self, model: ReadModel, metrics: TrainingMetrics) -> None:
         self._model, self._metrics = model, metrics
         self._open: dict[str, tuple[int, float]] = {}
 
-    def take(self, job: str, fact: GenerationFormed | SaveSeen | SchemeChanged) -> None:
+    def take(self, job: str, fact: MeteredFact) -> None:
         """A new fact of a job."""
-        if isinstance(fact, SaveSeen):
-            if fact.state != "saving":
-                self._metrics.checkpoints.labels(fact.state).inc()
-        elif isinstance(fact, SchemeChanged):
-            self._metrics.scheme_changes.labels(scheme_kind(fact.to_scheme)).inc()
-        elif job in self._open or len(self._open) < _MAX_OPEN:
+        self._metrics.take(job, fact)
+        if isinstance(fact, GenerationFormed) and (job in self._open or len(self._open) < _MAX_OPEN):
             self._open[job] = (fact.number, time.monotonic())
 
     async def run(self) -> None:
@@ -49,7 +44,10 @@ class Meter:
                 await asyncio.sleep(_CHECK_EVERY_S)
 
     async def _settled(self, job: str, generation: int) -> bool:
-        detail = await self._model.read(read_detail, job)
+        try:
+            detail = await self._model.detail(job)
+        except HistoryAway:
+            return False
         if detail is None:
             return True
         row = next((r for r in detail.recoveries if r.generation == generation), None)
@@ -58,7 +56,8 @@ class Meter:
             return True
         if not row.first_step_at_ms:
             return False
-        self._metrics.recovery_seconds.observe(max(0, row.first_step_at_ms - row.lost_at_ms) / 1000)
+        seconds = max(0, row.first_step_at_ms - row.lost_at_ms) / 1000
+        self._metrics.recovery_seconds.labels(category_label(row.category)).observe(seconds)
         return True
 
     async def upkeep(self) -> None:

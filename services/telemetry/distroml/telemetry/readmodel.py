@@ -1,45 +1,44 @@
-"""The read models behind one object: writes are batched in a thread of their own, reads run in another.
+"""The read models behind one object: samples and lines in a file of this process, written in batches; and history.
 
-The event loop never touches SQLite. A damaged file is moved aside and the model begins anew; the projection then
-replays the log into it, samples and lines of the past are gone.
+A damaged file of samples is moved aside and begins anew; what was in it is gone, its roll-ups are in history.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
-from distroml.events import Position
-from distroml.observability import logger
-from distroml.telemetry.adapters.database import open_database, open_reader, set_aside
-from distroml.telemetry.adapters.jobs import JobWriter, Projected, read_cursor
+from distroml.api.telemetry.v1.telemetry_pb2 import StepSample
+from distroml.telemetry.adapters.live import LiveRow, live_from, read_jobs_with_samples, read_live_of
 from distroml.telemetry.adapters.logs import LogWriter
-from distroml.telemetry.adapters.series import SeriesWriter
+from distroml.telemetry.adapters.plans import Chosen, read_plan
+from distroml.telemetry.adapters.samples import LAYOUT
+from distroml.telemetry.adapters.series import (
+    STEPS,
+    SeriesWriter,
+    buckets_of,
+    read_history,
+    step_values,
+    stored_ranks,
+)
+from distroml.telemetry.adapters.sqlitefile import SqliteFile
+from distroml.telemetry.adapters.summaries import JobDetail, job_detail, read_samples
+from distroml.telemetry.domain.rollup import RollupBuffer, finest
+from distroml.telemetry.domain.thinning import Bucket
+from distroml.telemetry.history.port import History, NotWritten, Rebuilt
 from distroml.telemetry.intake import Batch
-from distroml.telemetry.live import EVENTS, LOGS, RESOURCES, SAMPLES, Changes
+from distroml.telemetry.live import LOGS, RESOURCES, SAMPLES, Changes
 from distroml.telemetry.settings import Limits
 
-log = logger(__name__)
-
-P = ParamSpec("P")
 R = TypeVar("R")
 
 FLUSH_S = 0.15
 _FLUSH_RECORDS = 5_000
 _MAX_COUNTED_JOBS = 4096
-
-
-class Rebuilt(Exception):
-    """The file was damaged, set aside and begun anew: whoever folds into it starts from the beginning."""
-
-
-class NotWritten(Exception):
-    """The model could not be written (disk full, say); nothing of the batch is in it."""
 
 
 @dataclass(slots=True)
@@ -48,6 +47,7 @@ class Stored:
 
     stale_samples: dict[str, int] = field(default_factory=dict[str, int])
     dropped_lines: dict[str, int] = field(default_factory=dict[str, int])
+    fresh: Sequence[StepSample] = ()
 
 
 @dataclass(slots=True)
@@ -56,18 +56,14 @@ class _Writers:
 
     series: SeriesWriter
     logs: LogWriter
-    jobs: JobWriter
 
 
 class ReadModel:
     """Opens, writes and reads `telemetry.sqlite`. Enter it before use."""
 
-    def __init__(self, path: Path, limits: Limits, changes: Changes) -> None:
-        self._path, self._limits, self.changes = path, limits, changes
-        self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="telemetry-write")
-        self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="telemetry-read")
-        self._writer: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
+    def __init__(self, path: Path, limits: Limits, changes: Changes, history: History) -> None:
+        self._limits, self.changes, self.history = limits, changes, history
+        self._file = SqliteFile(path, LAYOUT, on_reset=self._forget_writers)
         self._writers: _Writers | None = None
         self._pending: list[tuple[Batch, asyncio.Future[Stored]]] = []
         self._pending_records = self._pending_bytes = 0
@@ -75,27 +71,31 @@ class ReadModel:
         self._dropped_lines: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._flusher: asyncio.Task[None] | None = None
-        self.begun_anew = ""
-        """Why this process found no usable model, or empty."""
-        self.epoch = 0
-        """Grows whenever the model begins anew while the process lives."""
+        self.rollups = RollupBuffer(max_rows=limits.rollup_rows)
 
     async def __aenter__(self) -> ReadModel:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._write_thread, self._open)
+        await self._file.__aenter__()
+        await self.history.__aenter__()
         self._flusher = asyncio.create_task(self._flush_for_ever(), name="telemetry-flush")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
         if self._flusher is not None:
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)
         await self.flush()
-        await loop.run_in_executor(self._read_thread, self._close_reader)
-        await loop.run_in_executor(self._write_thread, self._close_writer)
-        self._read_thread.shutdown()
-        self._write_thread.shutdown()
+        await self.history.__aexit__()
+        await self._file.__aexit__()
+
+    @property
+    def begun_anew(self) -> str:
+        """Why this process found no usable file of samples, or empty."""
+        return self._file.begun_anew
+
+    @property
+    def epoch(self) -> int:
+        """Grows whenever the file of samples begins anew while the process lives."""
+        return self._file.epoch
 
     # ---- writing
 
@@ -139,7 +139,7 @@ class ReadModel:
             return
         batches = [batch for batch, _ in pending]
         try:
-            stored = await self._write(self._store, batches)
+            stored = await self._file.write(lambda db: self._store(db, batches))
         except (NotWritten, Rebuilt) as error:
             for _, future in pending:
                 if not future.done():
@@ -152,82 +152,69 @@ class ReadModel:
         for index, (_, future) in enumerate(pending):
             if not future.done():
                 future.set_result(stored if index == 0 else Stored())
+        for sample in stored.fresh:
+            self.rollups.add(
+                sample.job,
+                step_values(sample),
+                at_ms=sample.at_ms,
+                step=sample.step,
+                generation=sample.generation,
+            )
         self._announce(batches)
-
-    async def apply(self, events: Sequence[Projected], cursor: Position, *, epoch: int) -> None:
-        """Fold events and remember that the log is folded up to `cursor`, together.
-
-        `epoch` is the model's own when the fold began.
-
-        Raises:
-            Rebuilt: the model began anew; fold from the beginning.
-            NotWritten: try again later.
-        """
-
-        def fold(writers: _Writers) -> set[str]:
-            if epoch != self.epoch:
-                raise Rebuilt("the read model began anew")
-            changed = writers.jobs.apply(events)
-            writers.jobs.store_cursor(cursor)
-            return changed
-
-        for job in await self._write(fold):
-            self.changes.publish(job, EVENTS)
-
-    async def forget_cursor(self) -> None:
-        """The log is another one: drop all that was folded, keep samples and lines."""
-
-        def clear(_: _Writers) -> None:
-            assert self._writer is not None
-            for table in ("meta", "versions", "jobs", "events", "plans"):
-                self._writer.execute(f"DELETE FROM {table}")
-            self._writers = None
-
-        await self._write(clear)
 
     async def purge(self) -> int:
         """Drop samples and lines of the oldest ended jobs past the limit; returns of how many jobs."""
+        old = (await self.history.ended(await self.read(read_jobs_with_samples)))[self._limits.jobs :]
 
-        def drop(_: _Writers) -> int:
-            assert self._writer is not None
-            old = [
-                job
-                for (job,) in self._writer.execute(
-                    "SELECT job FROM jobs WHERE finished_ms > 0 AND job IN (SELECT job FROM live UNION SELECT "
-                    "DISTINCT job FROM logs) ORDER BY finished_ms DESC LIMIT -1 OFFSET ?",
-                    (self._limits.jobs,),
-                )
-            ]
+        def drop(db: sqlite3.Connection) -> None:
             for job in old:
                 for table in ("live", "dropped", "points", "generations", "resources", "rank_steps", "logs", "spans"):
-                    self._writer.execute(f"DELETE FROM {table} WHERE job=?", (job,))
-            if old:
-                self._writers = None
-            return len(old)
+                    db.execute(f"DELETE FROM {table} WHERE job=?", (job,))
+            self._forget_writers()
 
-        return await self._write(drop)
+        if old:
+            await self._file.write(drop)
+        return len(old)
 
     # ---- reading
 
     async def read(self, query: Callable[..., R], *args: object, **kwargs: object) -> R:
         """Run `query(connection, …)` in the reading thread."""
 
-        def run() -> R:
-            if self._reader is None:
-                self._reader = open_reader(self._path)
-            return query(self._reader, *args, **kwargs)
+        return await self._file.read(lambda db: query(db, *args, **kwargs))
 
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._read_thread, run)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
-            await self._begin_anew(str(error))
-            return await asyncio.get_running_loop().run_in_executor(self._read_thread, run)
+    async def detail(self, job: str, *, count_samples: bool = False) -> JobDetail | None:
+        """What is known of a job; None where that is nothing."""
+        # In this order: a view is at least as new as the position that it is told with.
+        cursor = await self.history.cursor()
+        view = await self.history.view(job)
+        known = await self.read(read_samples, job, count_samples=count_samples)
+        if view is not None and not known.live.at_ms:
+            live = live_from(await self.history.newest([job]))
+            known = replace(known, live=live.get(job, known.live))
+        return job_detail(job, view, known, str(cursor) if cursor else "")
 
-    async def cursor(self) -> Position | None:
-        """Up to where the log is folded."""
-        return await self.read(read_cursor)
+    async def plan(self, job: str) -> Chosen | None:
+        """The plan of the job's newest generation that chose one."""
+        body = await self.history.plan(job)
+        return None if body is None else read_plan(body)
+
+    async def live(self, jobs: Sequence[str]) -> Mapping[str, LiveRow]:
+        """The newest numbers of jobs, from the samples here or else from roll-ups."""
+        here = await self.read(read_live_of, jobs)
+        elsewhere = [job for job in jobs if job not in here]
+        return {**live_from(await self.history.newest(elsewhere) if elsewhere else ()), **here}
+
+    async def steps(self, job: str, *, from_step: int = 0) -> list[Bucket]:
+        """The history of the job's steps: its lowest rank's samples, or roll-ups where there is none here."""
+        ranks = await self.read(stored_ranks, job, STEPS)
+        if ranks:
+            return await self.read(read_history, (job, STEPS, ranks[0]), from_x=from_step)
+        return await self.rolled(job, from_step=from_step)
+
+    async def rolled(self, job: str, metrics: Sequence[str] = (), *, from_step: int = 0) -> list[Bucket]:
+        """The history of the job's steps out of roll-ups."""
+        return [b for b in buckets_of(finest(await self.history.rollups(job, metrics))) if b.x >= from_step]
 
     # ---- inside
 
@@ -244,82 +231,36 @@ class ReadModel:
                 for job in {record.job for record in records}:
                     self.changes.publish(job, kind)
 
-    def _store(self, writers: _Writers, batches: Sequence[Batch]) -> Stored:
+    def _store(self, db: sqlite3.Connection, batches: Sequence[Batch]) -> Stored:
+        if self._writers is None:
+            self._writers = _Writers(
+                SeriesWriter(db, max_ranks=self._limits.ranks),
+                LogWriter(
+                    db,
+                    max_lines=self._limits.log_lines,
+                    max_bytes=self._limits.log_bytes,
+                    max_spans=self._limits.spans,
+                ),
+            )
+        writers = self._writers
         stale = writers.series.add_steps([s for b in batches for s in b.steps])
         writers.series.add_resources(r for b in batches for r in b.resources)
         dropped = writers.logs.add_lines(r for b in batches for r in b.lines)
         writers.logs.add_spans(s for b in batches for s in b.spans)
-        self._count(dropped)
-        return Stored(stale_samples=stale, dropped_lines=dropped)
+        self._count(db, dropped)
+        return Stored(stale_samples=stale, dropped_lines=dropped, fresh=writers.series.take_fresh())
 
-    def _count(self, lines: dict[str, int]) -> None:
-        assert self._writer is not None
+    def _count(self, db: sqlite3.Connection, lines: dict[str, int]) -> None:
         samples, self._dropped_samples = self._dropped_samples, {}
         offered, self._dropped_lines = self._dropped_lines, {}
         rows = [
             (job, samples.get(job, 0), lines.get(job, 0) + offered.get(job, 0)) for job in {*samples, *lines, *offered}
         ]
-        self._writer.executemany(
+        db.executemany(
             "INSERT INTO dropped VALUES (?,?,?) ON CONFLICT (job) DO UPDATE SET samples=samples+excluded.samples, "
             "lines=lines+excluded.lines",
             rows,
         )
 
-    async def _write(self, change: Callable[..., R], *args: object) -> R:
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._write_thread, self._transaction, change, *args)
-        except sqlite3.OperationalError as error:
-            raise NotWritten(f"the read model cannot be written: {error}") from error
-        except sqlite3.DatabaseError as error:
-            await self._begin_anew(str(error))
-            raise Rebuilt(str(error)) from error
-
-    def _transaction(self, change: Callable[..., R], *args: object) -> R:
-        if self._writer is None:
-            self._open()
-        assert self._writer is not None
-        if self._writers is None:
-            limits = self._limits
-            self._writers = _Writers(
-                SeriesWriter(self._writer, max_ranks=limits.ranks),
-                LogWriter(self._writer, max_lines=limits.log_lines, max_bytes=limits.log_bytes, max_spans=limits.spans),
-                JobWriter(self._writer, max_events=limits.events),
-            )
-        try:
-            self._writer.execute("BEGIN IMMEDIATE")
-            result = change(self._writers, *args)
-            self._writer.execute("COMMIT")
-            return result
-        except BaseException:
-            self._writers = None
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            raise
-
-    def _open(self) -> None:
-        self._writer, self.begun_anew = open_database(self._path)
-
-    async def _begin_anew(self, why: str) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._read_thread, self._close_reader)
-
-        def replace() -> None:
-            self._close_writer()
-            if self._path.exists():
-                log.error("the read model is damaged and begins anew", why=why, moved_to=set_aside(self._path).name)
-            self._open()
-
-        await loop.run_in_executor(self._write_thread, replace)
-        self.epoch += 1
-
-    def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-    def _close_writer(self) -> None:
+    def _forget_writers(self) -> None:
         self._writers = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -12,14 +13,21 @@ import grpc.aio as aio
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.api.telemetry.v1.telemetry_pb2_grpc import TelemetryServiceServicer
 from distroml.events import is_name
-from distroml.rpc.errors import InvalidArgument, NotFound, ResourceExhausted
+from distroml.logstore import Line, LogStoreDown, LogStoreRefused, Query, WrongQuery
+from distroml.observability.trace import page_url
+from distroml.rpc.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from distroml.telemetry.adapters.logs import LineRow, read_lines
-from distroml.telemetry.adapters.plans import read_plan
-from distroml.telemetry.adapters.summaries import read_detail, read_series, summary_message
+from distroml.telemetry.adapters.logsearch import EmbeddedLogSearch
+from distroml.telemetry.adapters.series import STEPS
+from distroml.telemetry.adapters.summaries import read_samples, read_series, series_of, summary_message
+from distroml.telemetry.dashboard.links import grafana_page
+from distroml.telemetry.history.port import NotWritten, Rebuilt
 from distroml.telemetry.intake import MAX_RANK, Batch, checked
+from distroml.telemetry.lines import Lines
 from distroml.telemetry.live import LOGS, Feeds
 from distroml.telemetry.metrics import TrainingMetrics
-from distroml.telemetry.readmodel import NotWritten, ReadModel, Rebuilt, Stored
+from distroml.telemetry.past import Past, answering
+from distroml.telemetry.readmodel import ReadModel, Stored
 from distroml.telemetry.settings import Limits
 
 FULL_NAME = "distroml.api.telemetry.v1.TelemetryService"
@@ -29,7 +37,12 @@ MAX_SERIES_NAMES = 64
 MAX_RANKS_ASKED = 64
 ACK_WINDOW = 64
 LINES_PER_MESSAGE = 500
+DEFAULT_LINES = 100
 _MAX_AGENTS = 4096
+
+# Fields of a query that the contract names otherwise.
+_FIELDS = {"limit": "page_size", "cursor": "page_token"}
+_INSTEAD = "`distroml job logs JOB` without a search shows the newest lines"
 
 T = TypeVar("T")
 Context: TypeAlias = "aio.ServicerContext[object, object]"
@@ -48,9 +61,21 @@ class TelemetryServicer(TelemetryServiceServicer):
     """Answers from the read model; takes what agents push."""
 
     def __init__(
-        self, model: ReadModel, metrics: TrainingMetrics, limits: Limits, draining: asyncio.Event | None = None
+        self,
+        model: ReadModel,
+        metrics: TrainingMetrics,
+        limits: Limits,
+        past: Past,
+        draining: asyncio.Event | None = None,
+        lines: Lines | None = None,
+        *,
+        jaeger_ui: str = "",
+        grafana_url: str = "",
     ) -> None:
+        self._jaeger_ui, self._grafana_url = jaeger_ui, grafana_url
+        self._lines = lines or Lines(EmbeddedLogSearch(model))
         self._model, self._metrics, self._limits = model, metrics, limits
+        self._past = past
         self._draining = draining or asyncio.Event()
         self._feeds = Feeds[t.PushRequest]()
         self._agent_drops: dict[str, tuple[int, int]] = {}
@@ -152,14 +177,13 @@ class TelemetryServicer(TelemetryServiceServicer):
         if request.from_step < 0:
             wrong.append(("from_step", "0 or more"))
         _check(request.job, request.ranks, wrong)
-        series = await self._model.read(
-            read_series,
-            request.job,
-            list(request.names),
-            list(request.ranks),
-            request.from_step,
-            request.max_points or DEFAULT_POINTS,
-        )
+        names, ranks = list(request.names), list(request.ranks)
+        most = request.max_points or DEFAULT_POINTS
+        series = await self._model.read(read_series, request.job, names, ranks, request.from_step, most)
+        if not series and not any(ranks):
+            with answering():
+                rolled = await self._model.rolled(request.job, names, from_step=request.from_step)
+            series = series_of(rolled, 0, names, most, STEPS)
         return t.QuerySeriesResponse(series=series)
 
     async def WatchSamples(self, request: t.WatchSamplesRequest, context: Context) -> AsyncGenerator[t.PushRequest]:
@@ -213,21 +237,74 @@ class TelemetryServicer(TelemetryServiceServicer):
                     if not kinds:
                         return
 
+    async def SearchLogs(self, request: t.SearchLogsRequest, context: Context) -> t.SearchLogsResponse:
+        """A page of kept lines."""
+        _check(request.job, request.ranks, [])
+        try:
+            query = Query(
+                job=request.job,
+                text=request.text,
+                ranks=tuple(request.ranks),
+                since_ms=request.since_ms,
+                until_ms=request.until_ms,
+                level=request.level,
+                newest_first=request.newest_first,
+                limit=request.page_size or DEFAULT_LINES,
+                cursor=request.page_token,
+            )
+            page = await self._lines.search.search(query)
+        except WrongQuery as error:
+            raise InvalidArgument([(_FIELDS.get(name, name), what) for name, what in error.problems]) from None
+        except LogStoreRefused as error:
+            raise FailedPrecondition("LogStoreRefused", f"{error}; {_INSTEAD}") from None
+        except LogStoreDown as error:
+            raise Unavailable("LogStoreDown", f"{error}; try again, or {_INSTEAD}") from None
+        records = [record_of(request.job, line) for line in page.lines]
+        return t.SearchLogsResponse(records=records, next_page_token=page.cursor, store=self._lines.store)
+
     async def GetJobSummary(self, request: t.GetJobSummaryRequest, context: Context) -> t.JobSummary:
         """The numbers of a job."""
         _check(request.job, (), [])
-        detail = await self._model.read(read_detail, request.job, count_samples=True)
+        with answering():
+            detail = await self._model.detail(request.job, count_samples=True)
+            plan = await self._model.plan(request.job)
         if detail is None:
             raise NotFound(
                 "JobNotFound",
                 f"telemetry knows no job {request.job!r}; `distroml jobs` lists those that exist",
                 job=request.job,
             )
-        return summary_message(detail, await self._model.read(read_plan, request.job))
+        summary = summary_message(detail, plan)
+        summary.trace_url = page_url(self._jaeger_ui, detail.view.trace_id)
+        summary.grafana_url = grafana_page(self._grafana_url, request.job)
+        return summary
+
+    async def ListHistory(self, request: t.ListHistoryRequest, context: Context) -> t.ListHistoryResponse:
+        """Jobs of the past."""
+        with answering():
+            return await self._past.jobs(request)
+
+    async def GetHistory(self, request: t.GetHistoryRequest, context: Context) -> t.GetHistoryResponse:
+        """One job of the past."""
+        with answering():
+            return await self._past.job(request)
+
+    async def GetCost(self, request: t.GetCostRequest, context: Context) -> t.GetCostResponse:
+        """Slot time, and money where it has a price."""
+        with answering():
+            return await self._past.cost(request)
+
+    async def RebuildHistory(
+        self, request: t.RebuildHistoryRequest, context: Context
+    ) -> AsyncGenerator[t.RebuildProgress]:
+        """History anew from the log, beside the old one; it takes its place at the end."""
+        with answering():
+            async with aclosing(self._past.rebuild()) as steps:
+                async for progress in steps:
+                    yield progress
 
     async def _dropped_lines(self, job: str) -> int:
-        detail = await self._model.read(read_detail, job)
-        return 0 if detail is None else detail.dropped_lines
+        return (await self._model.read(read_samples, job)).dropped_lines
 
     async def _until_draining(self, waiting: Awaitable[T]) -> T | None:
         """The outcome, or None when the service goes down first."""
@@ -250,7 +327,7 @@ def _check(job: str, ranks: Sequence[int], wrong: list[tuple[str, str]]) -> None
         raise InvalidArgument(wrong)
 
 
-def record_of(job: str, line: LineRow) -> t.LogRecord:
+def record_of(job: str, line: LineRow | Line) -> t.LogRecord:
     """A kept line as the contract has it."""
     return t.LogRecord(
         job=job,
@@ -262,4 +339,8 @@ def record_of(job: str, line: LineRow) -> t.LogRecord:
         at_ms=line.at_ms,
         offset=line.offset,
         incarnation=line.incarnation,
+        level=line.level,
+        trace_id=line.trace_id,
+        span_id=line.span_id,
+        attempt=line.attempt,
     )

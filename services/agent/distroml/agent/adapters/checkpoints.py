@@ -12,7 +12,7 @@ from grpc.aio import Channel
 from distroml.agent.spool import Entry, Spool
 from distroml.api.checkpoint.v1 import checkpoint_pb2 as pb
 from distroml.api.checkpoint.v1.checkpoint_pb2_grpc import CheckpointServiceStub
-from distroml.observability import logger
+from distroml.observability import logger, trace
 from distroml.rpc import Backoff, RemoteError
 from distroml.workerlink import (
     CheckpointCommitted,
@@ -52,6 +52,7 @@ class JobFacts:
     job: str
     project: str
     keep: int
+    traceparent: str = ""
 
 
 class Checkpoints:
@@ -75,7 +76,7 @@ class Checkpoints:
 
     def on_begun(self, worker: str, said: SaveBegun) -> None:
         """A worker wants to save."""
-        self._spawn(f"{worker}/{said.generation}/{said.step}/begin", self._begin(worker, said))
+        self._spawn(f"{worker}/{said.generation}/{said.step}/begin", self._begin(worker, said), said.traceparent)
 
     def on_shard(self, worker: str, said: ShardSaved) -> None:
         """A worker's part is durable."""
@@ -94,7 +95,7 @@ class Checkpoints:
             seconds=said.seconds,
         )
         self._keep(SHARD, id, request.SerializeToString())
-        self._spawn(id, self._report(worker, request, id))
+        self._spawn(id, self._report(worker, request, id), said.traceparent)
 
     def on_failed(self, worker: str, said: SaveFailed) -> None:
         """A worker could not save."""
@@ -169,6 +170,12 @@ class Checkpoints:
             answer = await self._repeat(lambda: self._stub.BeginSave(request), BEGIN_S, "open a save")
         except RemoteError as error:
             self._tell(worker, SaveRefused(step=said.step, reason=error.reason, message=error.message))
+            if error.is_transient:
+                # Only the answer may be lost. An open save that no rank takes part in would hold up those after it.
+                text = f"rank {said.rank} did not hear in time that the save is open"
+                self.on_failed(
+                    worker, SaveFailed(generation=said.generation, step=said.step, rank=said.rank, message=text)
+                )
             return
         self._tell(
             worker,
@@ -233,12 +240,13 @@ class Checkpoints:
         except OSError as error:
             log.warning("a save report is not on disk; it goes by memory alone", job=self._facts.job, error=str(error))
 
-    def _spawn(self, key: str, work: Coroutine[Any, Any, None]) -> None:
-        """One task per thing said: a worker that reconnects may say it again."""
+    def _spawn(self, key: str, work: Coroutine[Any, Any, None], traceparent: str = "") -> None:
+        """One task per thing said, in the trace of whoever said it: a worker that reconnects may say it again."""
         if key in self._tasks:
             work.close()
             return
-        task = asyncio.create_task(work, name=key)
+        with trace.use(trace.parse(traceparent or self._facts.traceparent)):
+            task = asyncio.create_task(work, name=key)
         self._tasks[key] = task
         task.add_done_callback(lambda done: self._done(key, done))
 

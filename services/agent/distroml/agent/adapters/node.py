@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, cast
 
@@ -61,7 +62,11 @@ class NodeStream:
     def beat(self) -> None:
         """Say at once that a revision was applied."""
         if self._send is not None:
-            self._send.put_nowait(pb.ConnectRequest(heartbeat=pb.NodeHeartbeat(applied_revision=self._applied())))
+            self._send.put_nowait(self._heartbeat())
+
+    def _heartbeat(self) -> pb.ConnectRequest:
+        beat = pb.NodeHeartbeat(applied_revision=self._applied(), time_ms=time.time_ns() // 1_000_000)
+        return pb.ConnectRequest(heartbeat=beat)
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -109,7 +114,7 @@ class NodeStream:
             # By the clock, however much else there is to say: only heartbeats renew the node's lease.
             if (left := beaten + self._ttl_s / 3 - loop.time()) <= 0:
                 beaten = loop.time()
-                yield pb.ConnectRequest(heartbeat=pb.NodeHeartbeat(applied_revision=self._applied()))
+                yield self._heartbeat()
                 continue
             try:
                 async with asyncio.timeout(left):

@@ -16,7 +16,7 @@ from distroml.agent.domain.exits import Category
 from distroml.agent.spool import Entry, Spool
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as pb
 from distroml.api.rendezvous.v1.rendezvous_pb2_grpc import RendezvousServiceStub
-from distroml.observability import logger
+from distroml.observability import logger, trace
 from distroml.rpc import Backoff, RemoteError
 
 if TYPE_CHECKING:
@@ -47,12 +47,15 @@ class RendezvousStream:
         *,
         hear: Callable[[inputs.Input], None],
         heartbeat: Callable[[], int],
+        traceparent: str = "",
     ) -> None:
+        """`traceparent` is of the job: what comes of this membership belongs to its trace."""
         self._stub = cast("RendezvousServiceAsyncStub", RendezvousServiceStub(channel))
         self._spool = spool
         self._group = group
         self._hear = hear
         self._heartbeat = heartbeat
+        self._traceparent = traceparent
         self._unacknowledged: dict[str, pb.WorkerReport] = {}
         self._make: Make | None = None
         self._task: asyncio.Task[None] | None = None
@@ -147,7 +150,9 @@ class RendezvousStream:
                 join = await made()
                 if join is None:
                     return
-                async for response in self._stub.Join(self._requests(queue, made, join)):
+                with trace.use(trace.parse(self._traceparent)):
+                    call = self._stub.Join(self._requests(queue, made, join))
+                async for response in call:
                     if response.HasField("accepted"):
                         backoff.reset()
                         told = False
@@ -208,7 +213,8 @@ class RendezvousStream:
             case "opened":
                 self._hear(inputs.Opened(response.opened.number))
             case "formed":
-                self._hear(inputs.GenerationIs(formed_from_wire(response.formed)))
+                above = response.traceparent or self._traceparent
+                self._hear(inputs.GenerationIs(formed_from_wire(response.formed, above)))
             case "broken":
                 broken = response.broken
                 self._hear(inputs.Broke(broken.number, broken.message or broken.cause))

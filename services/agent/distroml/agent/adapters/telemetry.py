@@ -12,6 +12,7 @@ from grpc.aio import AioRpcError, Channel
 from distroml.agent.adapters.streams import heed_cancellation
 from distroml.api.telemetry.v1 import telemetry_pb2 as pb
 from distroml.api.telemetry.v1.telemetry_pb2_grpc import TelemetryServiceStub
+from distroml.logstore import Block
 from distroml.observability import logger
 from distroml.rpc import Backoff
 
@@ -26,6 +27,7 @@ MAX_LINES = 20_000
 MAX_LINE_BYTES = 32 << 20
 MAX_SPANS = 2_000
 _BATCH_ITEMS = 1_000
+_BATCH_LINES = 8_000
 _BATCH_BYTES = 1 << 20
 _WINDOW = 8
 
@@ -40,8 +42,8 @@ class TelemetryPush:
         self._node = node
         self._steps: deque[pb.StepSample] = deque()
         self._resources: deque[pb.ResourceSample] = deque()
-        self._lines: deque[pb.LogRecord] = deque()
-        self._line_bytes = 0
+        self._blocks: deque[pb.LogBlock] = deque()
+        self._lines = self._line_bytes = 0
         self._spans: deque[pb.SpanRecord] = deque()
         self._unacknowledged: deque[pb.PushRequest] = deque()
         self._room = asyncio.Event()
@@ -64,13 +66,13 @@ class TelemetryPush:
             self._resources.popleft()
             self.dropped_samples += 1
 
-    def add_line(self, line: pb.LogRecord) -> None:
-        """One line of a worker's output."""
-        self._lines.append(line)
-        self._line_bytes += len(line.text)
-        while len(self._lines) > MAX_LINES or self._line_bytes > MAX_LINE_BYTES:
-            self._line_bytes -= len(self._lines.popleft().text)
-            self.dropped_lines += 1
+    def add_lines(self, block: Block) -> None:
+        """Some lines of a worker's output."""
+        self._blocks.append(_message(block))
+        self._lines += block.count
+        self._line_bytes += len(block.data)
+        while self._lines > MAX_LINES or self._line_bytes > MAX_LINE_BYTES:
+            self.dropped_lines += self._next_block()[1]
 
     def add_span(self, span: pb.SpanRecord) -> None:
         """One finished span."""
@@ -82,7 +84,7 @@ class TelemetryPush:
     @property
     def room_for_lines(self) -> bool:
         """Whether a reader of files should go on reading."""
-        return len(self._lines) < MAX_LINES // 2 and self._line_bytes < MAX_LINE_BYTES // 2
+        return self._lines < MAX_LINES // 2 and self._line_bytes < MAX_LINE_BYTES // 2
 
     async def run(self) -> None:
         """Push until cancelled; an absent telemetry service is dialled again and again."""
@@ -110,7 +112,7 @@ class TelemetryPush:
         """Wait until everything added is acknowledged; False when that took too long."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._unacknowledged or self._steps or self._resources or self._lines or self._spans:
+                while self._unacknowledged or self._steps or self._resources or self._blocks or self._spans:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             return False
@@ -135,26 +137,50 @@ class TelemetryPush:
         steps = _some(self._steps)
         resources = _some(self._resources)
         spans = _some(self._spans)
-        lines: list[pb.LogRecord] = []
-        size = 0
-        while self._lines and len(lines) < _BATCH_ITEMS and size < _BATCH_BYTES:
-            line = self._lines.popleft()
-            size += len(line.text)
-            self._line_bytes -= len(line.text)
-            lines.append(line)
-        if not (steps or resources or lines or spans):
+        blocks: list[pb.LogBlock] = []
+        lines = size = 0
+        while self._blocks and lines < _BATCH_LINES and size < _BATCH_BYTES:
+            block, count = self._next_block()
+            size += len(block.data)
+            lines += count
+            blocks.append(block)
+        if not (steps or resources or blocks or spans):
             return None
         self._sequence += 1
         return pb.PushRequest(
             node=self._node,
             steps=steps,
             resources=resources,
-            logs=lines,
+            log_blocks=blocks,
             spans=spans,
             sequence=self._sequence,
             dropped_samples=self.dropped_samples,
             dropped_lines=self.dropped_lines,
         )
+
+    def _next_block(self) -> tuple[pb.LogBlock, int]:
+        """Take the oldest block out; how many lines it has."""
+        block = self._blocks.popleft()
+        count = block.data.count(b"\n")
+        self._lines -= count
+        self._line_bytes -= len(block.data)
+        return block, count
+
+
+def _message(block: Block) -> pb.LogBlock:
+    return pb.LogBlock(
+        job=block.job,
+        rank=block.rank,
+        worker=block.worker,
+        generation=block.generation,
+        stream=block.stream,
+        data=block.data,
+        at_ms=block.at_ms,
+        offset=block.offset,
+        incarnation=block.incarnation,
+        trace_id=block.trace_id,
+        attempt=block.attempt,
+    )
 
 
 def _some(queue: deque[T]) -> list[T]:

@@ -35,8 +35,8 @@ def category_from_wire(value: common_pb2.FailureCategory.ValueType) -> Category:
     return Category(name) if name in Category.__members__ else Category.UNSPECIFIED
 
 
-def formed_from_wire(message: rdzv.Generation) -> Formed:
-    """A generation in our words."""
+def formed_from_wire(message: rdzv.Generation, traceparent: str = "") -> Formed:
+    """A generation in our words, formed in the span that `traceparent` names."""
     host, _, port = message.store_endpoint.rpartition(":")
     return Formed(
         number=message.number,
@@ -48,6 +48,7 @@ def formed_from_wire(message: rdzv.Generation) -> Formed:
         local_world_sizes={m.node: m.local_world_size for m in message.members},
         store_host=host.removeprefix("[").removesuffix("]"),
         store_port=int(port or 0),
+        traceparent=traceparent,
     )
 
 
@@ -254,5 +255,5 @@ def span_record(job: str, said: Span) -> telemetry.SpanRecord:
         name=said.name,
         start_ns=said.start_ns,
         end_ns=said.end_ns,
-        attributes=said.attributes,
+        attributes={key: str(value) for key, value in said.attributes.items()},
     )

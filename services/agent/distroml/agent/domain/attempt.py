@@ -357,6 +357,7 @@ def _message(formed: gang.Formed, worker: str, state: Attempt) -> Generation:
         store_port=formed.store_port,
         members=list(formed.members),
         restore=state.restore,
+        traceparent=formed.traceparent,
     )
 
 

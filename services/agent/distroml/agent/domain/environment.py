@@ -83,7 +83,7 @@ def base_environment(
 def worker_environment(
     base: Mapping[str, str], identity: Identity, rank: Rank, *, devices: str, traceparent: str = ""
 ) -> dict[str, str]:
-    """`base` with torchrun's variables and ours; `devices` becomes CUDA_VISIBLE_DEVICES."""
+    """`base` with torchrun's variables and ours; `devices`, as `nvidia-smi` counts, is what CUDA shows it."""
     env = {
         **base,
         names.RANK: str(rank.rank),
@@ -111,7 +111,9 @@ def worker_environment(
         names.GENERATION: str(rank.generation),
         names.OBJECTS: identity.objects,
         # Those of the whole attempt on this node, alike for all: scripts pick theirs by LOCAL_RANK, as under torchrun.
-        "CUDA_VISIBLE_DEVICES": devices,
+        names.CUDA_VISIBLE_DEVICES: devices,
+        # CUDA's own order is by speed, NVML's, from which the numbers are, by address.
+        names.CUDA_DEVICE_ORDER: "PCI_BUS_ID",
     }
     if identity.compress:
         env[names.COMPRESS] = identity.compress

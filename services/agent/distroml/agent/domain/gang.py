@@ -36,6 +36,8 @@ class Formed:
     local_world_sizes: Mapping[str, int]
     store_host: str
     store_port: int
+    traceparent: str = ""
+    """Of the span in which it formed."""
 
     def member(self, worker: str) -> Member | None:
         """This worker's place, None where it has none."""

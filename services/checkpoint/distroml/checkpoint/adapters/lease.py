@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from distroml.eventstore import Guard
+from distroml.rpc.leases import lease_held
 from distroml.statestore import CasConflict, StateStore
 
 
@@ -26,8 +27,9 @@ async def under_lease(
                 held = False
             else:
                 held = True
-                if await _work_and_renew(store, lease, ttl_s, work(Guard(key, revision=entry.revision))):
-                    return
+                with lease_held(key):
+                    if await _work_and_renew(store, lease, ttl_s, work(Guard(key, revision=entry.revision))):
+                        return
         finally:
             await store.revoke(lease)
         if not held:

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from distroml.api.common.v1 import common_pb2
 from distroml.api.scheduler.v1 import jobs_pb2, nodes_pb2
+from distroml.observability import trace
 from distroml.rpc.conversion import compile_converter
 from distroml.scheduler.domain.desired import DesiredAttempt
 from distroml.scheduler.domain.explain import Explanation
@@ -94,6 +95,7 @@ def job_message(job: Job, version: int, position: str, explanation: Explanation)
         ),
         category=category_message(job.category),
         target_workers=job.spec.workers.max if job.resizing or not job.placement else gang_size(job.placement),
+        trace_id=context.trace_id if (context := trace.parse(job.traceparent)) else "",
     )
 
 
@@ -134,4 +136,5 @@ def _attempt_message(attempt: DesiredAttempt) -> nodes_pb2.DesiredAttempt:
             nodes_pb2.StopOrder(reason=stop.reason, grace_s=stop.grace_s, checkpoint=stop.checkpoint) if stop else None
         ),
         failures_left=attempt.failures_left,
+        traceparent=attempt.traceparent,
     )

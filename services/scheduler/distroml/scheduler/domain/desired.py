@@ -39,6 +39,7 @@ class DesiredAttempt:
     gang: tuple[GangMember, ...]
     stop: Stop | None
     failures_left: int
+    traceparent: str = ""
 
 
 _STOP_OF = {
@@ -73,6 +74,7 @@ def _attempt(job: Job, holding: Holding, share: Share) -> DesiredAttempt:
         gang=tuple(GangMember(part.node, len(part.slots)) for part in holding.gang),
         stop=_stop(job, holding, share),
         failures_left=job.attempt_failures_left,
+        traceparent=job.traceparent,
     )
 
 

@@ -9,6 +9,7 @@ from distroml.events import is_name
 from distroml.planner.compression import UnknownScheme, read_wish
 from distroml.scheduler.domain import retry
 from distroml.scheduler.domain.spec import DEFAULT_KEEP, UNLIMITED, JobSpec, WorkerRange
+from distroml.workerlink import environment
 from distroml.workerlink.backends import MPI, UnknownBackend, read_backend
 
 MAX_WORKERS = 256
@@ -19,6 +20,8 @@ MAX_GRACE_S = 24 * 3600
 MAX_HANG_TIMEOUT_S = 7 * 24 * 3600
 MAX_SYNC_EVERY = 1_000_000
 RESERVED_ENV = ("DISTROML_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+CHOSEN_ENV = (environment.TRACE_STEPS,)
+"""Of the platform's variables, those that a job sets itself."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -82,7 +85,7 @@ def _env(spec: JobSpec) -> Iterator[Violation]:
         field = f"spec.env[{name[:80]}]"
         if not _ENV_NAME.fullmatch(name):
             yield field, "is no name of an environment variable: letters, digits and '_', not starting with a digit"
-        elif name in RESERVED_ENV or name.startswith("DISTROML_"):
+        elif name not in CHOSEN_ENV and (name in RESERVED_ENV or name.startswith("DISTROML_")):
             yield field, "is set by the platform for each worker; leave it out"
         if "\0" in value:
             yield field, "holds a NUL character, which no process can be given"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -26,6 +29,15 @@ class LineRow:
     generation: int
     at_ms: int
     text: str
+    attempt: int = 0
+    level: str = ""
+    trace_id: str = ""
+    span_id: str = ""
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(LineRow))
+COLUMNS = ", ".join(_FIELDS[1:])
+"""What is kept of a line, in the order of `LineRow`, after `seq`."""
 
 
 class LogWriter:
@@ -39,19 +51,23 @@ class LogWriter:
 
     def add_lines(self, records: Iterable[LogRecord]) -> dict[str, int]:
         """Store lines not known yet; returns per job how many old ones had to go."""
-        touched: set[str] = set()
+        rows: dict[str, list[tuple[object, ...]]] = {}
+        sizes: Counter[str] = Counter()
         for r in records:
             size = len(r.text.encode())
-            done = self._db.execute(
-                "INSERT OR IGNORE INTO logs (job, worker, incarnation, stream, offset, rank, generation, at_ms, text, "
-                "bytes) VALUES (?,?,?,?,?,?,?,?,?,?)",
-                (r.job, r.worker, r.incarnation, r.stream, r.offset, r.rank, r.generation, r.at_ms, r.text, size),
-            )
-            if done.rowcount and r.job in self._sizes:
-                lines, bytes_ = self._sizes[r.job]
-                self._sizes[r.job] = (lines + 1, bytes_ + size)
-            touched.add(r.job)
-        return {job: gone for job in touched if (gone := self._trim(job))}
+            sizes[r.job] += size
+            rows.setdefault(r.job, []).append(
+                (r.job, size, r.worker, r.incarnation, r.stream, r.offset, r.rank, r.generation, r.at_ms, r.text,
+                 r.attempt, r.level, r.trace_id, r.span_id)
+            )  # fmt: skip
+        insert = f"INSERT OR IGNORE INTO logs (job, bytes, {COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+        for job, new in rows.items():
+            stored = self._db.executemany(insert, new).rowcount
+            # Where some were known already their bytes are not: all are counted anew, which is seldom.
+            lines, bytes_ = self._sizes.pop(job, (0, -1))
+            if bytes_ >= 0 and stored == len(new):
+                self._sizes[job] = (lines + stored, bytes_ + sizes[job])
+        return {job: gone for job in rows if (gone := self._trim(job))}
 
     def add_spans(self, spans: Iterable[SpanRecord]) -> None:
         """Store spans not known yet, the newest `max_spans` per job."""
@@ -121,23 +137,11 @@ def read_lines(
         where += " AND instr(lower(text), lower(?)) > 0"
         values.append(contains)
     order, count = ("DESC", min(tail, limit)) if tail else ("ASC", limit)
-    cursor = db.execute(
-        "SELECT seq, worker, incarnation, stream, offset, rank, generation, at_ms, text FROM logs "
-        f"WHERE {where} ORDER BY seq {order} LIMIT ?",
-        (*values, count),
-    )
-    rows = [
-        LineRow(
-            seq=seq,
-            worker=worker,
-            incarnation=incarnation,
-            stream=stream,
-            offset=offset,
-            rank=rank,
-            generation=generation,
-            at_ms=at_ms,
-            text=text,
-        )
-        for seq, worker, incarnation, stream, offset, rank, generation, at_ms, text in cursor
-    ]
+    cursor = db.execute(f"SELECT seq, {COLUMNS} FROM logs WHERE {where} ORDER BY seq {order} LIMIT ?", (*values, count))
+    rows = [line_row(row) for row in cursor]
     return rows[::-1] if tail else rows
+
+
+def line_row(row: tuple[Any, ...]) -> LineRow:
+    """A row of `seq` and the columns of a line."""
+    return LineRow(**dict(zip(_FIELDS, row, strict=True)))

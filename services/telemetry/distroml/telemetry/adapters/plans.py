@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 import msgspec
+from google.protobuf.message import DecodeError
 
+from distroml.api.rendezvous.v1.rendezvous_pb2 import PlanChosen
+from distroml.events import UnknownEvent
 from distroml.planner import Plan, PlanRefused
 from distroml.planner.picture import Drawing
+from distroml.rpc.publicevents import decode_public
+from distroml.telemetry.history.port import PlanBody
 
 T = TypeVar("T")
 
@@ -54,15 +58,6 @@ class _Sums(msgspec.Struct):
     choice: str = ""
 
 
-class _Event(msgspec.Struct):
-    """The JSON body of the event."""
-
-    plan: str = ""
-    prediction: str = ""
-    best: str = ""
-    alternatives_hash: str = ""
-
-
 def read_chosen(plan: str, prediction: str, best: str, *, generation: int = 0, alternatives_hash: str = "") -> Chosen:
     """What the three texts say; a text that says nothing readable counts as empty."""
     found = _read(plan, Plan)
@@ -78,13 +73,16 @@ def read_chosen(plan: str, prediction: str, best: str, *, generation: int = 0, a
     )
 
 
-def read_plan(db: sqlite3.Connection, job: str) -> Chosen | None:
-    """The plan of the job's newest generation that chose one."""
-    row = db.execute("SELECT generation, json FROM plans WHERE job=?", (job,)).fetchone()
-    if row is None or (event := _read(row[1], _Event)) is None:
+def read_plan(body: PlanBody) -> Chosen | None:
+    """What the stored event says; None where this release cannot read it."""
+    try:
+        event = decode_public(body.type, body.schema, body.data)
+    except (UnknownEvent, DecodeError, ValueError):
+        return None
+    if not isinstance(event, PlanChosen):
         return None
     return read_chosen(
-        event.plan, event.prediction, event.best, generation=row[0], alternatives_hash=event.alternatives_hash
+        event.plan, event.prediction, event.best, generation=body.generation, alternatives_hash=event.alternatives_hash
     )
 
 

@@ -10,7 +10,7 @@ import grpc.aio as aio
 
 from distroml.api.scheduler.v1.jobs_pb2 import GetQueueRequest
 from distroml.api.scheduler.v1.jobs_pb2_grpc import JobServiceStub
-from distroml.observability import logger
+from distroml.observability import logger, trace
 from distroml.rpc import RemoteError
 from distroml.telemetry.live import EVENTS, Changes
 
@@ -57,7 +57,8 @@ class Queue:
         if self._stub is None:
             return
         try:
-            queue = await self._stub.GetQueue(GetQueueRequest(), timeout=2.0)
+            with trace.use(trace.unsampled()):
+                queue = await self._stub.GetQueue(GetQueueRequest(), timeout=2.0)
         except (RemoteError, aio.AioRpcError) as error:
             if not self.away:
                 log.warning("the scheduler does not answer", why=str(error))

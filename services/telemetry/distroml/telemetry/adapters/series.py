@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from distroml.api.telemetry.v1.telemetry_pb2 import ResourceSample, StepSample
+from distroml.telemetry.domain.rollup import Rollup
 from distroml.telemetry.domain.summary import GenerationSamples, StepPoint, eta_ms, rates
 from distroml.telemetry.domain.thinning import KEEP, LEVELS, Bucket, Pyramid, Stat, finite, joined
 from distroml.telemetry.domain.wire import wire_values
@@ -62,6 +63,7 @@ class SeriesWriter:
         self._max_ranks = max_ranks
         self._open: OrderedDict[Key, Pyramid] = OrderedDict()
         self._leads: OrderedDict[str, _Lead] = OrderedDict()
+        self._fresh: list[StepSample] = []
 
     def add_steps(self, samples: Iterable[StepSample]) -> dict[str, int]:
         """Store step samples; returns per job how many were old news (a step known already, an older generation)."""
@@ -85,6 +87,8 @@ class SeriesWriter:
                 series = self._rewind(key, sample.step)
             buckets = series.add(sample.step, sample.at_ms, sample.generation, step_values(sample))
             rows.extend((key, bucket) for bucket in buckets)
+            if sample.rank == 0:
+                self._fresh.append(sample)
             self._lead(sample.job).add(sample)
             touched.add(sample.job)
         self._flush(rows)
@@ -98,6 +102,11 @@ class SeriesWriter:
         while len(self._leads) > _MAX_OPEN_SERIES:
             self._leads.popitem(last=False)
         return stale
+
+    def take_fresh(self) -> Sequence[StepSample]:
+        """Rank 0's samples that were new, since the last call: what is rolled up."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
     def add_resources(self, samples: Iterable[ResourceSample]) -> None:
         """Store resource samples; at most one a second and rank."""
@@ -276,6 +285,23 @@ def _covering_level(oldest: Sequence[int | None], from_x: int) -> int:
         if index is None or index <= from_x >> (3 * level) or coarser is None or coarser >= index >> 3:
             return level
     return len(oldest) - 1
+
+
+def buckets_of(series: Sequence[Rollup]) -> list[Bucket]:
+    """Roll-ups of all metrics as a history of steps: rows that began together are one bucket.
+
+    Where a later generation trained from an earlier step on, what the older one had from there on is left out.
+    """
+    together: dict[int, list[Rollup]] = {}
+    for row in series:
+        together.setdefault(row.start_ms, []).append(row)
+    newest_first: list[Bucket] = []
+    for index, (_, rows) in reversed(list(enumerate(sorted(together.items())))):
+        stats = {row.metric: (row.n, row.total, row.low, row.high) for row in rows}
+        last = max(rows, key=lambda r: r.last_ms)
+        if not newest_first or last.step < newest_first[-1].x:
+            newest_first.append(Bucket(0, index, last.step, last.last_ms, last.generation, stats))
+    return newest_first[::-1]
 
 
 def stored_ranks(db: sqlite3.Connection, job: str, kind: str) -> list[int]:

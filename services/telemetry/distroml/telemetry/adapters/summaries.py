@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distroml.api.common.v1.common_pb2 import FailureCategory
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
-from distroml.telemetry.adapters.jobs import LiveRow, read_cursor, read_live, read_view
+from distroml.telemetry.adapters.live import LiveRow, read_live
 from distroml.telemetry.adapters.plans import Chosen, Prediction, binding_text, plan_text
 from distroml.telemetry.adapters.series import (
     RESOURCE_NAMES,
@@ -19,7 +19,7 @@ from distroml.telemetry.adapters.series import (
     stored_ranks,
 )
 from distroml.telemetry.domain.rows import PlanRow
-from distroml.telemetry.domain.summary import Mark, RecoveryRow, current_advice, marks, recoveries
+from distroml.telemetry.domain.summary import GenerationSamples, Mark, RecoveryRow, current_advice, marks, recoveries
 from distroml.telemetry.domain.thinning import Bucket, thinned
 from distroml.telemetry.domain.view import JobView
 
@@ -56,24 +56,43 @@ class WorkerUse:
     step_at_ms: int = 0
 
 
-def read_detail(db: sqlite3.Connection, job: str, *, count_samples: bool = False) -> JobDetail | None:
-    """What is known of a job; None where that is nothing."""
-    view, live = read_view(db, job), read_live(db, job)
-    if view is None and not live.at_ms:
-        return None
-    view = view or JobView(job=job)
-    spans = read_generations(db, job)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """What the samples of a job say of it."""
+
+    live: LiveRow
+    generations: Mapping[int, GenerationSamples]
+    samples: int
+    dropped_samples: int
+    dropped_lines: int
+
+
+def read_samples(db: sqlite3.Connection, job: str, *, count_samples: bool = False) -> Samples:
+    """All zeros where there are none."""
     dropped = db.execute("SELECT samples, lines FROM dropped WHERE job=?", (job,)).fetchone() or (0, 0)
-    cursor = read_cursor(db)
-    return JobDetail(
-        view=view,
-        live=live,
-        recoveries=recoveries(view, spans),
-        marks=marks(view, spans),
+    return Samples(
+        live=read_live(db, job),
+        generations=read_generations(db, job),
         samples=_samples(db, job) if count_samples else 0,
         dropped_samples=dropped[0],
         dropped_lines=dropped[1],
-        cursor=str(cursor) if cursor else "",
+    )
+
+
+def job_detail(job: str, view: JobView | None, known: Samples, cursor: str) -> JobDetail | None:
+    """What is known of a job, put together; None where that is nothing."""
+    if view is None and not known.live.at_ms:
+        return None
+    view = view or JobView(job=job)
+    return JobDetail(
+        view=view,
+        live=known.live,
+        recoveries=recoveries(view, known.generations),
+        marks=marks(view, known.generations),
+        samples=known.samples,
+        dropped_samples=known.dropped_samples,
+        dropped_lines=known.dropped_lines,
+        cursor=cursor,
     )
 
 
@@ -117,11 +136,18 @@ def read_series(
             continue
         for rank in ranks or stored_ranks(db, job, kind)[:1]:
             history = read_history(db, (job, kind, rank), from_x=from_step if kind == STEPS else 0)
-            for name in wanted:
-                rows = thinned([b for b in history if name in b.stats], max_points)
-                if rows:
-                    points = [_point(b, name, kind) for b in rows]
-                    result.append(t.Series(name=name, rank=rank, points=points))
+            result.extend(series_of(history, rank, wanted, max_points, kind))
+    return result
+
+
+def series_of(
+    history: Sequence[Bucket], rank: int, names: Sequence[str], max_points: int, kind: str
+) -> list[t.Series]:  # fmt: skip
+    """The named series of a history, thinned; names without a value are left out."""
+    result: list[t.Series] = []
+    for name in names:
+        if rows := thinned([b for b in history if name in b.stats], max_points):
+            result.append(t.Series(name=name, rank=rank, points=[_point(b, name, kind) for b in rows]))
     return result
 
 

@@ -25,7 +25,7 @@ class CompressionPanel:
             ui.html("Compression", sanitize=False, tag="h2")
             self._now = ui.label("").classes("said mono")
             self._hint = ui.label("").classes("said tone-warn")
-            self._table = Table(_COLUMNS, label="changes of compression", empty="Gradients travel as they are")
+            self._table = Table(_COLUMNS, label="changes of compression", empty="No scheme has changed")
         self._card.set_visibility(False)
 
     def draw(self, detail: JobDetail) -> None:

@@ -103,7 +103,30 @@ class Events(Element, component="components/dml_events.js"):
         self.run_method("prepend", list(events))
 
 
-class Logs(_Shown, component="components/dml_logs.js"):
+class LogSearch(_Shown, component="components/dml_log_search.js", dependencies=["components/dml_lines.js"]):
+    """Kept lines by what is asked for; `on_search` gets `text`, `rank`, `level`, `within_s` and `older`."""
+
+    def __init__(self, *, levels: Sequence[str], on_search: Callable[[Row], object]) -> None:
+        super().__init__()
+        self._props.update(ranks=[], levels=list(levels))
+
+        def asked(e: GenericEventArguments) -> object:
+            given: object = e.args
+            return on_search(cast("dict[str, object]", given) if isinstance(given, dict) else {})
+
+        # Not `search`: browsers have an event of that name.
+        self.on("ask", asked)
+
+    def found(self, lines: Sequence[Row], *, more: bool, older: bool) -> None:
+        """Show these lines, after the others where they are older ones; whether there are more yet."""
+        self.run_method("show", list(lines), more, older)
+
+    def refuse(self, why: str) -> None:
+        """Show why there is nothing to be shown."""
+        self.run_method("refuse", why)
+
+
+class Logs(_Shown, component="components/dml_logs.js", dependencies=["components/dml_lines.js"]):
     """Lines of the workers; `on_filter(rank or -1, text)`."""
 
     def __init__(self, *, on_filter: Callable[[int, str], object]) -> None:

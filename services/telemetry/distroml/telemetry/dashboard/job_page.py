@@ -6,17 +6,21 @@ from collections.abc import Sequence
 
 from nicegui import ui
 
-from distroml.telemetry.adapters.jobs import EventRow, read_events
+from distroml.observability import trace
 from distroml.telemetry.adapters.logs import LineRow, read_lines
-from distroml.telemetry.adapters.series import STEPS, read_history, stored_ranks
-from distroml.telemetry.adapters.summaries import JobDetail, read_detail, read_use
+from distroml.telemetry.adapters.summaries import JobDetail, read_use
 from distroml.telemetry.dashboard import present
 from distroml.telemetry.dashboard.compression_panel import CompressionPanel
-from distroml.telemetry.dashboard.elements import Chart, Events, Facts, Head, Logs, Row, Table
+from distroml.telemetry.dashboard.cost_page import cost_fact
+from distroml.telemetry.dashboard.elements import Chart, Events, Facts, Head, Row, Table
 from distroml.telemetry.dashboard.gui import in_page
 from distroml.telemetry.dashboard.layout import Sources, frame, now_ms, run_live, show_notice
+from distroml.telemetry.dashboard.links import grafana_page
+from distroml.telemetry.dashboard.log_panel import LogPanel
 from distroml.telemetry.dashboard.plan_panel import PlanPanel
 from distroml.telemetry.domain.thinning import Bucket, thinned
+from distroml.telemetry.domain.usage import DAY_MS
+from distroml.telemetry.history.port import EventRow
 from distroml.telemetry.live import EVENTS, LOGS, RESOURCES, SAMPLES
 
 MAX_POINTS = 1500
@@ -95,7 +99,7 @@ class JobPage:
 
     async def build(self) -> None:
         """Make the page with what is known, then keep it live."""
-        detail = await self._sources.model.read(read_detail, self._job)
+        detail = await self._sources.model.detail(self._job)
         if detail is None:
             self._not_found()
             return
@@ -105,11 +109,15 @@ class JobPage:
         history = await self._history(0)
         self._choose_speed(history)
         marks = present.mark_rows(detail.marks)
-        events = await self._sources.model.read(read_events, self._job, limit=EVENTS_SHOWN)
+        events = await self._sources.model.history.events(self._job, limit=EVENTS_SHOWN)
         with ui.element("main").classes("grid"):
             with ui.element("section").classes("card"):
                 self._head = Head({})
                 self._facts = Facts()
+                if url := trace.page_url(self._sources.jaeger_ui, detail.view.trace_id):
+                    ui.link("Trace of this job", url, new_tab=True).classes("foot mono")
+                if url := grafana_page(self._sources.grafana_url, self._job):
+                    ui.link("This job in Grafana", url, new_tab=True).classes("foot mono")
             with ui.element("div").classes("grid even"):
                 for (options, _), names in zip(_CHARTS, self._names, strict=True):
                     data = [present.points(history, n) for n in names]
@@ -123,9 +131,8 @@ class JobPage:
             self._compression = CompressionPanel()
             self._workers = self._table("Workers", _WORKERS, "No worker has started yet")
             with ui.element("div").classes("grid two"):
-                with ui.element("section").classes("card"):
-                    ui.html("Logs", sanitize=False, tag="h2")
-                    self._logs = Logs(on_filter=self._filter)
+                self._log_panel = LogPanel(self._sources.lines, self._job, on_filter=self._filter)
+                self._logs = self._log_panel.live
                 with ui.element("section").classes("card"):
                     ui.html("Events", sanitize=False, tag="h2")
                     self._events = Events([present.event_row(e) for e in events])
@@ -161,7 +168,7 @@ class JobPage:
 
     async def _draw(self, kinds: frozenset[str]) -> None:
         show_notice(self._sources, self._status)
-        detail = await self._sources.model.read(read_detail, self._job)
+        detail = await self._sources.model.detail(self._job)
         if detail is None:
             return
         await self._draw_detail(detail)
@@ -178,7 +185,10 @@ class JobPage:
     async def _draw_detail(self, detail: JobDetail) -> None:
         reason = self._sources.queue.reasons.get(self._job)
         self._head.show(job=present.head(detail, reason))
-        self._facts.show(items=present.facts(detail, now_ms()))
+        now = now_ms()
+        used = await self._sources.model.history.used((), job=self._job, days=(0, now // DAY_MS), now_ms=now)
+        slots = cost_fact(sum(one.slot_ms for one in used), self._sources.price)
+        self._facts.show(items=[*present.facts(detail, now), slots])
         self._checkpoints.show(rows=present.checkpoint_rows(detail.view.checkpoints))
         self._recoveries.show(rows=present.recovery_rows(self._job, detail.recoveries))
         self._compression.draw(detail)
@@ -189,6 +199,7 @@ class JobPage:
         note = f"{detail.dropped_lines:,} older lines are not kept" if detail.dropped_lines else ""
         ranks = [w.rank for w in detail.view.workers if w.rank >= 0]
         self._logs.show(note=note, ranks=ranks[:256])
+        self._log_panel.ranks(ranks[:256])
 
     async def _draw_workers(self, detail: JobDetail) -> None:
         use = await self._sources.model.read(read_use, self._job)
@@ -237,12 +248,7 @@ class JobPage:
             chart.replace([present.points(history, n) for n in names], marks)
 
     async def _history(self, from_step: int) -> list[Bucket]:
-        model = self._sources.model
-        ranks = await model.read(stored_ranks, self._job, STEPS)
-        if not ranks:
-            return []
-        rows = await model.read(read_history, (self._job, STEPS, ranks[0]), from_x=from_step)
-        return thinned(rows, MAX_POINTS)
+        return thinned(await self._sources.model.steps(self._job, from_step=from_step), MAX_POINTS)
 
     def _note_sent(self, history: Sequence[Bucket]) -> None:
         if history:
@@ -250,7 +256,7 @@ class JobPage:
             self._sent_points += len(history)
 
     async def _draw_events(self) -> None:
-        fresh = await self._sources.model.read(read_events, self._job, after=self._newest_event, limit=EVENTS_SHOWN)
+        fresh = await self._sources.model.history.events(self._job, after=self._newest_event, limit=EVENTS_SHOWN)
         if fresh:
             self._note_events(fresh)
             self._events.prepend([present.event_row(e) for e in fresh])

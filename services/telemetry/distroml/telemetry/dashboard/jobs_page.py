@@ -6,12 +6,13 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 
-from distroml.telemetry.adapters.jobs import STATE_GROUPS, count_states, read_jobs, total_tokens_per_s
+from distroml.telemetry.adapters.live import LiveRow, read_since
 from distroml.telemetry.dashboard import present
 from distroml.telemetry.dashboard.elements import Pager, Row, Search, Table, Tiles
 from distroml.telemetry.dashboard.gui import in_page
 from distroml.telemetry.dashboard.layout import Sources, frame, now_ms, run_live, show_notice
 from distroml.telemetry.domain.summary import STALL_MS
+from distroml.telemetry.history.port import STATE_GROUPS, Filter
 
 PAGE_SIZE = 50
 _COLUMNS: list[Row] = [
@@ -59,18 +60,21 @@ class JobsPage:
     async def _draw(self, _: frozenset[str]) -> None:
         model, projector = self._sources.model, self._sources.projector
         show_notice(self._sources, self._status)
-        counts = await model.read(count_states)
-        found = await model.read(
-            read_jobs, group=self._group, text=self._text, offset=(self._page - 1) * PAGE_SIZE, limit=PAGE_SIZE
-        )
-        if not found.jobs and found.total:
+        history = model.history
+        counts = await history.counts()
+        select = Filter(states=STATE_GROUPS.get(self._group, ()), text=self._text)
+        found = await history.jobs(select, offset=(self._page - 1) * PAGE_SIZE, limit=PAGE_SIZE)
+        if not found.views and found.total:
             self._page = 1
-            found = await model.read(read_jobs, group=self._group, text=self._text, limit=PAGE_SIZE)
+            found = await history.jobs(select, limit=PAGE_SIZE)
+        live = await model.live([view.job for view in found.views])
         now = now_ms()
-        speed = await model.read(total_tokens_per_s, now - STALL_MS)
+        speeds = await model.read(read_since, now - STALL_MS)
+        ended = set(await history.ended(list(speeds)))
+        speed = sum(tokens for job, tokens in speeds.items() if job not in ended)
         self._tiles.show(items=[*self._counts(counts), _speed_tile(speed)])
         reasons = self._sources.queue.reasons
-        rows = [present.job_row(view, live, reasons.get(view.job), now) for view, live in found.jobs]
+        rows = [present.job_row(v, live.get(v.job, LiveRow()), reasons.get(v.job), now) for v in found.views]
         empty, hint = self._nothing(projector.caught_up, sum(counts.values()))
         self._table.show(rows=rows, empty=empty, hint=hint)
         self._pager.show(page=self._page, total=found.total)

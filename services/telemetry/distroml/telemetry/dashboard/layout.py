@@ -15,6 +15,9 @@ from distroml.observability import logger
 from distroml.telemetry.adapters.scheduler import Queue
 from distroml.telemetry.dashboard.elements import Status
 from distroml.telemetry.dashboard.gui import in_background, on_delete
+from distroml.telemetry.domain.usage import Price
+from distroml.telemetry.history.port import HistoryAway
+from distroml.telemetry.lines import Lines
 from distroml.telemetry.live import EVENTS, Watch
 from distroml.telemetry.reactor import Projector
 from distroml.telemetry.readmodel import ReadModel
@@ -52,8 +55,28 @@ class Sources(Protocol):
         ...
 
     @property
+    def lines(self) -> Lines:
+        """Where lines are searched."""
+        ...
+
+    @property
+    def price(self) -> Price | None:
+        """What a slot costs an hour, where that is configured."""
+        ...
+
+    @property
     def deployment(self) -> str:
         """Whose dashboard it is."""
+        ...
+
+    @property
+    def jaeger_ui(self) -> str:
+        """Where traces are looked at; empty where nowhere."""
+        ...
+
+    @property
+    def grafana_url(self) -> str:
+        """Where Grafana is looked at; empty where nowhere."""
         ...
 
 
@@ -70,6 +93,8 @@ def frame(sources: Sources, title: str, crumb: str = "") -> Generator[Status]:
                 ui.html('<a href="/">Jobs</a>', sanitize=False)
         else:
             ui.label(sources.deployment).classes("where mono")
+            with ui.element("nav").classes("crumb").props('aria-label="other pages"'):
+                ui.html('<a href="/cost">Cost</a>', sanitize=False)
         status = Status()
     show_notice(sources, status)
     yield status
@@ -79,13 +104,22 @@ def show_notice(sources: Sources, status: Status) -> None:
     """Say what is away, or still starting."""
     projector = sources.projector
     if projector.trouble:
-        status.show(notice=f"Event log: {projector.trouble}", tone="bad")
+        status.show(notice=projector.trouble, tone="bad")
     elif not projector.caught_up:
         status.show(notice=f"Control plane starting: {projector.folded:,} events read", tone="warn")
     elif sources.queue.away:
         status.show(notice="The scheduler does not answer; shown is what the log says", tone="warn")
     else:
         status.show(notice="", tone="warn")
+
+
+def say_away(sources: Sources, error: HistoryAway) -> None:
+    """The page that there is while history cannot be read."""
+    with frame(sources, "History is away · DistroML"):
+        pass
+    with ui.element("main").classes("card lost"):
+        ui.html("History is away", sanitize=False, tag="h1")
+        ui.label(f"{error}. Jobs run on, and what happens meanwhile is not lost. Load the page again in a moment.")
 
 
 def run_live(watch: Watch, draw: Callable[[frozenset[str]], Awaitable[None]]) -> None:
@@ -108,6 +142,9 @@ async def _live(client: Client, watch: Watch, draw: Callable[[frozenset[str]], A
             try:
                 with client:
                     await draw(kinds)
+            except HistoryAway as error:
+                # The page stays as it is, under a notice; the projector looks for history meanwhile.
+                log.info("a page waits for history", page=client.page.path, why=str(error))
             except Exception:
                 log.exception("a page could not be drawn", page=client.page.path)
             # A page that is slow to draw gets as long a pause as it took.

@@ -7,7 +7,7 @@ import asyncio
 from nicegui import ui
 
 from distroml.planner.picture import draw
-from distroml.telemetry.adapters.plans import Chosen, read_plan
+from distroml.telemetry.adapters.plans import Chosen
 from distroml.telemetry.adapters.summaries import JobDetail, read_use
 from distroml.telemetry.dashboard import present_plan
 from distroml.telemetry.dashboard.elements import Plan
@@ -31,7 +31,7 @@ class PlanPanel:
         if not plans:
             return
         if self._chosen is None or self._chosen.generation < plans[-1].generation:
-            self._chosen = await self._model.read(read_plan, self._job)
+            self._chosen = await self._model.plan(self._job)
             await self._picture()
         use = await self._model.read(read_use, self._job)
         self._text.show(plan=present_plan.plan(detail, self._chosen, use))

@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from distroml.logstore import Line
 from distroml.planner import AXES
-from distroml.telemetry.adapters.jobs import EventRow, LiveRow
+from distroml.telemetry.adapters.live import LiveRow
 from distroml.telemetry.adapters.logs import LineRow
 from distroml.telemetry.adapters.summaries import JobDetail, WorkerUse
 from distroml.telemetry.domain.rows import CheckpointRow
 from distroml.telemetry.domain.summary import Mark, RecoveryRow, stalled
 from distroml.telemetry.domain.thinning import Bucket
 from distroml.telemetry.domain.view import JobView
+from distroml.telemetry.history.port import EventRow
 
 Row = Mapping[str, object]
 
@@ -137,6 +139,11 @@ def head(detail: JobDetail, reason: tuple[str, str] | None) -> Row:
     if view.category and state == "failed":
         message = message or view.category.replace("_", " ")
     step, total = progress(view, detail.live)
+    none_yet = "no step was seen" if view.ended else "no step yet"
+    if state == "succeeded" and not (step or view.plans or view.checkpoints_committed):
+        message = (
+            message or "ended with exit 0 and no step was seen: a Trainer tells its steps, a plain script need not"
+        )
     return {
         "id": view.job,
         "name": view.name or view.job,
@@ -147,7 +154,7 @@ def head(detail: JobDetail, reason: tuple[str, str] | None) -> Row:
         "why": bool(why or message),
         "step": step,
         "total": total,
-        "progress": f"step {step:,} of {total:,}" if total else f"step {step:,}" if step else "no step yet",
+        "progress": f"step {step:,} of {total:,}" if total else f"step {step:,}" if step else none_yet,
     }
 
 
@@ -317,7 +324,7 @@ def _round(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def line_rows(lines: Sequence[LineRow]) -> list[Row]:
+def line_rows(lines: Sequence[LineRow | Line]) -> list[Row]:
     """Log lines."""
     return [{"rank": x.rank, "at": x.at_ms, "stream": x.stream, "text": x.text} for x in lines]
 

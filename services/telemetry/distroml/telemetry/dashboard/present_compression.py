@@ -17,10 +17,10 @@ _SHOWN = 50
 def compression(detail: JobDetail) -> Row:
     """The panel; `known` is False where there is nothing to say."""
     view = detail.view
-    advice = current_advice(view)
+    advice, now = current_advice(view), schemes_now(view)
     return {
-        "known": bool(view.schemes) or advice is not None,
-        "now": schemes_now(view),
+        "known": bool(now) or advice is not None,
+        "now": now,
         "hint": ""
         if advice is None
         else advice_text(advice.exposed_s, advice.step_s, advice.predicted_s, advice.faster),
@@ -29,9 +29,12 @@ def compression(detail: JobDetail) -> Row:
 
 
 def schemes_now(view: JobView) -> str:
-    """The schemes of the newest generation that told any: `powersgd:4+int8 (3 buckets), int8 (bucket 0)`."""
+    """The schemes of the newest generation that told any: `powersgd:4+int8 (3 buckets), int8 (bucket 0)`.
+
+    A scheme that never changes is told by nobody: it is what the job asks for.
+    """
     if not view.schemes:
-        return ""
+        return f"{view.compress}, as the job asks" if view.compress not in ("", "none") else ""
     newest = view.schemes[-1].generation
     held = {row.bucket: row.to_scheme for row in view.schemes if row.generation == newest}
     counts = Counter(held.values())

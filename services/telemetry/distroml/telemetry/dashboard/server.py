@@ -16,11 +16,17 @@ from nicegui.client import Client
 from starlette.responses import FileResponse
 
 from distroml.observability import logger
+from distroml.telemetry.adapters.logsearch import EmbeddedLogSearch
 from distroml.telemetry.adapters.scheduler import Queue
 from distroml.telemetry.dashboard.access import LOGIN, Access
+from distroml.telemetry.dashboard.cost_page import CostPage
 from distroml.telemetry.dashboard.gui import on_exception, run_with
 from distroml.telemetry.dashboard.job_page import JobPage
 from distroml.telemetry.dashboard.jobs_page import JobsPage
+from distroml.telemetry.dashboard.layout import say_away
+from distroml.telemetry.domain.usage import Price
+from distroml.telemetry.history.port import HistoryAway
+from distroml.telemetry.lines import Lines
 from distroml.telemetry.reactor import Projector
 from distroml.telemetry.readmodel import ReadModel
 
@@ -53,7 +59,14 @@ class Dashboard:
         taken: socket.socket,
         token: str,
         deployment: str,
+        jaeger_ui: str = "",
+        grafana_url: str = "",
+        lines: Lines | None = None,
+        price: Price | None = None,
     ) -> None:
+        self.jaeger_ui, self.grafana_url = jaeger_ui, grafana_url
+        self.lines = lines or Lines(EmbeddedLogSearch(model))
+        self.price = price
         self.model, self.projector, self.queue, self.deployment = model, projector, queue, deployment
         self._socket, self._token = taken, token
         self._app: FastAPI | None = None
@@ -119,11 +132,24 @@ class Dashboard:
         _add_shared_head()
 
         async def jobs(state: str = "", q: str = "", page: str = "1") -> None:
-            await JobsPage(self, group=state, text=q, page=int(page) if page.isdecimal() else 1).build()
+            try:
+                await JobsPage(self, group=state, text=q, page=int(page) if page.isdecimal() else 1).build()
+            except HistoryAway as error:
+                say_away(self, error)
 
         async def job(job: str) -> None:
-            await JobPage(self, job).build()
+            try:
+                await JobPage(self, job).build()
+            except HistoryAway as error:
+                say_away(self, error)
 
+        async def cost() -> None:
+            try:
+                await CostPage(self).build()
+            except HistoryAway as error:
+                say_away(self, error)
+
+        ui.page("/cost", response_timeout=10)(cost)
         ui.page("/", response_timeout=10)(jobs)
         ui.page("/jobs/{job}", response_timeout=10)(job)
         run_with(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
+class Fact(msgspec.Struct, frozen=True, kw_only=True):
     """Root of all facts."""
 
     at_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submitted(Fact):
+class Submitted(Fact, frozen=True, kw_only=True):
     """A job came to be."""
 
     name: str
@@ -22,10 +20,11 @@ class Submitted(Fact):
     min_workers: int
     max_workers: int
     priority: int
+    compress: str = ""
+    trace_id: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateChanged(Fact):
+class StateChanged(Fact, frozen=True, kw_only=True):
     """The job is in another state; `generation`, `attempt` and `workers` are 0 where the event says nothing of them."""
 
     state: str
@@ -38,8 +37,7 @@ class StateChanged(Fact):
     nodes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resized(Fact):
+class Resized(Fact, frozen=True, kw_only=True):
     """Another range of workers was asked for, or given."""
 
     min_workers: int = 0
@@ -47,30 +45,26 @@ class Resized(Fact):
     workers: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PriorityChanged(Fact):
+class PriorityChanged(Fact, frozen=True, kw_only=True):
     """The job stands elsewhere in the queue."""
 
     priority: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailureCounted(Fact):
+class FailureCounted(Fact, frozen=True, kw_only=True):
     """The scheduler took a failure off the job's budget."""
 
     category: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progressed(Fact):
+class Progressed(Fact, frozen=True, kw_only=True):
     """Coarse progress as the scheduler knows it."""
 
     step: int
     total_steps: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationOpened(Fact):
+class GenerationOpened(Fact, frozen=True, kw_only=True):
     """A new member set is being agreed."""
 
     number: int
@@ -78,8 +72,7 @@ class GenerationOpened(Fact):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberRow:
+class MemberRow(msgspec.Struct, frozen=True, kw_only=True):
     """One worker's place in a generation."""
 
     worker: str
@@ -88,8 +81,7 @@ class MemberRow:
     local_rank: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationFormed(Fact):
+class GenerationFormed(Fact, frozen=True, kw_only=True):
     """The member set is agreed."""
 
     number: int
@@ -98,8 +90,7 @@ class GenerationFormed(Fact):
     mesh: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberLost(Fact):
+class MemberLost(Fact, frozen=True, kw_only=True):
     """A node's workers are gone from a generation."""
 
     generation: int
@@ -108,8 +99,7 @@ class MemberLost(Fact):
     cause: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationBroken(Fact):
+class GenerationBroken(Fact, frozen=True, kw_only=True):
     """The generation cannot go on."""
 
     number: int
@@ -120,15 +110,13 @@ class GenerationBroken(Fact):
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closed(Fact):
+class Closed(Fact, frozen=True, kw_only=True):
     """Rendezvous is done with the attempt."""
 
     outcome: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStarted(Fact):
+class WorkerStarted(Fact, frozen=True, kw_only=True):
     """A process of a worker began."""
 
     worker: str
@@ -141,8 +129,7 @@ class WorkerStarted(Fact):
     why_cold: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerExited(Fact):
+class WorkerExited(Fact, frozen=True, kw_only=True):
     """A process of a worker ended."""
 
     worker: str
@@ -156,8 +143,7 @@ class WorkerExited(Fact):
     expected: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerTrouble(Fact):
+class WorkerTrouble(Fact, frozen=True, kw_only=True):
     """A worker hangs or computes what is no number."""
 
     worker: str
@@ -167,8 +153,7 @@ class WorkerTrouble(Fact):
     step: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSeen(Fact):
+class StepSeen(Fact, frozen=True, kw_only=True):
     """A step worth an event."""
 
     generation: int
@@ -176,18 +161,20 @@ class StepSeen(Fact):
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSeen(Fact):
-    """The plan that a generation trains with, in one line, and what is predicted of it (0: nothing)."""
+class PlanSeen(Fact, frozen=True, kw_only=True):
+    """The plan that a generation trains with, in one line, and what is predicted of it (0: nothing).
+
+    `mfu` is the share of the devices' peak that the model's own operations use.
+    """
 
     generation: int
     plan: str
     step_seconds: float
     peak_bytes: int
+    mfu: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanMeasured(Fact):
+class PlanMeasured(Fact, frozen=True, kw_only=True):
     """What the plan turned out to cost over `steps` steps; 0 is not known."""
 
     generation: int
@@ -198,16 +185,14 @@ class PlanMeasured(Fact):
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SumsChosen(Fact):
+class SumsChosen(Fact, frozen=True, kw_only=True):
     """By which algorithm a generation sums gradients of which size, in words; empty where there is one way only."""
 
     generation: int
     sums: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchemeChanged(Fact):
+class SchemeChanged(Fact, frozen=True, kw_only=True):
     """A bucket of gradients travels in another way from step `from_step` on."""
 
     generation: int
@@ -219,8 +204,7 @@ class SchemeChanged(Fact):
     from_step: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressionAdvised(Fact):
+class CompressionAdvised(Fact, frozen=True, kw_only=True):
     """What `compress: auto` would gain a generation; seconds of one step."""
 
     generation: int
@@ -232,8 +216,7 @@ class CompressionAdvised(Fact):
     schemes: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaveSeen(Fact):
+class SaveSeen(Fact, frozen=True, kw_only=True):
     """A save was opened, committed or failed: `state` is `saving`, `committed` or `failed`."""
 
     save_id: str
@@ -248,8 +231,7 @@ class SaveSeen(Fact):
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointMarked(Fact):
+class CheckpointMarked(Fact, frozen=True, kw_only=True):
     """A committed checkpoint was `verified`, found `damaged` or `deleted`."""
 
     step: int
@@ -282,3 +264,6 @@ JobFact = (
     | SaveSeen
     | CheckpointMarked
 )
+
+MeteredFact = GenerationFormed | GenerationBroken | PlanSeen | SchemeChanged | SaveSeen
+"""What is counted for Prometheus."""

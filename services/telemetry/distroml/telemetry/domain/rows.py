@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerRow:
+class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
     """A worker of the newest generation.
 
     `state` is `starting`, `running`, `waiting` (its generation broke), `hung`, `exited`, `failed`, `lost` or `done`.
@@ -22,8 +21,7 @@ class WorkerRow:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRow:
+class GenerationRow(msgspec.Struct, frozen=True, kw_only=True):
     """One generation's life; times are 0 until they come."""
 
     number: int
@@ -46,8 +44,7 @@ class GenerationRow:
         return bool(self.broken_ms) and bool(self.category or self.worker)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointRow:
+class CheckpointRow(msgspec.Struct, frozen=True, kw_only=True):
     """A save and what became of it: `saving`, `committed`, `failed`, `damaged` or `deleted`."""
 
     save_id: str
@@ -64,8 +61,7 @@ class CheckpointRow:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRow:
+class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
     """A generation's plan, what was predicted of it and what was measured; 0 is not known. Seconds of one step."""
 
     generation: int
@@ -81,8 +77,7 @@ class PlanRow:
     sums: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchemeRow:
+class SchemeRow(msgspec.Struct, frozen=True, kw_only=True):
     """A bucket of gradients travels in another way from step `from_step` on."""
 
     generation: int
@@ -95,8 +90,7 @@ class SchemeRow:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdviceRow:
+class AdviceRow(msgspec.Struct, frozen=True, kw_only=True):
     """What `compress: auto` would gain a generation. Seconds of one step; `faster` is in time to a loss."""
 
     generation: int

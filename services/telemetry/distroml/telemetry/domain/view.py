@@ -1,10 +1,16 @@
-"""A job as its public events tell it: a pure fold, bounded in every list."""
+"""A job as its public events tell it: a pure fold, bounded in every list.
+
+Views, rows and facts are msgspec's structs: changing a field of a view is most of what folding costs, and they do it
+some twenty times as fast as dataclasses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import assert_never
+
+import msgspec
+from msgspec.structs import replace
 
 from distroml.telemetry.domain import facts as f
 from distroml.telemetry.domain.rows import AdviceRow, CheckpointRow, GenerationRow, PlanRow, SchemeRow, WorkerRow
@@ -17,8 +23,7 @@ MAX_SCHEMES = 200
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobView:
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """What the dashboard shows of a job beyond its samples."""
 
     job: str
@@ -33,6 +38,7 @@ class JobView:
     min_workers: int = 0
     max_workers: int = 0
     placed_workers: int = 0
+    placed_since_ms: int = 0
     nodes: tuple[str, ...] = ()
     attempt: int = 0
     generation: int = 0
@@ -54,6 +60,8 @@ class JobView:
     checkpoints: tuple[CheckpointRow, ...] = ()
     checkpoints_committed: int = 0
     last_checkpoint_step: int = -1
+    compress: str = ""
+    trace_id: str = ""
 
     @property
     def ended(self) -> bool:
@@ -63,7 +71,19 @@ class JobView:
 
 def evolve(view: JobView, fact: f.JobFact) -> JobView:
     """The view after one more fact."""
+    after = _evolved(view, fact)
+    if after.placed_workers != view.placed_workers or after.attempt != view.attempt:
+        after = replace(after, placed_since_ms=fact.at_ms if after.placed_workers else 0)
+    return after
+
+
+def _evolved(view: JobView, fact: f.JobFact) -> JobView:
     match fact:
+        # By how often they come: each case costs those after it.
+        case f.SaveSeen() | f.CheckpointMarked():
+            return _checkpoint(view, fact)
+        case f.Progressed(step=step, total_steps=total):
+            return replace(view, step=step, total_steps=total or view.total_steps)
         case f.Submitted():
             return replace(
                 view,
@@ -75,6 +95,8 @@ def evolve(view: JobView, fact: f.JobFact) -> JobView:
                 priority=fact.priority,
                 state="queued",
                 submitted_ms=fact.at_ms,
+                compress=fact.compress,
+                trace_id=fact.trace_id,
             )
         case f.StateChanged():
             return _state_changed(view, fact)
@@ -89,16 +111,12 @@ def evolve(view: JobView, fact: f.JobFact) -> JobView:
             return replace(view, priority=priority)
         case f.FailureCounted():
             return replace(view, failures=view.failures + 1)
-        case f.Progressed(step=step, total_steps=total):
-            return replace(view, step=step, total_steps=total or view.total_steps)
         case f.Closed(outcome=outcome):
             return _workers(view, lambda w: replace(w, state="done") if w.state in _LIVE else w) if outcome else view
         case f.PlanSeen() | f.PlanMeasured() | f.SumsChosen():
             return _plan(view, fact)
         case f.SchemeChanged() | f.CompressionAdvised():
             return _compression(view, fact)
-        case f.SaveSeen() | f.CheckpointMarked():
-            return _checkpoint(view, fact)
         case (
             f.GenerationOpened()
             | f.GenerationFormed()
@@ -345,8 +363,18 @@ def _checkpoint(view: JobView, fact: f.SaveSeen | f.CheckpointMarked) -> JobView
         save_s=fact.save_s,
         message=fact.message,
     )
-    others = tuple(c for c in view.checkpoints if c.save_id != fact.save_id)
-    view = replace(view, checkpoints=(*others, row)[-MAX_CHECKPOINTS:])
-    if fact.state == "committed":
-        view = replace(view, checkpoints_committed=view.checkpoints_committed + 1, last_checkpoint_step=fact.step)
-    return view
+    others = view.checkpoints
+    if others and others[-1].save_id == fact.save_id:
+        others = others[:-1]
+    elif fact.state != "saving":
+        # A save that begins is a new one: only its end may find it among older ones.
+        others = tuple(c for c in others if c.save_id != fact.save_id)
+    rows = (*others, row)[-MAX_CHECKPOINTS:]
+    if fact.state != "committed":
+        return replace(view, checkpoints=rows)
+    return replace(
+        view,
+        checkpoints=rows,
+        checkpoints_committed=view.checkpoints_committed + 1,
+        last_checkpoint_step=fact.step,
+    )

@@ -10,12 +10,13 @@ from distroml.scheduler.domain.spec import FailureCategory, JobSpec, Placement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submit:
-    """Take the job in. `spec` is complete and has passed `validation.violations`."""
+    """Take the job in. `spec` is complete and has passed `validation.violations`; `traceparent` is of who asks."""
 
     at_ms: int
     job: str
     spec: JobSpec
     actor: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,7 @@ def _submit(job: Job, command: c.Submit) -> Events:
         return NOTHING_NEW
     at = command.at_ms
     return (
-        e.Submitted(at_ms=at, job=command.job, spec=command.spec, actor=command.actor),
+        e.Submitted(at_ms=at, job=command.job, spec=command.spec, actor=command.actor, traceparent=command.traceparent),
         e.Validated(at_ms=at),
         e.Queued(at_ms=at, reason="Submitted"),
     )

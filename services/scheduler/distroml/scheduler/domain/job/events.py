@@ -16,6 +16,7 @@ class Submitted:
     spec: JobSpec
     at_ms: int
     actor: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

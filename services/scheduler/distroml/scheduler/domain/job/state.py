@@ -50,6 +50,7 @@ class Job:
         placement: the gang of the attempt while the attempt lasts.
         gang_workers: the range that the gang was made for; `spec.workers` may have been changed since.
         resizing: the workers were changed and the gang of the running attempt does not follow yet.
+        traceparent: W3C trace context of the request for the job: all that is done for it belongs to that trace.
     """
 
     id: str = ""
@@ -75,6 +76,7 @@ class Job:
     step: int = 0
     total_steps: int = 0
     progressed_at_ms: int = 0
+    traceparent: str = ""
 
     @property
     def active(self) -> bool:
@@ -98,6 +100,7 @@ def evolve(job: Job, event: e.Event) -> Job:
                 state=JobState.QUEUED,
                 actor=event.actor,
                 submitted_at_ms=event.at_ms,
+                traceparent=event.traceparent,
             )
         case e.Validated():
             return job

@@ -1,8 +1,9 @@
 import { clock } from "dml_format";
+import { escaped, lineRow, mark } from "dml_lines";
 
 const KEPT = 2000;
 
-// Lines of the workers. Rows are plain DOM nodes outside Vue: thousands of them cost nothing while they stand.
+// The newest lines of the workers, as they come. Rows stand outside Vue.
 export default {
   props: { ranks: Array, note: String },
   data: () => ({ rank: "", text: "", follow: true, unseen: 0, count: 0, waiting: false }),
@@ -14,36 +15,9 @@ export default {
   },
   methods: {
     row(line) {
-      const el = document.createElement("div");
-      el.className = line.stream === "stderr" ? "ln err" : "ln";
-      const cell = (name, text) => {
-        const span = document.createElement("span");
-        span.className = name;
-        span.textContent = text;
-        el.append(span);
-        return span;
-      };
-      cell("tm", clock(line.at));
-      cell("rk", line.rank < 0 ? "–" : "r" + line.rank).style.setProperty("--hue", String((line.rank * 67 + 210) % 360));
-      this.mark(cell("tx", ""), line.text);
+      const [el, tx] = lineRow(line, clock);
+      mark(tx, line.text, this.text ? new RegExp(escaped(this.text), "gi") : null);
       return el;
-    },
-    mark(el, text) {
-      const wanted = this.text.toLowerCase();
-      if (!wanted) {
-        el.textContent = text;
-        return;
-      }
-      const lower = text.toLowerCase();
-      let at = 0;
-      for (let hit = lower.indexOf(wanted); hit >= 0; hit = lower.indexOf(wanted, at)) {
-        el.append(text.slice(at, hit));
-        const m = document.createElement("mark");
-        m.textContent = text.slice(hit, hit + wanted.length);
-        el.append(m);
-        at = hit + wanted.length;
-      }
-      el.append(text.slice(at));
     },
     replace(lines) {
       const view = this.$refs.view;

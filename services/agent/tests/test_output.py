@@ -1,0 +1,148 @@
+"""A worker's files are read no faster than a node may ship; every line is handed on or counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distroml.agent.adapters.output import READ_BYTES, SKIP_BYTES, OutputTail
+from distroml.agent.domain.allowance import Allowance
+from distroml.api.telemetry.v1 import telemetry_pb2 as pb
+from distroml.logstore import MAX_BLOCK_LINES, Block, Line
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.allowed = 1 << 40
+        self.owed = self.limited_lines = self.limited_bytes = 0
+        self.off = False
+
+    def add(self, block: Block) -> None:
+        assert 0 < block.count <= MAX_BLOCK_LINES
+        self.lines += block.lines()
+
+    def allow(self, wanted: int) -> int:
+        granted = min(wanted, self.allowed)
+        self.allowed -= granted
+        return granted
+
+    def owe(self, spent: int) -> None:
+        self.owed += spent
+
+    def limited(self, lines: int, size: int, note: Block) -> None:
+        assert f"{lines} lines ({size} bytes) were not shipped" in note.texts()[0]
+        self.limited_lines += lines
+        self.limited_bytes += size
+
+    @property
+    def texts(self) -> list[str]:
+        return [line.text for line in self.lines]
+
+
+@pytest.fixture
+def sink() -> Sink:
+    return Sink()
+
+
+def tail(folder: Path, sink: Sink) -> OutputTail:
+    return OutputTail(folder, pb.LogRecord(job="job-1", worker="w", rank=1, incarnation=2, generation=3), sink)
+
+
+async def test_lines_carry_their_place_and_what_they_say_of_themselves(tmp_path: Path, sink: Sink) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    (tmp_path / "stdout").write_text(f'fine\n{{"log.level": "error", "trace.id": "{trace}"}}\n')
+    (tmp_path / "stderr").write_text("WARNING: open end")
+    reader = tail(tmp_path, sink)
+    assert reader.look()
+    reader.place(rank=0, generation=4)
+    await reader.finish()
+    assert [(x.stream, x.offset, x.level, x.trace_id, x.rank, x.generation) for x in sink.lines] == [
+        ("stdout", 0, "", "", 1, 3),
+        ("stdout", 5, "error", trace, 1, 3),
+        ("stderr", 0, "warning", "", 0, 4),
+    ]
+    # A new agent goes on where this one was.
+    assert not tail(tmp_path, sink).look()
+
+
+def test_what_may_not_be_shipped_waits_in_the_file(tmp_path: Path, sink: Sink) -> None:
+    (tmp_path / "stdout").write_text("first\nsecond\n")
+    reader, sink.allowed = tail(tmp_path, sink), 8
+    assert reader.look()
+    assert not reader.look()
+    assert sink.texts == ["first"]
+    before = reader.grown_at
+    with (tmp_path / "stdout").open("a") as file:
+        file.write("third\n")
+    sink.allowed = 0
+    assert not reader.look()
+    # A worker whose lines wait is one that writes.
+    assert reader.grown_at != before
+    sink.allowed = 100
+    assert reader.look()
+    assert sink.texts == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("allowed", [0, 100_000, 3_000_000, 1 << 40])
+async def test_every_line_of_a_loud_worker_is_handed_on_or_counted(tmp_path: Path, sink: Sink, allowed: int) -> None:
+    written = 0
+    reader, sink.allowed = tail(tmp_path, sink), allowed
+    with (tmp_path / "stdout").open("w") as file:
+        for _ in range(4):
+            for _ in range(60_000):
+                file.write(f"{written} {'x' * (written % 200)}\n")
+                written += 1
+            file.flush()
+            reader.look()
+    await reader.finish()
+    assert len(sink.texts) + sink.limited_lines == written
+    assert sink.texts[-1].split()[0] == str(written - 1)
+    assert len({line.offset for line in sink.lines}) == len(sink.lines)
+    size = (tmp_path / "stdout").stat().st_size
+    shipped = sum(len(text) + 1 for text in sink.texts)
+    assert shipped + sink.limited_bytes == size
+    assert shipped <= allowed + READ_BYTES
+    assert sink.owed <= READ_BYTES
+
+
+async def test_where_nothing_is_shipped_a_file_is_looked_at_and_not_read(tmp_path: Path, sink: Sink) -> None:
+    reader, sink.off = tail(tmp_path, sink), True
+    before = reader.grown_at
+    (tmp_path / "stdout").write_text("a line\n" * (SKIP_BYTES // 6))
+    assert not reader.look()
+    # A worker whose lines nobody reads is one that writes, all the same.
+    assert reader.grown_at != before
+    await reader.finish()
+    assert (sink.texts, sink.limited_lines, sink.owed) == ([], 0, 0)
+
+
+async def test_a_line_longer_than_any_look_ends_the_skip(tmp_path: Path, sink: Sink) -> None:
+    (tmp_path / "stderr").write_text("y" * 2_000_000)
+    reader, sink.allowed = tail(tmp_path, sink), 0
+    await reader.finish()
+    assert sink.limited_lines == 0
+    assert sink.lines[-1].text.startswith("yyy")
+
+
+def test_an_allowance_is_an_average_with_a_bounded_burst() -> None:
+    left = Allowance(1000, 0.0)
+    assert left.take(10_000, 0.0) == 4000
+    assert left.take(10_000, 0.5) == 500
+    left.owe(1500, 0.5)
+    assert left.take(10_000, 1.0) == 0
+    assert left.take(10_000, 2.5) == 500
+    assert left.take(99_999, 1e6) == 4000
+
+
+def test_a_loud_reader_leaves_the_others_theirs() -> None:
+    left, at = Allowance(1000, 0.0), 0.0
+    left.take(4000, at)
+    got = {"loud": 0, "quiet": 0}
+    for _ in range(40):
+        at += 0.25
+        got["loud"] += left.take(1 << 20, at, readers=2)
+        got["quiet"] += left.take(50, at, readers=2)
+    assert got["quiet"] == 40 * 50
+    assert 7000 < got["loud"] <= 10_000

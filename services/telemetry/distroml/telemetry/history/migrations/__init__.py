@@ -1,0 +1,1 @@
+"""Steps that make and change history's tables in PostgreSQL. A step that was released is never edited."""
