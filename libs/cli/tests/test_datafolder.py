@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,36 @@ def test_two_control_planes_cannot_share_a_folder(tmp_path: Path) -> None:
     assert not folder.is_locked()
 
 
+@contextmanager
+def nobody() -> Generator[None]:
+    """Root may write everywhere: within this, the process is a user who may not."""
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(mine)
+
+
+def test_a_folder_without_write_permission_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    made = DataFolder(tmp_path / "made")
+    made.prepare()
+    for folder in (tmp_path / "new", made.path):
+        tmp_path.chmod(0o500)
+        made.path.chmod(0o500)
+        try:
+            with (
+                nobody(),
+                pytest.raises(UsageError, match=f"cannot write to the data folder {folder}: Permission") as no,
+            ):
+                DataFolder(folder).prepare()
+            assert "--data or DISTROML_DATA, or mend its permissions" in no.value.hint
+        finally:
+            tmp_path.chmod(0o700)
+            made.path.chmod(0o700)
+
+
 def test_endpoints_survive_the_file(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path)
     folder.prepare()
@@ -76,3 +108,5 @@ def test_a_port_in_use_is_refused_by_number() -> None:
         with pytest.raises(UsageError, match=f"port {port} is in use"):
             dashboard_port(port)
     assert len(set(free_ports(20))) == 20
+    # Nothing listens yet at the first.
+    assert dashboard_port(None) != dashboard_port(None)

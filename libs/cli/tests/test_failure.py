@@ -1,10 +1,13 @@
-import json
+import logging
 
 from distroml.cli.plane.failure import FAILURE, told_failure
+from distroml.observability.logs import JsonFormatter
 
 
-def _line(**fields: object) -> str:
-    return json.dumps({"service": "supervisor", **fields})
+def _line(message: str, **fields: object) -> str:
+    record = logging.LogRecord("distroml.cli", logging.ERROR, "", 0, "%s", (message,), None)
+    record.__dict__["distroml_fields"] = fields
+    return JsonFormatter("supervisor").format(record)
 
 
 def test_a_failure_is_found_among_what_libraries_print() -> None:

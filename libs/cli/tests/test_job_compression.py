@@ -5,7 +5,7 @@ import json
 from distroml.api.common.v1 import common_pb2
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.api.telemetry.v1 import telemetry_pb2 as t
-from distroml.cli import job_compression
+from distroml.cli import job_compression, job_end
 from distroml.cli.replay_commands import event_line
 
 
@@ -76,6 +76,20 @@ def test_events_of_compression_are_one_line_in_words():
     advised = {"step_seconds": 0.5, "exposed_seconds": 0.31, "predicted_step_seconds": 0.21, "faster": 2.34}
     line = shown("CompressionAdvised", generation="1", step="23", **advised, schemes="int8")
     assert line == "generation=1 step=500 ms exposed=310 ms with_auto=210 ms faster=2.3 times"
+
+
+def test_a_job_that_ended_well_without_a_step_is_told_so_where_somebody_could_have_seen_one():
+    job = jobs_pb2.Job(id="job-7", state=jobs_pb2.JOB_STATE_SUCCEEDED)
+    known = t.JobSummary(position="7")
+    said = job_end.untrained(job, known)
+    assert said.startswith("ended with exit 0 and no step was seen")
+    assert "`distroml job logs job-7`" in said
+    assert job_end.untrained(jobs_pb2.Job(progress=jobs_pb2.Progress(step=1), state=job.state), known) == ""
+    seen = ({"step": 1}, {"plans": [t.JobPlan(generation=1)]}, {"checkpoints": 1})
+    assert [job_end.untrained(job, t.JobSummary(position="7", **more)) for more in seen] == ["", "", ""]
+    assert job_end.untrained(job, t.JobSummary()) == "", "telemetry did not answer"
+    for state in (jobs_pb2.JOB_STATE_RUNNING, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED):
+        assert job_end.untrained(jobs_pb2.Job(state=state), known) == ""
 
 
 def test_compression_that_no_trainer_took_up_is_told_once_the_job_is_over():

@@ -13,6 +13,7 @@ from distroml.cli import output
 from distroml.cli.client import Plane, call
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, UsageError
 from distroml.cli.export import LOCAL_JOB, SHARD_BYTES, Exported, export_checkpoint, local_manifest
+from distroml.cli.objects import open_objects
 from distroml.cli.options import Data, JobName, Json
 from distroml.events import fresh_id
 from distroml.objectstore import ObjectStore
@@ -93,7 +94,8 @@ def verify(
         request = checkpoint_pb2.VerifyCheckpointRequest(job=id_, step=wanted)
         return await plane.checkpoints.VerifyCheckpoint(request, timeout=600)
 
-    answer = call(data, check)
+    with output.err.status("reading every byte of the checkpoint …"):
+        answer = call(data, check)
     if json:
         output.print_json(output.as_dict(answer))
     elif answer.sound:
@@ -166,7 +168,7 @@ def export(
         # Pinned, so that retention does not take it away in between.
         await plane.checkpoints.PinCheckpoint(pin)
         try:
-            return write(open_object_store(data / "objects"), id_, found.manifest_hash)
+            return write(open_objects(data), id_, found.manifest_hash)
         finally:
             pin.ttl_s, pin.request_id = 0, fresh_id("req")
             await plane.checkpoints.PinCheckpoint(pin)

@@ -7,7 +7,7 @@ import getpass
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -18,6 +18,8 @@ from distroml.api.telemetry.v1 import telemetry_pb2_grpc
 from distroml.cli.errors import CliError, Unreachable, UsageError
 from distroml.cli.plane.control import connect_or_fail
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
+from distroml.cli.plane.elsewhere import named
+from distroml.observability import trace
 from distroml.rpc import connect
 from distroml.rpc.errors import RemoteError
 
@@ -38,6 +40,7 @@ class Plane:
 
     folder: DataFolder
     endpoints: Endpoints
+    token: str = field(repr=False)
     jobs: JobServiceAsyncStub
     checkpoints: CheckpointServiceAsyncStub
     telemetry: TelemetryServiceAsyncStub
@@ -46,16 +49,20 @@ class Plane:
     @property
     def login_url(self) -> str:
         """The dashboard's address with the token that opens it."""
-        return f"{self.endpoints.dashboard}/login?token={self.folder.token()}"
+        return f"{self.endpoints.dashboard}/login?token={self.token}"
 
 
 @asynccontextmanager
 async def open_plane(data: Path) -> AsyncGenerator[Plane]:
-    """Stubs of the control plane on this data folder; raises `Unreachable` where none runs."""
+    """Stubs of the control plane that the environment names, else on this data folder; raises `Unreachable`."""
     folder = DataFolder(data)
-    endpoints = connect_or_fail(folder)
-    token = folder.token()
+    if (elsewhere := named(os.environ)) is not None:
+        endpoints, token = elsewhere.endpoints, elsewhere.token
+    else:
+        endpoints, token = connect_or_fail(folder), folder.token()
     async with AsyncExitStack() as stack:
+        # Who calls within a trace of their own, such as a pipeline, find there what they asked for.
+        stack.enter_context(trace.use(trace.parse(os.environ.get("TRACEPARENT", ""))))
         channels = {
             name: await stack.enter_async_context(connect(endpoints.services[name], token, actor=user()))
             for name in ("scheduler", "rendezvous", "checkpoint", "telemetry")
@@ -63,6 +70,7 @@ async def open_plane(data: Path) -> AsyncGenerator[Plane]:
         yield Plane(
             folder,
             endpoints,
+            token,
             cast("JobServiceAsyncStub", jobs_pb2_grpc.JobServiceStub(channels["scheduler"])),
             cast("CheckpointServiceAsyncStub", checkpoint_pb2_grpc.CheckpointServiceStub(channels["checkpoint"])),
             cast("TelemetryServiceAsyncStub", telemetry_pb2_grpc.TelemetryServiceStub(channels["telemetry"])),

@@ -17,6 +17,7 @@ from distroml.cli.demo.report import Facts, Report
 from distroml.cli.demo.story import Story
 from distroml.cli.demo.view import View
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, CliError
+from distroml.cli.options import AskedProfile, Json
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import DataFolder
 
@@ -31,19 +32,22 @@ def demo(
     kill_at: Annotated[
         float, typer.Option(min=0.05, max=0.9, help="Kill a worker after this part of the steps.")
     ] = 0.4,
+    profile: AskedProfile = None,
     keep_running: Annotated[
         bool, typer.Option("--keep-running", help="Leave the control plane up at the end.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Train a small GPT on 2 workers, lose one to kill -9, recover, finish, replay the log.
 
-    Exits 0 only if all of it really happened; the last line names the report.
+    Exits 0 only if all of it really happened; the last line names the report. With `--json` the report itself is
+    printed, and what happens is told on the error stream.
     """
     folder = DataFolder((data or Path(".distroml") / time.strftime("demo-%Y%m%d-%H%M%S")).absolute())
     began = time.monotonic()
-    with View() as view:
+    with View(output.err if json else output.out) as view:
         view.say("starting scheduler, rendezvous, checkpoint, telemetry and agent …")
-        endpoints = control.start(folder, slots=WORKERS)
+        endpoints = control.start(folder, slots=WORKERS, profile=profile)
         try:
             view.say(f"dashboard: {endpoints.dashboard}/login?token={folder.token()}")
             facts = translated(lambda: asyncio.run(_run(folder, view, steps, kill_at, began)))
@@ -51,10 +55,13 @@ def demo(
             if not keep_running:
                 control.stop(folder)
     result = reporting.build(facts)
-    _show(result)
     file = folder.path / "report.json"
     file.write_text(jsonlib.dumps(result.as_json(), indent=2) + "\n", "utf-8")
-    print(f"report: {file}")
+    if json:
+        output.print_json({**result.as_json(), "report": str(file)})
+    else:
+        _show(result)
+        print(f"report: {file}")
     raise typer.Exit(EXIT_DONE if result.ok else EXIT_JOB_FAILED)
 
 
@@ -87,7 +94,8 @@ def find_example(name: str) -> Path:
         if (folder / "train.py").is_file():
             return folder
     raise CliError(
-        f"the example {name!r} is not part of this installation", hint="install DistroML from its wheel or tree"
+        f"the example {name!r} is not part of this installation",
+        hint="install DistroML's wheel, or run `distroml demo` from a checkout of its source",
     )
 
 

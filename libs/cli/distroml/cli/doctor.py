@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import json
 import os
 import platform
 import resource
 import shutil
 import socket
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -22,22 +24,13 @@ import typer
 from grpc_health.v1 import health_pb2
 
 from distroml.cli import output
+from distroml.cli.doctor_servers import history, lines, object_store, servers, traces
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, CliError
+from distroml.cli.finding import Finding, Verdict
 from distroml.cli.options import Data, Json
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
-
-Verdict = Literal["ok", "warning", "problem"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check saw, and what to do where it is not well."""
-
-    check: str
-    verdict: Verdict
-    text: str
-    advice: str = ""
+from distroml.cli.plane.elsewhere import named
 
 
 def doctor(data: Data, json: Json = False) -> None:
@@ -123,7 +116,17 @@ def machine(data: Path) -> Iterator[Finding]:
 
 
 def control_plane(data: Path) -> Iterator[Finding]:
-    """The data folder, and the health of each service."""
+    """The data folder, and the health of each service; of those that the environment names, where it names some."""
+    try:
+        elsewhere = named(os.environ)
+    except CliError as error:
+        yield Finding("control plane", "problem", error.message, error.hint)
+        return
+    if elsewhere is not None:
+        for name, healthy in asyncio.run(_ask(elsewhere.endpoints, elsewhere.token)).items():
+            address = elsewhere.endpoints.services[name]
+            yield Finding(name, "ok" if healthy else "problem", address, "" if healthy else "see what runs there")
+        return
     folder = DataFolder(data)
     if not (data / "format.json").exists():
         yield Finding("data folder", "ok", f"{data} is not in use yet")
@@ -145,6 +148,18 @@ def control_plane(data: Path) -> Iterator[Finding]:
     for name, healthy in asyncio.run(_ask(endpoints, folder.token())).items():
         advice = f"it is restarted within seconds; see {folder.logs / name}.log"
         yield Finding(name, "ok" if healthy else "problem", endpoints.services[name], "" if healthy else advice)
+        for part, why in _ill_parts(endpoints.metrics[name]).items() if healthy else ():
+            yield Finding(name, "warning", f"{part}: {why}", "it serves on without")
+
+
+def _ill_parts(metrics: str) -> dict[str, str]:
+    """What a service says of its parts that do not work; nothing where it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://{metrics}/healthz", timeout=3) as answer:
+            parts = cast("dict[str, dict[str, str]]", json.load(answer)["parts"])
+    except (OSError, ValueError, KeyError):
+        return {}
+    return {part: said["why"] for part, said in parts.items() if said.get("why")}
 
 
 async def _ask(endpoints: Endpoints, token: str) -> dict[str, bool]:
@@ -163,4 +178,7 @@ async def _ask(endpoints: Endpoints, token: str) -> dict[str, bool]:
     return dict(zip(names, await asyncio.gather(*(one(endpoints.services[name]) for name in names)), strict=True))
 
 
-CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (interpreter, training_stack, mpi, machine, control_plane)
+CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
+    *(interpreter, training_stack, mpi, machine),
+    *(servers, object_store, history, lines, traces, control_plane),
+)

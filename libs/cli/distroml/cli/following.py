@@ -7,9 +7,10 @@ import contextlib
 import signal
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 from distroml.api.scheduler.v1 import jobs_pb2
-from distroml.cli import job_compression, job_plan, output
+from distroml.cli import job_compression, job_end, job_plan, output
 from distroml.cli.client import Plane
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED
 from distroml.events import fresh_id
@@ -21,6 +22,36 @@ FINAL = frozenset({jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED, jobs
 QUIET_S, NOTHING_S, LIMIT_S = 1.0, 4.0, 20.0
 
 
+STEPS_EVERY_S = 5.0
+"""Between two lines that say how far a job is."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """How far a job is, in words, and how long it will take at the pace since its generation's first sign of a step."""
+
+    generation: int = 0
+    first_step: int = 0
+    first_at_s: float = 0.0
+    told_at_s: float = float("-inf")
+
+    def line(self, job: jobs_pb2.Job, now_s: float) -> str:
+        """`step 40 of 200, about 1 min left`; "" where there is nothing new to say yet. `now_s` is monotonic."""
+        step, total = job.progress.step, job.progress.total_steps
+        if not step or job.state != jobs_pb2.JOB_STATE_RUNNING:
+            return ""
+        if job.generation != self.generation:
+            self.generation, self.first_step, self.first_at_s = job.generation, step, now_s
+        if now_s - self.told_at_s < STEPS_EVERY_S:
+            return ""
+        self.told_at_s = now_s
+        text = f"step {step:,} of {total:,}" if total else f"step {step:,}"
+        done, spent_s = step - self.first_step, now_s - self.first_at_s
+        if total and done > 0 and spent_s > 0:
+            text += f", about {output.duration((total - step) * spent_s / done)} left"
+        return text
+
+
 class Follower:
     """Prints a job's changes of state on stderr and its workers' output on stdout."""
 
@@ -29,6 +60,7 @@ class Follower:
         self._job = job
         self._json = json
         self._said = ""
+        self._pace = Pace()
         self._interrupts = 0
         self._lines = 0
         self._last_line = 0.0
@@ -49,7 +81,9 @@ class Follower:
                     self._status(f"{job.message}; cancelling")
                     await self._cancel()
             await self._output_ends(logs)
-            self._warn(job_compression.unused(self._job, await job_plan.summary(self._plane, self._job.id)))
+            known = await job_plan.summary(self._plane, self._job.id)
+            self._say("note", job_end.untrained(self._job, known))
+            self._say("warning", job_compression.unused(self._job, known))
         finally:
             loop.remove_signal_handler(signal.SIGINT)
             logs.cancel()
@@ -75,12 +109,14 @@ class Follower:
         if text != self._said:
             self._said = text
             self._status(text)
+        if steps := self._pace.line(job, time.monotonic()):
+            self._status(steps)
 
-    def _warn(self, text: str) -> None:
+    def _say(self, kind: str, text: str) -> None:
         if text and self._json:
-            output.print_json_line({"warning": text})
+            output.print_json_line({kind: text})
         elif text:
-            self._status(f"warning: {text}")
+            self._status(f"{kind}: {text}")
 
     def _status(self, text: str) -> None:
         if not self._json:

@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
+from grpc import StatusCode
 
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.api.telemetry.v1 import telemetry_pb2
-from distroml.cli import job_compression, job_plan, output
+from distroml.cli import job_compression, job_end, job_plan, log_search, output
 from distroml.cli.client import Plane, call
-from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED
+from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, UsageError
 from distroml.cli.following import FINAL, watch
+from distroml.cli.history_commands import past_job, past_jobs
+from distroml.cli.objects import open_objects
 from distroml.cli.options import Data, Follow, JobName, Json
 from distroml.cli.spec import parse_workers
 from distroml.events import fresh_id
-from distroml.objectstore.filesystem import open_object_store
+from distroml.observability import trace
+from distroml.rpc.errors import RemoteError
 
 app = typer.Typer(no_args_is_help=True, help="Look at one job and steer it.")
 
 
 def jobs(
     data: Data,
-    all_: Annotated[bool, typer.Option("--all", "-a", help="Finished jobs too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", "-a", help="Finished jobs too, the oldest from history.")] = False,
+    finished: Annotated[bool, typer.Option("--finished", help="Only finished jobs.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most this many.")] = 1000,
     json: Json = False,
 ) -> None:
     """List jobs, newest first."""
-    states = () if all_ else tuple(s for s in jobs_pb2.JobState.values() if s not in FINAL and s)
+    if all_ and finished:
+        raise UsageError("--all and --finished are two lists", hint="give one of them")
+    old = all_ or finished
+    states = tuple(s for s in jobs_pb2.JobState.values() if s and (all_ or (s in FINAL) == finished))
 
-    async def collect(plane: Plane) -> list[jobs_pb2.Job]:
-        found: list[jobs_pb2.Job] = []
-        token = ""
-        while len(found) < limit:
-            page = await plane.jobs.ListJobs(
-                jobs_pb2.ListJobsRequest(states=states, page_size=min(1000, limit - len(found)), page_token=token)
-            )
-            found += page.jobs
-            token = page.next_page_token
-            if not token:
-                break
-        return found
-
-    found = call(data, collect)
+    found = call(data, lambda plane: listed(plane, states, limit, history=old))
     if json:
         output.print_json([output.as_dict(job) for job in found])
         return
@@ -65,8 +61,36 @@ def jobs(
             )
             for job in found
         ),
-        empty="no jobs; start one with `distroml run script.py`" if all_ else "no unfinished jobs (--all shows all)",
+        empty="no jobs; start one with `distroml run script.py`" if old else "no unfinished jobs (--all shows all)",
     )
+
+
+async def listed(
+    plane: Plane, states: Sequence[jobs_pb2.JobState.ValueType], limit: int, *, history: bool
+) -> list[jobs_pb2.Job]:
+    """The newest jobs in these states: the scheduler's, and where asked those that only history has.
+
+    A job's `position` says at which it is true.
+    """
+    found: list[jobs_pb2.Job] = []
+    token = ""
+    while len(found) < limit:
+        page = await plane.jobs.ListJobs(
+            jobs_pb2.ListJobsRequest(states=states, page_size=min(1000, limit - len(found)), page_token=token)
+        )
+        found += page.jobs
+        token = page.next_page_token
+        if not token:
+            break
+    if history and len(found) < limit:
+        # The scheduler keeps its newest finished jobs.
+        known = {job.id for job in found}
+        past = await past_jobs(plane, [state for state in states if state in FINAL], limit)
+        for job in past.jobs:
+            job.position = past.position
+        found += [job for job in past.jobs if job.id not in known]
+        found.sort(key=lambda job: (-job.submitted_at.ToMilliseconds(), job.id))
+    return found[:limit]
 
 
 def workers_text(job: jobs_pb2.Job) -> str:
@@ -85,10 +109,19 @@ def progress_text(job: jobs_pb2.Job) -> str:
 @app.command()
 def show(job: JobName, data: Data, json: Json = False) -> None:
     """What the job is, where it stands, and why."""
-    answer = call(data, lambda plane: _get(plane, job))
+
+    async def ask(plane: Plane) -> tuple[jobs_pb2.Job, bool, telemetry_pb2.JobSummary]:
+        found, recalled = await found_or_recalled(plane, job)
+        return found, recalled, await job_plan.summary(plane, found.id)
+
+    answer, from_history, summary = call(data, ask)
+    # The shell's own word first: it may know another way to Jaeger than the control plane.
+    trace_url = trace.page_url(os.environ.get("DISTROML_JAEGER_UI", ""), answer.trace_id) or summary.trace_url
     if json:
-        output.print_json(output.as_dict(answer))
+        links = {"trace_url": trace_url, "grafana_url": summary.grafana_url}
+        output.print_json(output.as_dict(answer) | {name: url for name, url in links.items() if url})
         return
+    by = f" by {answer.actor}" if answer.actor else ""
     rows = [
         ("job", answer.id),
         ("name", answer.spec.name),
@@ -104,8 +137,11 @@ def show(job: JobName, data: Data, json: Json = False) -> None:
         ("attempt", str(answer.attempt or "")),
         ("failures", f"{answer.failures} (and {answer.preemptions} preemptions)"),
         ("priority", str(answer.spec.priority)),
-        ("submitted", f"{answer.submitted_at.ToDatetime(UTC):%Y-%m-%d %H:%M:%S} UTC by {answer.actor}"),
-        ("version", str(answer.version)),
+        ("submitted", f"{answer.submitted_at.ToDatetime(UTC):%Y-%m-%d %H:%M:%S} UTC{by}"),
+        ("version", str(answer.version or "")),
+        ("trace", trace_url or answer.trace_id),
+        ("metrics", summary.grafana_url),
+        ("source", f"history, true at {answer.position}" if from_history else ""),
     ]
     for name, text in rows:
         if text:
@@ -118,22 +154,51 @@ def logs(
     data: Data,
     follow: Follow = False,
     rank: Annotated[list[int] | None, typer.Option("--rank", "-r", min=0, help="Only this rank; repeatable.")] = None,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="Only the last N lines; 0 for all.")] = 0,
+    tail: Annotated[
+        int | None, typer.Option("--tail", "-n", min=0, help="Only the last N lines; 0 for all.", show_default=False)
+    ] = None,
+    search: Annotated[
+        str, typer.Option("--search", "-s", help='Only lines with these words, in any case; "in quotes" as they stand.')
+    ] = "",
+    since: Annotated[str, typer.Option(help="Only lines since then: 10m, 2h, 1d ago, or 2026-11-26T08:00.")] = "",
+    until: Annotated[str, typer.Option(help="Only lines before then.")] = "",
+    level: Annotated[str, typer.Option(help="Only lines of this level and graver ones, such as warning.")] = "",
     json: Json = False,
 ) -> None:
-    """What the workers wrote."""
+    """What the workers wrote. Searching looks at all that is kept and shows the newest 200 matches (-n for more)."""
+
+    def show(line: jobs_pb2.LogLine | telemetry_pb2.LogRecord) -> None:
+        if json:
+            output.print_json_line(output.as_dict(line))
+        else:
+            print(f"[{line.rank}] {line.text}")
 
     async def stream(plane: Plane) -> None:
-        request = jobs_pb2.StreamLogsRequest(job=job, ranks=rank or [], follow=follow, tail=tail)
+        request = jobs_pb2.StreamLogsRequest(job=job, ranks=rank or [], follow=follow, tail=tail or 0)
         async for batch in plane.jobs.StreamLogs(request):
             for line in batch.lines:
-                if json:
-                    output.print_json_line(output.as_dict(line))
-                else:
-                    print(f"[{line.rank}] {line.text}")
+                show(line)
             sys.stdout.flush()
 
-    call(data, stream)
+    if not (search or since or until or level):
+        call(data, stream)
+        return
+    if follow:
+        raise UsageError("a search does not follow", hint="leave --follow out, or search without it")
+    request = telemetry_pb2.SearchLogsRequest(
+        text=search,
+        ranks=rank or [],
+        since_ms=log_search.moment_ms(since, "--since") if since else 0,
+        until_ms=log_search.moment_ms(until, "--until") if until else 0,
+        level=level.lower(),
+    )
+
+    async def find(plane: Plane) -> None:
+        request.job = (await _get(plane, job)).id
+        async for line in log_search.search(plane, request, log_search.NEWEST if tail is None else tail):
+            show(line)
+
+    call(data, find)
 
 
 @app.command(name="watch")
@@ -175,14 +240,14 @@ def explain(
 
     answer, known = call(data, ask)
     chosen = list(known.plans)
-    unused = job_compression.unused(answer.job, known)
+    noted, unused = job_end.untrained(answer.job, known), job_compression.unused(answer.job, known)
     # Generations share their plan's object; what is known of older ones has no hash.
-    others = job_plan.others(open_object_store(data / "objects"), chosen[-1]) if plans and chosen else []
+    others = job_plan.others(open_objects(data), chosen[-1]) if plans and chosen else []
     if json:
         told = {**output.as_dict(answer), "plans": [output.as_dict(plan) for plan in chosen]}
         told["schemes"] = [output.as_dict(change) for change in known.schemes]
         told |= {"advice": output.as_dict(known.advice)} if known.HasField("advice") else {}
-        told |= {"warning": unused} if unused else {}
+        told |= ({"note": noted} if noted else {}) | ({"warning": unused} if unused else {})
         output.print_json(told | ({"alternatives": [msgspec.to_builtins(one) for one in others]} if plans else {}))
         return
     output.out.print(f"{output.state_text(jobs_pb2.JobState.Name(answer.job.state))} {answer.reason}: {answer.message}")
@@ -191,7 +256,7 @@ def explain(
         output.out.print(f"  → {step}")
     for line in job_plan.lines(chosen[-1], others=not plans) if chosen else ():
         output.out.print(line, markup=False)
-    for line in (*job_compression.lines(known), *([unused] if unused else [])):
+    for line in (*job_compression.lines(known), *(text for text in (noted, unused) if text)):
         output.out.print(line, markup=False)
     if plans:
         output.out.print(f"{len(others)} other plans were possible:" if others else "no other plans are kept")
@@ -252,6 +317,18 @@ def priority(
 
 async def _get(plane: Plane, job: str) -> jobs_pb2.Job:
     return await plane.jobs.GetJob(jobs_pb2.GetJobRequest(job=job))
+
+
+async def found_or_recalled(plane: Plane, job: str) -> tuple[jobs_pb2.Job, bool]:
+    """The scheduler's word, or history's on a job that it has forgotten; and whether it is history's."""
+    try:
+        return await _get(plane, job), False
+    except RemoteError as error:
+        id_ = job.rpartition("/")[2]
+        if error.status is not StatusCode.NOT_FOUND or (past := await past_job(plane, id_)) is None:
+            raise
+    past.job.position = past.position
+    return past.job, True
 
 
 def _steer(data: Path, json: bool, action: Callable[[Plane], Awaitable[jobs_pb2.Job]]) -> None:

@@ -14,6 +14,7 @@ from distroml.cli import (
     cluster_commands,
     demo_command,
     doctor,
+    history_commands,
     job_commands,
     output,
     plan_command,
@@ -58,6 +59,8 @@ app.command()(cluster_commands.nodes)
 app.command()(cluster_commands.queue)
 app.add_typer(checkpoint_commands.app, name="checkpoints")
 app.command()(plan_command.plan)
+app.command()(history_commands.cost)
+app.add_typer(history_commands.app, name="history")
 app.command()(replay_commands.events)
 app.command()(replay_commands.replay)
 app.command()(doctor.doctor)

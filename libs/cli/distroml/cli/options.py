@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from distroml.cli.plane.datafolder import default_data
+from distroml.cli.plane.datafolder import Profile, default_data
 
 Data: TypeAlias = Annotated[
     Path,
@@ -21,4 +21,13 @@ Data: TypeAlias = Annotated[
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 JobName: TypeAlias = Annotated[str, typer.Argument(metavar="JOB", help="Job id, or its name where that is unique.")]
+AskedProfile: TypeAlias = Annotated[
+    Profile | None,
+    typer.Option(
+        "--profile",
+        help="What state and log are kept in: the data folder, or real servers as `make stack` starts them "
+        "[default: the folder's own, embedded for a new one].",
+        show_default=False,
+    ),
+]
 Follow: TypeAlias = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")]

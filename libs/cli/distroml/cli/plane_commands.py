@@ -1,4 +1,4 @@
-"""`up`, `down`: the embedded control plane."""
+"""`up`, `down`: the control plane of one data folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from distroml.cli import output
-from distroml.cli.options import Data, Json
+from distroml.cli.options import AskedProfile, Data, Json
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import DataFolder
 
@@ -20,15 +20,21 @@ def up(
     dashboard_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Dashboard's port [default: 8400 or the next free one].")
     ] = None,
+    profile: AskedProfile = None,
     json: Json = False,
 ) -> None:
-    """Start scheduler, rendezvous, checkpoint, telemetry and an agent on this machine."""
+    """Start scheduler, rendezvous, checkpoint, telemetry and an agent on this machine.
+
+    With `--profile stack` they keep state, log and objects in etcd, NATS JetStream and S3, and a relay runs too.
+    """
     folder = DataFolder(data)
     endpoints = control.running(folder)
+    if endpoints is not None:
+        folder.check_profile(profile)
     fresh = endpoints is None
     if endpoints is None:
         with output.err.status("starting the control plane …"):
-            endpoints = control.start(folder, slots=slots, dashboard_port=dashboard_port)
+            endpoints = control.start(folder, slots=slots, dashboard_port=dashboard_port, profile=profile)
     login = f"{endpoints.dashboard}/login?token={folder.token()}"
     if json:
         output.print_json({"started": fresh, "services": endpoints.services, "dashboard": login, "data": str(data)})

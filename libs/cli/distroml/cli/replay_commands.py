@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Callable
 from datetime import UTC
 from typing import Annotated, Any
 
@@ -83,7 +84,12 @@ def replay(
         states = call(data, lambda plane: state_at(plane, job, at))
         _print_states(states, json)
         return
-    answers = call(data, lambda plane: verify_all(plane, job, mend=mend))
+    with output.err.status("folding the log …") as status:
+
+        def tell(streams: int, events: int) -> None:
+            status.update(f"folding the log: {events:,} events of {streams:,} streams …")
+
+        answers = call(data, lambda plane: verify_all(plane, job, mend=mend, tell=tell))
     _print_verified(answers, json)
     different = any(a.differences and not a.mended for a in answers)
     raise typer.Exit(EXIT_JOB_FAILED if different else EXIT_DONE)
@@ -109,13 +115,18 @@ async def full_position(plane: Plane, short_form: str) -> str:
     return f"{log}:{short_form}"
 
 
-async def verify_all(plane: Plane, job: str = "", *, mend: bool = False) -> list[replay_pb2.VerifyResponse]:
-    """Every owner's streams folded and compared."""
+async def verify_all(
+    plane: Plane, job: str = "", *, mend: bool = False, tell: Callable[[int, int], None] = lambda streams, events: None
+) -> list[replay_pb2.VerifyResponse]:
+    """Every owner's streams folded and compared; `tell` hears how many streams and events are done."""
     id_ = await job_id(plane, job) if job else ""
     answers: list[replay_pb2.VerifyResponse] = []
+    events = 0
     for name in STREAM_OWNERS:
         async for answer in plane.replay[name].Verify(replay_pb2.VerifyRequest(job=id_, mend=mend), timeout=600):
             answers.append(answer)
+            events += answer.events
+            tell(len(answers), events)
     return answers
 
 

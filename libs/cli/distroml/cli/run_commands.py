@@ -18,6 +18,7 @@ from distroml.cli.following import Follower
 from distroml.cli.options import Data, Json
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import DataFolder
+from distroml.cli.plane.elsewhere import named
 from distroml.events import fresh_id
 
 Script = Annotated[
@@ -97,9 +98,10 @@ def run(
             return await Follower(plane, job, json=json).to_the_end()
 
     with contextlib.ExitStack() as stack:
-        if control.running(folder) is None and not json:
-            output.err.print("no control plane runs: starting one for this job …", style="dim")
-        stack.enter_context(control.ephemeral(folder, slots=slots))
+        if named(os.environ) is None:
+            if control.running(folder) is None and not json:
+                output.err.print("no control plane runs: starting one for this job …", style="dim")
+            stack.enter_context(control.ephemeral(folder, slots=slots))
         code = translated(lambda: asyncio.run(follow_it()))
     raise typer.Exit(code)
 

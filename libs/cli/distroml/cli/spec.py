@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.bundle import Bundle, BundleError, pack
+from distroml.cli import output
 from distroml.cli.client import Plane
 from distroml.cli.errors import UsageError
+from distroml.cli.plane.elsewhere import named
 from distroml.planner.compression import UnknownScheme, read_wish
 from distroml.workerlink.backends import MPI, UnknownBackend, read_backend
 
@@ -193,8 +196,10 @@ def package_list_hash() -> str:
 
 
 def _with_environment(spec: jobs_pb2.JobSpec) -> jobs_pb2.JobSpec:
-    spec.python = spec.python or sys.executable
-    spec.packages = package_list_hash()
+    # Nodes elsewhere, as in containers, have an interpreter of their own, and packages of their own beside it.
+    if named(os.environ) is None:
+        spec.python = spec.python or sys.executable
+        spec.packages = package_list_hash()
     return spec
 
 
@@ -209,12 +214,14 @@ async def upload(plane: Plane, root: Path) -> Bundle:
             bundle = pack(root, Path(scratch) / "bundle.tar.gz")
         except BundleError as error:
             raise UsageError(str(error)) from error
-        await plane.jobs.PutBundle(_blocks(bundle))
+        with output.byte_progress("sending the code") as progress:
+            await plane.jobs.PutBundle(_blocks(bundle, progress))
         return bundle
 
 
-async def _blocks(bundle: Bundle) -> AsyncIterator[jobs_pb2.PutBundleRequest]:
+async def _blocks(bundle: Bundle, progress: Callable[[int, int], None]) -> AsyncIterator[jobs_pb2.PutBundleRequest]:
     yield jobs_pb2.PutBundleRequest(sha256=bundle.sha256, size_bytes=bundle.size_bytes)
     with bundle.path.open("rb") as file:
         while block := file.read(_BLOCK):
             yield jobs_pb2.PutBundleRequest(data=block)
+            progress(file.tell(), bundle.size_bytes)

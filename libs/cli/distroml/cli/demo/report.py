@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -80,20 +81,21 @@ def build(facts: Facts) -> Report:
     """Judge the facts."""
     formed = [body["generation"] for type_, body in facts.events if type_ == "rendezvous.generation.GenerationFormed"]
     committed = [body for type_, body in facts.events if type_ == "checkpoint.Committed"]
-    exits = [body for type_, body in facts.events if type_ == "rendezvous.worker.Exited"]
-    killed = [e for e in exits if e.get("worker") == facts.killed_worker and int(e.get("signal", 0)) == 9]
-    resumed = _resumed_from(facts, committed)
+    killed_at = _killed_at(facts)
+    before, after = _committed(facts.events[:killed_at]), _committed(facts.events[killed_at:])
+    resumed = _resumed_from(facts)
     final, heldout = (_number(facts.result.get(key)) for key in ("final_loss", "heldout_loss"))
     sample = str(facts.result.get("sample", ""))
     checks = {
         "job succeeded": facts.job_state == "SUCCEEDED",
-        "worker was killed by SIGKILL": bool(killed),
+        "worker was killed by SIGKILL": killed_at < len(facts.events),
         "a new generation formed": len(formed) >= 2,
         "training resumed from a committed checkpoint": resumed > 0,
         "a step of the new generation was trained": facts.first_step_after_kill_ms > facts.killed_at_ms,
         "the loss fell": final < 0.75 * facts.first_loss,
         "the held-out loss was measured": math.isfinite(heldout) and heldout < facts.first_loss,
-        "checkpoints were committed before and after": len(committed) >= 2,
+        # A save of the broken generation may be committed after its end: only one of the next says that saving works.
+        "checkpoints were committed before and after": bool(before) and max(after.values(), default=0) >= 2,
         "text was generated": len(sample.strip()) > 0,
         "the log folds to the stored state": facts.verified_events > 0 and facts.differences == 0,
     }
@@ -125,18 +127,31 @@ def build(facts: Facts) -> Report:
     )
 
 
-def _resumed_from(facts: Facts, committed: Sequence[Mapping[str, Any]]) -> int:
-    """The newest checkpoint step committed before the second generation's first recorded step."""
-    first = next(
-        (
-            int(body["step"])
-            for type_, body in facts.events
-            if type_ == "rendezvous.step.StepRecorded" and int(body.get("generation", 0)) >= 2
-        ),
-        0,
-    )
-    earlier = [int(body["step"]) for body in committed if int(body["step"]) < first]
-    return max(earlier, default=0) if first else 0
+def _killed_at(facts: Facts) -> int:
+    """Where in the log the killed worker's end by SIGKILL stands; the log's length where it doesn't."""
+    for index, (type_, body) in enumerate(facts.events):
+        ended = type_ == "rendezvous.worker.Exited" and body.get("worker") == facts.killed_worker
+        if ended and int(body.get("signal", 0)) == signal.SIGKILL:
+            return index
+    return len(facts.events)
+
+
+def _committed(events: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[int, int]:
+    """The steps whose checkpoints `events` commit, each with the generation that saved it."""
+    bodies = (body for type_, body in events if type_ == "checkpoint.Committed")
+    return {int(body["step"]): int(body.get("generation", 0)) for body in bodies}
+
+
+def _resumed_from(facts: Facts) -> int:
+    """The step that the second generation went on from: the one before its first, if its checkpoint was committed then.
+
+    0 where there is no second generation, where it began anew, or where nothing in the log backs what it went on from.
+    """
+    for index, (type_, body) in enumerate(facts.events):
+        if type_ == "rendezvous.step.StepRecorded" and int(body.get("generation", 0)) >= 2:
+            step = int(body["step"]) - 1
+            return step if step in _committed(facts.events[:index]) else 0
+    return 0
 
 
 def _plan(facts: Facts) -> str:

@@ -72,7 +72,8 @@ class Story:
             with contextlib.suppress(RemoteError):
                 summary = await self.plane.telemetry.GetJobSummary(telemetry_pb2.GetJobSummaryRequest(job=self.job))
                 self.view.progress(summary)
-                due = summary.total_steps and summary.step >= self.kill_at * summary.total_steps
+                # After the last step nothing is left to recover for.
+                due = self.kill_at * summary.total_steps <= summary.step < summary.total_steps
                 if due and summary.checkpoints and not self.killed_worker and not finished.done():
                     await self._kill(summary.step)
         return finished.result()
@@ -88,10 +89,13 @@ class Story:
     async def _kill(self, step: int) -> None:
         started = [body for type_, body in await self._events() if type_ == "rendezvous.worker.Started"]
         victim = next(body for body in reversed(started) if int(body.get("rank", 0)) == 1)
-        self.killed_worker, self.killed_at_step = str(victim["worker"]), step
+        at_ms = time.time_ns() // 1_000_000
+        try:
+            os.kill(int(victim["pid"]), signal.SIGKILL)
+        except ProcessLookupError:  # it ended by itself since; what is not killed here the report says
+            return
+        self.killed_worker, self.killed_at_step, self.killed_at_ms = str(victim["worker"]), step, at_ms
         self.view.say(f"[bold red]step {step}: kill -9[/] of rank 1 (process {victim['pid']}, {victim['worker']})")
-        self.killed_at_ms = time.time_ns() // 1_000_000
-        os.kill(int(victim["pid"]), signal.SIGKILL)
 
     async def _narrate(self) -> None:
         """Say what the log says, as it happens."""

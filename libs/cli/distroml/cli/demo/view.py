@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from distroml.api.telemetry.v1 import telemetry_pb2
@@ -16,16 +17,17 @@ _LINE_EVERY_S = 5.0
 class View:
     """Progress of the demo's job."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console = out) -> None:
+        self._console = console
         self._bar = Progress(
             TextColumn("  training"),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
-            console=out,
+            console=console,
             transient=False,
-            disable=not out.is_terminal,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("training", total=None, numbers="")
         self._last_line = 0.0
@@ -42,7 +44,7 @@ class View:
 
     def say(self, text: str) -> None:
         """One line of the story."""
-        out.print(f"[dim]{time.monotonic() - self._began:6.1f} s[/]  {text}")
+        self._console.print(f"[dim]{time.monotonic() - self._began:6.1f} s[/]  {text}")
 
     def progress(self, summary: telemetry_pb2.JobSummary) -> None:
         """The newest numbers of the job."""
@@ -51,6 +53,6 @@ class View:
         loss = f"loss {summary.loss:.3f}" if summary.HasField("loss") else ""
         numbers = f"{loss}  {summary.tokens_per_s:,.0f} tokens/s  generation {summary.generation}"
         self._bar.update(self._task, completed=summary.step, total=summary.total_steps, numbers=numbers)
-        if not out.is_terminal and time.monotonic() - self._last_line > _LINE_EVERY_S:
+        if not self._console.is_terminal and time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._last_line = time.monotonic()
             self.say(f"step {summary.step}/{summary.total_steps}  {numbers}")

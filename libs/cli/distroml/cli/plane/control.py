@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distroml.cli.errors import CliError, Unreachable, UsageError
-from distroml.cli.plane.datafolder import DataFolder, Endpoints
+from distroml.cli.plane.datafolder import DataFolder, Endpoints, Profile
 from distroml.cli.plane.failure import told_failure
+from distroml.cli.plane.profile import check
 
 START_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 60.0
@@ -33,20 +34,22 @@ def start(
     *,
     slots: int | None = None,
     dashboard_port: int | None = None,
+    profile: Profile | None = None,
     on_wait: Callable[[float], None] = lambda _: None,
 ) -> Endpoints:
     """Start a supervisor in the background and wait until every service is healthy.
 
     Raises:
-        UsageError: the folder or port cannot be used, or a control plane runs there already.
-        CliError: a service does not come up; the message has the end of its log.
+        UsageError: the folder, port or profile cannot be used, or a control plane runs there already.
+        CliError: a server does not serve us; or a service does not come up: the message has the end of its log.
     """
-    folder.prepare()
+    folder.prepare(profile)
     if folder.is_locked():
         raise UsageError(
             f"a control plane runs on {folder.path}",
             hint="use it, end it with `distroml down`, or give another folder with --data",
         )
+    check(folder)
     folder.forget_endpoints()
     _reap()
     command = [sys.executable, "-m", "distroml.cli.plane.supervisor", "--data", str(folder.path)]

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,13 @@ from distroml.cli.errors import UsageError
 
 FORMAT = 1
 SERVICES = ("scheduler", "rendezvous", "checkpoint", "telemetry", "agent")
+
+
+class Profile(StrEnum):
+    """What a control plane keeps its state and log in: its data folder, or real servers."""
+
+    EMBEDDED = "embedded"
+    STACK = "stack"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +57,14 @@ class DataFolder:
         """One log file per service."""
         return self.path / "logs"
 
-    def prepare(self) -> str:
+    def prepare(self, profile: Profile | None = None) -> str:
         """Create the folder or check it; returns the deployment id.
 
+        Args:
+            profile: what it is for, None for what it was made for; a new one is made `embedded`.
+
         Raises:
-            UsageError: no permission, not a DistroML folder, or one of another format.
+            UsageError: no permission, not a DistroML folder, or one of another format or profile.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -69,14 +80,42 @@ class DataFolder:
         if not (self.path / "format.json").exists():
             self._refuse_foreign()
             identity = {"format": FORMAT, "deployment": f"dep-{secrets.token_hex(4)}"}
+            identity |= {"profile": profile} if profile is Profile.STACK else {}
             _write_private(self.path / "format.json", json.dumps(identity).encode())
         deployment = self.deployment()
+        self.check_profile(profile)
         if not self.token_file.exists():
             _write_private(self.token_file, secrets.token_urlsafe(32).encode())
         return deployment
 
     def deployment(self) -> str:
         """The deployment's id; raises `UsageError` where the folder is of another format or damaged."""
+        return str(self._identity().get("deployment", ""))
+
+    def profile(self) -> Profile:
+        """What the folder was made for; raises `UsageError` as `deployment` does."""
+        made = self._identity().get("profile", Profile.EMBEDDED)
+        try:
+            return Profile(str(made))
+        except ValueError as error:
+            raise UsageError(
+                f"{self.path} was made with the profile {made!r}, which this release does not know",
+                hint="use the release that made it, or another data folder with --data",
+            ) from error
+
+    def check_profile(self, profile: Profile | None) -> None:
+        """Raise `UsageError` where the folder was made for another profile."""
+        if profile not in (None, made := self.profile()):
+            raise UsageError(
+                f"{self.path} was made with the profile {made}, and its log is there; {profile} is another one",
+                hint=f"leave --profile out, or give another folder with --data for {profile}",
+            )
+
+    def services(self) -> tuple[str, ...]:
+        """Names of the services that run on it."""
+        return ("relay", *SERVICES) if self.profile() is Profile.STACK else SERVICES
+
+    def _identity(self) -> dict[str, object]:
         file = self.path / "format.json"
         try:
             identity = cast("object", json.loads(file.read_bytes()))
@@ -90,7 +129,7 @@ class DataFolder:
                 f"the data folder {self.path} has format {fields.get('format')!r}; this release reads format {FORMAT}",
                 hint="use the release that made it, or another data folder with --data",
             )
-        return str(fields.get("deployment", ""))
+        return fields
 
     def _refuse_foreign(self) -> None:
         ours = {"logs", "lock", ".write-probe", "supervisor.log"}

@@ -6,6 +6,7 @@ import json
 from typing import Any, cast
 
 from distroml.cli.errors import UsageError
+from distroml.observability import names
 
 FAILURE = "failure"
 """The field of the supervisor's last line that says what went wrong; `hint` beside it says what to do."""
@@ -18,7 +19,7 @@ def told_failure(log: str) -> UsageError | None:
             fields = json.loads(line)
         except ValueError:
             continue
-        if isinstance(fields, dict) and FAILURE in fields:
+        if isinstance(fields, dict) and names.LABELS + FAILURE in fields:
             told = cast("dict[str, Any]", fields)
-            return UsageError(str(told[FAILURE]), hint=str(told.get("hint", "")))
+            return UsageError(str(told[names.LABELS + FAILURE]), hint=str(told.get(f"{names.LABELS}hint", "")))
     return None

@@ -34,7 +34,7 @@ def is_free(port: int) -> bool:
 
 
 def dashboard_port(asked: int | None) -> int:
-    """The port asked for, else 8400 or the next free one above.
+    """The port asked for, else 8400 or the next free one above; of control planes that begin together, no two get one.
 
     Raises:
         UsageError: the port that was asked for is in use.
@@ -43,4 +43,23 @@ def dashboard_port(asked: int | None) -> int:
         if not is_free(asked):
             raise UsageError(f"port {asked} is in use", hint="give another one with --dashboard-port")
         return asked
-    return next(port for port in range(DASHBOARD_PORT, 65536) if is_free(port))
+    return next(port for port in range(DASHBOARD_PORT, 65536) if is_free(port) and _promised(port))
+
+
+# Each for as long as this process lives.
+_promises: list[socket.socket] = []
+
+
+def _promised(port: int) -> bool:
+    """Whether no other control plane has chosen the port, whose telemetry may be far from listening at it.
+
+    Told by a name that the kernel knows while a process holds it (unix(7), abstract), in the network that ports are of.
+    """
+    promise = socket.socket(socket.AF_UNIX)
+    try:
+        promise.bind(f"\0distroml-dashboard-{port}")
+    except OSError:
+        promise.close()
+        return False
+    _promises.append(promise)
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from distroml.observability import names
+
+_OF_GRPC = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ \w+\.cc:\d+\] ")
 _PR_SET_PDEATHSIG = 1
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _LOG_KEEP_BYTES = 64 * 1024 * 1024
@@ -79,6 +83,8 @@ class ServiceProcess:
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - 65_536))
             lines = file.read().decode("utf-8", "replace").splitlines()
+        # gRPC's core may add words of its own about threads that end with the process.
+        lines = [line for line in lines if not _OF_GRPC.match(line)] or lines
         if not lines:
             return "it said nothing"
         try:
@@ -88,7 +94,7 @@ class ServiceProcess:
         if not isinstance(record, dict):
             return lines[-1]
         fields = cast("dict[str, object]", record)
-        return " ".join(str(fields[key]) for key in ("message", "error") if key in fields)
+        return " ".join(str(fields[key]) for key in (names.MESSAGE, names.ERROR_MESSAGE) if key in fields)
 
 
 def _end_with_parent(parent: int) -> Callable[[], None]:

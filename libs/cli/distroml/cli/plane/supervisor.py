@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -23,10 +22,15 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from distroml.cli.errors import CliError
-from distroml.cli.plane.datafolder import SERVICES, DataFolder, Endpoints
+from distroml.cli.plane.datafolder import DataFolder, Endpoints
 from distroml.cli.plane.failure import FAILURE
 from distroml.cli.plane.ports import HOST, dashboard_port, free_ports, is_free
 from distroml.cli.plane.process import ServiceProcess
+from distroml.cli.plane.profile import environment_of
+from distroml.cli.plane.targets import Targets
+from distroml.observability import logger, setup
+
+log = logger(__name__)
 
 HealthCheck = grpc.aio.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 TICK_S = 0.25
@@ -47,20 +51,22 @@ class Supervisor:
     ) -> None:
         self._folder = folder
         self._deployment = folder.prepare()
+        self._names = folder.services()
         self._lock = folder.lock()
         self._token = folder.token()
         self._stopping = asyncio.Event()
         self._hopeless: ServiceProcess | None = None
         self._endpoints = self._choose_endpoints(dashboard)
         common = {
-            **environ,
+            **environment_of(folder, environ),
             "DISTROML_DATA": str(folder.path),
             "DISTROML_DEPLOYMENT": self._deployment,
-            **{f"DISTROML_{name.upper()}": self._endpoints.services[name] for name in SERVICES},
+            **{f"DISTROML_{name.upper()}": self._endpoints.services[name] for name in self._names},
             "DISTROML_DASHBOARD_LISTEN": self._endpoints.dashboard.removeprefix("http://"),
         }
         if slots is not None:
             common["DISTROML_SLOTS"] = str(slots)
+        self._targets = Targets(folder.path, self._deployment, common)
         self._services = [
             ServiceProcess(
                 name,
@@ -71,13 +77,13 @@ class Supervisor:
                 },
                 folder.logs / f"{name}.log",
             )
-            for name in SERVICES
+            for name in self._names
         ]
 
     def _choose_endpoints(self, dashboard: int | None) -> Endpoints:
         # The ports of the last run, where they are free: agents and workers that outlived it find us again.
         old = self._folder.endpoints()
-        wanted = [f"{kind}:{name}" for kind in ("services", "metrics") for name in SERVICES]
+        wanted = [f"{kind}:{name}" for kind in ("services", "metrics") for name in self._names]
         chosen: dict[str, str] = {}
         if old is not None:
             for key in wanted:
@@ -89,8 +95,8 @@ class Supervisor:
         rest = [key for key in wanted if key not in chosen]
         chosen |= {key: f"{HOST}:{port}" for key, port in zip(rest, free_ports(len(rest)), strict=True)}
         return Endpoints(
-            services={name: chosen[f"services:{name}"] for name in SERVICES},
-            metrics={name: chosen[f"metrics:{name}"] for name in SERVICES},
+            services={name: chosen[f"services:{name}"] for name in self._names},
+            metrics={name: chosen[f"metrics:{name}"] for name in self._names},
             dashboard=f"http://{HOST}:{dashboard_port(dashboard)}",
             supervisor=os.getpid(),
         )
@@ -98,7 +104,11 @@ class Supervisor:
     async def run(self) -> None:
         """Start everything, watch it until `stop`, end it in order."""
         self._folder.forget_endpoints()
-        _say("starting", data=str(self._folder.path), deployment=self._deployment)
+        try:
+            self._targets.write(self._endpoints.metrics)
+        except OSError as error:
+            log.warning("Prometheus is not told where the services are", error=str(error))
+        log.info("starting", data=str(self._folder.path), deployment=self._deployment)
         for service in self._services:
             service.start(time.monotonic())
         watchers = [asyncio.create_task(self._watch(service)) for service in self._services]
@@ -120,7 +130,7 @@ class Supervisor:
         while not all(service.healthy_at for service in self._services):
             await asyncio.sleep(0.05)
         self._folder.write_endpoints(self._endpoints)
-        _say("ready", dashboard=self._endpoints.dashboard)
+        log.info("ready", dashboard=self._endpoints.dashboard)
 
     async def _watch(self, service: ServiceProcess) -> None:
         """Restart `service` when it ended or fell silent.
@@ -145,7 +155,7 @@ class Supervisor:
                     service.started_at = now
                 last_look = now
                 if (code := service.ended(now)) is not None:
-                    _say("service ended", service=service.name, code=code, restart_in_s=service.not_before - now)
+                    log.warning("service ended", service=service.name, code=code, restart_in_s=service.not_before - now)
                 if service.failures >= HOPELESS and not service.ever_healthy:
                     self._hopeless = service
                     self.stop()
@@ -160,7 +170,7 @@ class Supervisor:
                     service.ever_healthy = True
                 limit = SILENT_S if service.healthy_at else START_S
                 if service.silent_for(time.monotonic()) > limit:
-                    _say("service is silent: killed", service=service.name, silent_s=limit)
+                    log.warning("service is silent: killed", service=service.name, silent_s=limit)
                     service.signal(signal.SIGKILL)
                 await asyncio.sleep(HEALTH_EVERY_S if service.healthy_at else TICK_S)
 
@@ -176,7 +186,7 @@ class Supervisor:
 
     async def _end(self) -> None:
         """End the agent with its workers first, while the services can still record what happens."""
-        _say("stopping")
+        log.info("stopping")
         agent = next(service for service in self._services if service.name == "agent")
         down = self._folder.path / "node" / "down"
         down.parent.mkdir(exist_ok=True)
@@ -191,14 +201,15 @@ class Supervisor:
                 await asyncio.sleep(0.05)
             for service in group:
                 if service.process and service.process.poll() is None:
-                    _say("service did not end: killed", service=service.name)
+                    log.warning("service did not end: killed", service=service.name)
                     service.signal(signal.SIGKILL)
                     await asyncio.to_thread(service.process.wait)
             if group == [agent]:
                 # Nothing is left to end where the agent was alive; one that was dead or killed leaves its workers.
                 await self._end_workers(agent)
         down.unlink(missing_ok=True)
-        _say("stopped")
+        self._targets.forget()
+        log.info("stopped")
 
     async def _end_workers(self, agent: ServiceProcess) -> None:
         """End what the agent's holders still run, by the agent's own command, for no agent has to be there for it."""
@@ -217,12 +228,7 @@ class Supervisor:
             process.kill()
             code = await process.wait()
         if code:
-            _say("workers may be left: the agent's command to end them failed", code=code, log=str(agent.log))
-
-
-def _say(message: str, **fields: object) -> None:
-    line = {"time": round(time.time(), 3), "service": "supervisor", "message": message, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)
+            log.warning("workers may be left: the agent's command to end them failed", code=code, log=str(agent.log))
 
 
 async def _main(arguments: argparse.Namespace) -> None:
@@ -244,10 +250,12 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--slots", type=int)
     parser.add_argument("--dashboard-port", type=int)
+    arguments = parser.parse_args()
+    setup("supervisor")
     try:
-        asyncio.run(_main(parser.parse_args()))
+        asyncio.run(_main(arguments))
     except CliError as error:
-        _say("failed", **{FAILURE: error.message, "hint": error.hint})
+        log.error("failed", **{FAILURE: error.message, "hint": error.hint})
         raise SystemExit(error.exit_code) from None
 
 
