@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import ParallelModel, PlanRefused, parallelize
+from distroml.runtime.training.step import to_device
 from tests.numerics.precision import Float64
 from tests.numerics.reference import (
     GLOBAL_BATCH,
     SEED,
     STEPS,
     OptimizerName,
+    Reference,
     make_optimizer,
     part_of,
     samples_of_step,
@@ -57,38 +59,13 @@ def compare(
         )
     except PlanRefused as error:
         return {"refused": str(error)}
-    torch.manual_seed(SEED)
-    twin = seeded(architecture, _DTYPES[dtype])()
-    with Float64() if dtype == "float64" else nullcontext():
-        return _compare(parallel, twin, architecture, optimizer, microbatch, grad_clip, steps)
-
-
-def _compare(
-    parallel: ParallelModel,
-    twin: nn.Module,
-    architecture: Architecture,
-    optimizer: OptimizerName,
-    microbatch: int,
-    grad_clip: float | None,
-    steps: int,
-) -> dict[str, Any]:
-    stepping = make_optimizer(optimizer, parallel.parameters())
-    share = GLOBAL_BATCH // parallel.mesh.dp_size
-    start = parallel.mesh.dp_rank * share
-    losses: list[float] = []
-    norms: list[float] = []
-    for step in range(1, steps + 1):
-        own = part_of(samples_of_step(architecture, step), start, start + share)
-        batches = [part_of(own, first, first + microbatch) for first in range(0, share, microbatch)]
-        mean, norm = parallel.finish(parallel.forward_backward(batches, step), grad_clip)
-        losses.append(float(mean))
-        norms.append(float(norm))
-        stepping.step()
-    found = dict(parallel.full_tensors())
+    with _whole(dtype):
+        losses, norms = _train(parallel, architecture, optimizer, microbatch, grad_clip, steps, world.device)
+        found = dict(parallel.full_tensors())
     parallel.close()
-    if not parallel.mesh.world.is_main:
+    if not world.is_main:
         return {}
-    right = train_alone(twin, architecture, optimizer, microbatch=microbatch, grad_clip=grad_clip, steps=steps)
+    right = _alone(name, optimizer, dtype, microbatch, grad_clip, steps)
     errors: dict[str, float] = {}
     for parameter, whole in right.parameters.items():
         difference = found[parameter] - whole
@@ -104,3 +81,45 @@ def _compare(
         "excepted": sorted(right.zero),
         "missing": sorted(set(right.parameters) ^ set(found)),
     }
+
+
+def _whole(dtype: str) -> AbstractContextManager[object]:
+    """Everything in float64 where that is the type, whatever a model asks for."""
+    return Float64() if dtype == "float64" else nullcontext()
+
+
+def _train(
+    parallel: ParallelModel,
+    architecture: Architecture,
+    optimizer: OptimizerName,
+    microbatch: int,
+    grad_clip: float | None,
+    steps: int,
+    device: torch.device,
+) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of `steps` steps under the plan."""
+    stepping = make_optimizer(optimizer, parallel.parameters())
+    share = GLOBAL_BATCH // parallel.mesh.dp_size
+    start = parallel.mesh.dp_rank * share
+    losses: list[float] = []
+    norms: list[float] = []
+    for step in range(1, steps + 1):
+        own = to_device(part_of(samples_of_step(architecture, step), start, start + share), device)
+        batches = [part_of(own, first, first + microbatch) for first in range(0, share, microbatch)]
+        mean, norm = parallel.finish(parallel.forward_backward(batches, step), grad_clip)
+        losses.append(float(mean))
+        norms.append(float(norm))
+        stepping.step()
+    return losses, norms
+
+
+@cache
+def _alone(
+    name: str, optimizer: OptimizerName, dtype: str, microbatch: int, grad_clip: float | None, steps: int
+) -> Reference:
+    """What one process computes: the same for every plan, so that a process of the pool does it once."""
+    architecture = BY_NAME[name]
+    torch.manual_seed(SEED)
+    twin = seeded(architecture, _DTYPES[dtype])()
+    with _whole(dtype):
+        return train_alone(twin, architecture, optimizer, microbatch=microbatch, grad_clip=grad_clip, steps=steps)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tests.numerics.kept import Cell, Kept
 from tests.numerics.pool import ROOT, Pool, RankFailed
+from tests.numerics.reference import STEPS
 from tests.numerics.zoo import ARCHITECTURES, Architecture
 
 PAGE = ROOT / "docs" / "numerics.md"
@@ -50,10 +51,10 @@ LEAST_DECODERS = 8
 _LIMIT_S = 180.0
 
 
-def try_out(pool: Pool, architecture: Architecture, plan: str, setting: dict[str, str]) -> Cell:
+def try_out(pool: Pool, architecture: Architecture, plan: str, setting: dict[str, str], steps: int = STEPS) -> Cell:
     """Compare with one process; a refusal is a result, a failure of another kind is not."""
     text, world_size = PLANS[plan]
-    arguments: dict[str, Any] = {"name": architecture.name, "plan": text, **setting}
+    arguments: dict[str, Any] = {"name": architecture.name, "plan": text, "steps": steps, **setting}
     found = pool.run("tests.numerics.equality:compare", world_size, timeout_s=_LIMIT_S, **arguments)[0]
     if "refused" in found:
         return Cell(False, found["refused"])
