@@ -2,9 +2,10 @@
 
 Two ranks in one process train the example GPT, each on its half of every batch, over all gradients in one bucket. The
 dense run's smoothed loss at its last step is the mark; a scheme's extra steps are those beyond the dense run's until
-its own smoothed loss reaches it. Every seed is another order of the data, the same for all schemes. Printed are the
-rows of `distroml.runtime.compress.control.penalties.LADDER`: extra steps as mean over the seeds, the largest ratio of
+its own smoothed loss reaches it. Every seed is another order of the data, the same for all schemes. Printed are rows as
+`distroml.runtime.compress.control.penalties.LADDER` has them: extra steps as mean over the seeds, the largest ratio of
 residual to gradient and the smallest cosine to the dense sum of any step after the first twenty, each with a margin.
+The steps that stand in the table are of real ranks, by `time_to_loss.py --curves`.
 
     OMP_NUM_THREADS=2 python benchmarks/loss_penalty.py [--steps 400] [--seeds 3] [--schemes int8,powersgd:4+int8]
 

@@ -33,14 +33,13 @@ RATES = (10.0, 50.0, 100.0, 200.0, 1000.0, 0.0)
 LEARNING_RATES = (0.5e-3, 1e-3, 2e-3)
 HOOKS = ("ddp", "ddp:fp16", "ddp:bf16", "ddp:powersgd:1", "ddp:powersgd:4", "ddp:powersgd:16")
 BUCKETS_MB = (1.0, 4.0, 25.0)
-OWN_BUCKET_MB = 4.0
 # A step takes as long with one learning rate as with another.
 _ANY_RATE = 1e-3
 
 
 def _settings(hooks: Sequence[str], own: Sequence[str]) -> list[Setting]:
-    hooked = [Setting(hook, bucket, _ANY_RATE) for hook in ("ddp", *hooks) for bucket in BUCKETS_MB]
-    return [*hooked, *(Setting(f"own:{spec}", OWN_BUCKET_MB, _ANY_RATE) for spec in own)]
+    exchanges = ("ddp", *hooks, *(f"own:{spec}" for spec in own))
+    return [Setting(exchange, bucket, _ANY_RATE) for exchange in exchanges for bucket in BUCKETS_MB]
 
 
 def _timed(kept: Kept, mbit: float, options: argparse.Namespace) -> Timed:
@@ -103,7 +102,7 @@ def main() -> int:
     parser.add_argument("--learning-rates", type=float, nargs="+", default=list(LEARNING_RATES))
     parser.add_argument("--every", type=int, default=20, help="steps between evaluations")
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--block-steps", type=int, default=4)
+    parser.add_argument("--block-steps", type=int, default=4, help="more where a step is short and its time scatters")
     parser.add_argument(
         "--goal", type=float, nargs=2, metavar=("LOSS", "RATE"), help="instead of what plain DDP reaches"
     )
@@ -133,7 +132,8 @@ def main() -> int:
         for mbit, at in times.items():
             chosen = dict(arrivals)
             if AUTO in at.step_s:
-                chosen[AUTO] = curves.arrival(ranks, AUTO, goal, rate, bucket_mb=OWN_BUCKET_MB, changes=at.changes)
+                bucket_mb = at.bucket_mb[AUTO]
+                chosen[AUTO] = curves.arrival(ranks, AUTO, goal, rate, bucket_mb=bucket_mb, changes=at.changes)
             table = _show(mbit, chosen, at)
             results["rates"][f"{mbit:g}"] = {
                 **asdict(at),

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from compression.learning import Lesson
+from compression.learning import Lesson, mean_loss
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
 from distroml.objectstore.memory import MemoryObjectStore
+from distroml.planner import parse_wish
 from distroml.runtime.compress.control import Change
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import World
 from distroml.runtime.link import NullLink
 from distroml.runtime.parallel import parallelize
 from distroml.runtime.training.controlling import adapting_of, start
+from distroml.runtime.training.places import Recorded
 from distroml.runtime.training.recording import SchemeRecord
 from distroml.runtime.training.storage import Storage
 
@@ -31,6 +33,8 @@ CLIP = 1.0
 WARMUP_STEPS = 20
 # Torch's PowerSGD must not begin before its buckets are rebuilt, after the first step.
 POWERSGD_FROM = 2
+# Samples of a forward pass under plans that divide the model.
+MICROBATCH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ class Ddp:
 
 
 class Own:
-    """`parallelize` with a compression of ours."""
+    """`parallelize` with a compression of ours. `counted_bytes` are what it says that it sent for gradients so far."""
 
     def __init__(self, lesson: Lesson, setting: Setting, seed: int, world: World) -> None:
         torch.manual_seed(seed)
@@ -128,16 +132,18 @@ class Own:
         self._optimizer = adamw(self._parallel.parameters(), setting.learning_rate)
         self._warm_up = _warm_up(self._optimizer)
         self._number = 0
+        self.counted_bytes = 0
 
     def step(self, batch: Any) -> None:
         self._number += 1
-        self._train(batch)
+        self._train([batch])
 
-    def _train(self, batch: Any) -> float:
-        done = self._parallel.forward_backward([batch], self._number)
+    def _train(self, batches: Sequence[Any]) -> float:
+        done = self._parallel.forward_backward(batches, self._number)
         mean, _ = self._parallel.finish(done, CLIP)
         self._optimizer.step()
         self._warm_up.step()
+        self.counted_bytes += sum(self._parallel.sent().values())
         return float(mean)
 
     def close(self) -> None:
@@ -154,11 +160,12 @@ class Adapted(Own):
 
     def __init__(self, lesson: Lesson, setting: Setting, seed: int, world: World, sample: Any) -> None:
         super().__init__(lesson, setting, seed, world)
-        self.changes: list[Change] = []
+        recorded: Recorded = {}
         started = time.perf_counter()
         record = SchemeRecord(Storage(MemoryObjectStore(), "benchmark", None), world.generation)
-        adapting = adapting_of(self._parallel, NullLink(), world, self.changes, record)
+        adapting = adapting_of(self._parallel, NullLink(), world, recorded, record)
         assert adapting is not None
+        (self.changes,) = recorded.values()
         self._adapting = adapting
         start(adapting, self._parallel, sample, 1, 0, "")
         self.choosing_s = time.perf_counter() - started
@@ -167,7 +174,7 @@ class Adapted(Own):
         self._number += 1
         started = time.perf_counter()
         self._adapting.begin(self._number)
-        loss = self._train(batch)
+        loss = self._train([batch])
         self._adapting.end(self._number)
         self._adapting.note(time.perf_counter() - started, loss)
 
@@ -182,6 +189,40 @@ class Replayed(Own):
         numbers = [buffer.number for buffer in exchange.buffers if buffer.spec.numel]
         for change in changes:
             exchange.set_scheme(numbers[change.bucket], parse_scheme(change.to_scheme), change.from_step)
+
+
+class Planned(Own):
+    """Under a plan that divides the model, in microbatches. `world` is of ranks that have different samples."""
+
+    def __init__(self, lesson: Lesson, setting: Setting, plan: str, seed: int, world: World, size: int) -> None:
+        wish = parse_wish(plan)
+        batch = lesson.batch(seed, 0, size, world)
+        self._parallel = parallelize(
+            lesson.make,
+            plan,
+            world=world,
+            loss=lesson.loss,
+            sample=batch[:MICROBATCH],
+            global_batch=len(batch) * (wish.dp_replicate or 1) * (wish.dp_shard or 1),
+            microbatch=MICROBATCH,
+            seed=seed,
+            compress=setting.exchange.partition(":")[2],
+        )
+        self.model = self._parallel.module
+        self.world = replace(world, rank=self._parallel.mesh.dp_rank, world_size=self._parallel.mesh.dp_size)
+        self._optimizer = adamw(self._parallel.parameters(), setting.learning_rate)
+        self._warm_up = _warm_up(self._optimizer)
+        self._number = 0
+        self.counted_bytes = 0
+
+    def step(self, batch: Any) -> None:
+        self._number += 1
+        self._train(batch.split(MICROBATCH))
+
+    def held_out_loss(self, lesson: Lesson) -> float:
+        """Of all ranks together. Collective."""
+        shares = lesson.held_out(self.world.rank, self.world.world_size)
+        return mean_loss(self._parallel.measure(few) for share in shares for few in share.split(MICROBATCH))
 
 
 def contender(

@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from compression.contenders import CLIP, Adapted, Contender, Setting, adamw, contender
-from compression.learning import LESSONS, Lesson
+from compression.contenders import CLIP, Adapted, Contender, Own, Planned, Setting, adamw, contender
+from compression.learning import LESSONS, Lesson, held_out_loss
 from links.serving import serve
 
 from distroml.runtime.compress.control import Change
@@ -64,33 +64,40 @@ class Rank:
         for step in range(1, steps + 1):
             made.step(what.batch(seed, step, size, self.world))
             if step % every == 0:
-                losses.append(what.held_out_loss(made.model, self.world))
+                losses.append(held_out_loss(what, made.model, self.world))
                 if losses[-1] <= goal:
                     break
         made.close()
         return {"losses": losses, "seconds": time.perf_counter() - started}
 
     def stand(
-        self, name: str, setting: dict[str, Any], size: int, seed: int = 0, lesson: str = "gpt"
+        self, name: str, setting: dict[str, Any], size: int, seed: int = 0, lesson: str = "gpt", plan: str = ""
     ) -> dict[str, Any]:
-        """Make a contender ready under a name. Seconds: of choosing schemes, where it does."""
+        """Make a contender ready under a name, as whole copies or by a plan. Seconds: of choosing schemes."""
         what = self._lesson(lesson)
-        made = contender(what, Setting(**setting), seed, self.world, size)
+        made: Contender = (
+            Planned(what, Setting(**setting), plan, seed, self.world, size)
+            if plan
+            else contender(what, Setting(**setting), seed, self.world, size)
+        )
         self._standing[name] = made, what, seed
         return {"seconds": made.choosing_s if isinstance(made, Adapted) else 0.0}
 
     def block(self, name: str, steps: int, size: int) -> dict[str, Any]:
-        """Seconds of each of the next `steps` steps of a standing contender."""
+        """Seconds of each of the next `steps` steps of a standing contender, and the bytes that it counted in them."""
         made, what, seed = self._standing[name]
+        world = made.world if isinstance(made, Planned) else self.world
+        before = made.counted_bytes if isinstance(made, Own) else 0
         taken: list[float] = []
         dist.barrier()
         for _ in range(steps):
             self._made[name] += 1
-            batch = what.batch(seed, self._made[name], size, self.world)
+            batch = what.batch(seed, self._made[name], size, world)
             started = time.perf_counter()
             made.step(batch)
             taken.append(time.perf_counter() - started)
-        return {"seconds": taken}
+        counted = made.counted_bytes - before if isinstance(made, Own) else None
+        return {"seconds": taken, "counted_bytes": counted}
 
     def decided(self, name: str) -> list[dict[str, Any]]:
         """What a standing contender with a controller decided so far."""
@@ -101,7 +108,7 @@ class Rank:
         """The held-out loss of a standing contender, which is then let go."""
         made, what, _ = self._standing.pop(name)
         del self._made[name]
-        loss = what.held_out_loss(made.model, self.world)
+        loss = made.held_out_loss(what) if isinstance(made, Planned) else held_out_loss(what, made.model, self.world)
         made.close()
         return {"loss": loss}
 

@@ -19,6 +19,8 @@ AUTO = "own:auto"
 _STARTING_STEPS = 40
 # A few steps at full speed; whoever takes longer waits for a collective that the other rank will never make.
 _FEW_STEPS_S = 90.0
+# Beside gradients, of each step.
+_BESIDE_BYTES = 16 * 1024
 
 
 @dataclass
@@ -45,6 +47,25 @@ class Timed:
     changes: list[dict[str, Any]] = field(default_factory=lambda: list[dict[str, Any]]())
 
 
+class MisCounted(RuntimeError):
+    """A rank's own count of its bytes is not what the interface says."""
+
+
+def check_counted(name: str, counted: int | None, sent: int, steps: int) -> None:
+    """Hold what a rank says that it sent for gradients to what its interface sent; None: it does not say.
+
+    The interface sees more: headers, the answers to what came in, and a few numbers that ranks tell one another in each
+    step. A little may still wait before it when it is read.
+
+    Raises:
+        MisCounted: fewer bytes left the host than were counted, or far more.
+    """
+    if counted is not None and not 0.95 * counted <= sent <= 1.1 * counted + _BESIDE_BYTES * steps:
+        raise MisCounted(
+            f"{name} counted {counted} bytes in {steps} steps, and {sent} left the host: see what comm.wire leaves out"
+        )
+
+
 class _Link:
     """Standing contenders at both ends of a cable."""
 
@@ -62,7 +83,9 @@ class _Link:
         before = self._source.sent_bytes()
         task = {"do": "block", "name": _name(one), "steps": steps, "size": self._tokens}
         answers = self._ranks.ask(task, timeout_s)
-        sent = (self._source.sent_bytes() - before) / steps
+        sent = self._source.sent_bytes() - before
+        check_counted(_name(one), answers[0]["counted_bytes"], sent, steps)
+        sent /= steps
         return [max(step) for step in zip(*(answer["seconds"] for answer in answers), strict=True)], sent
 
     def alone(self) -> float:
@@ -118,11 +141,8 @@ def _stand_all(link: _Link, settings: Sequence[Setting], mbit: float) -> Setting
 
 def _measure(link: _Link, settings: Sequence[Setting], cable: str, blocks: int, block_steps: int) -> Timed:
     alone_s = link.alone()
-    choosing_s, starting = 0.0, list[float]()
-    for one in settings:
-        if one.exchange == AUTO:
-            choosing_s = link.stand(one)
-            starting, _ = link.block(one, _STARTING_STEPS)
+    # Of `auto` by its setting: what it took to choose, and its first steps.
+    started = {one: (link.stand(one), link.block(one, _STARTING_STEPS)[0]) for one in settings if one.exchange == AUTO}
     # The first step after the rate was set meets queues that full speed has left.
     rough = {one: min(link.block(one, 2)[0]) for one in settings}
     best: dict[str, Setting] = {}
@@ -146,6 +166,7 @@ def _measure(link: _Link, settings: Sequence[Setting], cable: str, blocks: int, 
         cable=cable,
     )
     if AUTO in best:
+        choosing_s, starting = started[best[AUTO]]
         found.start_s = choosing_s + max(0.0, sum(starting) - len(starting) * step_s[AUTO])
         found.changes = link.decided(best[AUTO])
     return found

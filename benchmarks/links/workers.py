@@ -16,7 +16,7 @@ from typing import Any
 
 from links.namespaces import Host
 
-_START_S = 90.0
+_START_S = 300.0
 
 
 class TaskFailed(RuntimeError):
