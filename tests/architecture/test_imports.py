@@ -86,7 +86,7 @@ def lint(folder: Path, *roots: str) -> tuple[int, str]:
 def skeleton(folder: Path) -> Path:
     """Every module of the product without its content, and the modules that the design gives every service."""
     names = [path.relative_to(path.parents[len(path.relative_to(ROOT).parts) - 3]) for path in modules(generated=True)]
-    for service in ("agent", "checkpoint", "rendezvous", "scheduler", "telemetry"):
+    for service in ("agent", "checkpoint", "relay", "rendezvous", "scheduler", "telemetry"):
         base = Path("distroml", service)
         names += [base / "__main__.py", base / "server.py", base / "domain/__init__.py", base / "adapters/__init__.py"]
     for name in names:
@@ -160,9 +160,9 @@ PURE = {"distroml.events", "distroml.manifest", "distroml.planner", "distroml.wo
 STANDARD = sys.stdlib_module_names
 # Standard modules that a pure function can need.
 HARMLESS = {
-    *("__future__", "abc", "bisect", "collections", "contextlib", "dataclasses", "enum", "fractions", "functools"),
-    *("hashlib", "heapq", "itertools", "json", "math", "operator", "re", "signal", "statistics", "string", "struct"),
-    *("textwrap", "types", "typing"),
+    *("__future__", "abc", "bisect", "collections", "contextlib", "dataclasses", "decimal", "enum", "fractions"),
+    *("functools", "hashlib", "heapq", "itertools", "json", "math", "operator", "re", "signal", "statistics"),
+    *("string", "struct", "textwrap", "types", "typing"),
 }
 
 
@@ -170,7 +170,9 @@ def allowed_in(module: str) -> tuple[set[str], str] | None:
     """The packages that a module may import, with words for them; None where only the contracts above hold."""
     service = re.match(r"(distroml\.\w+)\.domain\b", module)
     if service:
-        return HARMLESS | PURE | {f"{service[1]}.domain"}, "events, the pure libraries and harmless standard modules"
+        # Structs of msgspec are what dataclasses are, and folded some twenty times as fast.
+        allowed = HARMLESS | PURE | {"msgspec", f"{service[1]}.domain"}
+        return allowed, "events, the pure libraries, msgspec and harmless standard modules"
     root = ".".join(module.split(".")[:2])
     if root == "distroml.events":
         return {*STANDARD, root}, "the standard library"

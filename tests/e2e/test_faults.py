@@ -92,7 +92,7 @@ def test_a_stopped_worker_is_found_killed_and_replaced(plane: Plane, slow: Slow,
 
 
 def test_every_service_dies_by_kill_9_and_training_does_not_notice(plane: Plane, slow: Slow) -> None:
-    job = slow.submit("2", 400)
+    job = slow.submit("2", 150)
     wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
     for service in SERVICES:
         before = plane.pid(service)
@@ -112,7 +112,7 @@ def _pid(plane: Plane, service: str) -> int | None:
 
 
 def test_all_services_stopped_for_long_and_training_does_not_notice(plane: Plane, slow: Slow) -> None:
-    job = slow.submit("2", 500)
+    job = slow.submit("2", 150)
     wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
     before = {service: plane.pid(service) for service in SERVICES}
     for pid in before.values():
@@ -143,7 +143,7 @@ def test_pause_frees_the_slots_and_resume_goes_on_from_the_checkpoint(
 
 
 def test_resize_while_running(plane: Plane, slow: Slow) -> None:
-    job = slow.submit("2", 150)
+    job = slow.submit("2", 100)
     wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
     plane.cli("job", "resize", job, "3")
     slow.open()
@@ -165,7 +165,7 @@ def own_plane(tmp_path: Path) -> Iterator[Plane]:
 
 def test_the_whole_control_plane_dies_and_the_job_goes_on(own_plane: Plane, tmp_path: Path) -> None:
     slow = Slow(own_plane, tmp_path / "gate")
-    job = slow.submit("2", 400)
+    job = slow.submit("2", 150)
     wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
     workers = [pid_of_rank(own_plane, job, rank) for rank in (0, 1)]
     victims = [own_plane.endpoints.supervisor, *(own_plane.pid(service) for service in SERVICES)]

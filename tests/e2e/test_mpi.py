@@ -55,7 +55,7 @@ def in_folders_of_mpirun(plane: Plane) -> list[str]:
 
 def test_a_resize_and_a_killed_rank_are_each_followed_by_a_fresh_world(plane: Plane, tmp_path: Path) -> None:
     gate, earlier = tmp_path / "gate", newest_job(plane)
-    run = plane.cli.start("run", "--backend", "mpi", "--workers", "2", "tiny.py", "200", "0.2", str(gate), cwd=JOBS)
+    run = plane.cli.start("run", "--backend", "mpi", "--workers", "2", "tiny.py", "120", "0.2", str(gate), cwd=JOBS)
     try:
         job = str(wait_for(lambda: (newest := newest_job(plane)) != earlier and newest, 60))
         wait_for(lambda: data(plane, job, "Committed"), 90, lambda: plane.cli.explain(job))
@@ -81,7 +81,7 @@ def test_a_resize_and_a_killed_rank_are_each_followed_by_a_fresh_world(plane: Pl
     ]
     assert firsts[0] == saved + 1, "a resize loses no step"
     assert firsts[1] > saved + 1, "a new world goes on from the last checkpoint"
-    assert sum("finished at 200" in line for line in out.splitlines()) == 3
+    assert sum("finished at 120" in line for line in out.splitlines()) == 3
     wait_for(lambda: not in_folders_of_mpirun(plane), 20)
 
 

@@ -43,7 +43,7 @@ class OtherNode:
             "DISTROML_TOKEN_FILE": str(folder.token_file),
             "DISTROML_DEPLOYMENT": folder.deployment(),
             "DISTROML_AGENT_SLOTS": "1",
-            "DISTROML_AGENT_OBJECTS": (folder.path / "objects").as_uri(),
+            "DISTROML_OBJECTS": (folder.path / "objects").as_uri(),
             **{f"DISTROML_{name.upper()}": self.plane.endpoints.services[name] for name in SERVICES},
         }
         with (folder.logs / "other-agent.log").open("ab") as log:

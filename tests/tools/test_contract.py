@@ -88,13 +88,29 @@ FOLLOW = {
     "enum removed": (("Colour colour", "Color colour"),),
 }
 
+# What is added, and what of it was never published.
 ADDITIONS = {
-    "a field": ("int32 count = 2;", "int32 count = 2; bytes extra = 20;"),
-    "a message": ("message Receipt", "message Gift { string id = 1; }\nmessage Receipt"),
-    "an enum value": ("COLOUR_RED = 1;", "COLOUR_RED = 1; COLOUR_BLUE = 2;"),
-    "an rpc": ("service Shop {", "service Shop {\n  rpc Return(Receipt) returns (Order);"),
-    "a oneof member": ("string cash = 8;", "string cash = 8; string barter = 21;"),
-    "a comment": ("message Order {", "// What is wanted.\nmessage Order {"),
+    "a field": ("int32 count = 2;", "int32 count = 2; bytes extra = 20;", ["field shop.v1.Order.extra"]),
+    "a message": (
+        "message Receipt",
+        "message Gift { string id = 1; }\nmessage Receipt",
+        ["message shop.v1.Gift"],
+    ),
+    "an inner message": (
+        "{ string text = 1; }",
+        "{ string text = 1; message Of {} }",
+        ["message shop.v1.Order.Line.Of"],
+    ),
+    "an enum": ("enum Colour", "enum Size { SIZE_UNSPECIFIED = 0; }\nenum Colour", ["enum shop.v1.Size"]),
+    "an enum value": ("COLOUR_RED = 1;", "COLOUR_RED = 1; COLOUR_BLUE = 2;", ["value shop.v1.Colour.COLOUR_BLUE"]),
+    "an rpc": (
+        "service Shop {",
+        "service Shop {\n  rpc Return(Receipt) returns (Order);",
+        ["rpc shop.v1.Shop.Return"],
+    ),
+    "a service": ("enum Colour", "service Store {}\nenum Colour", ["service shop.v1.Store"]),
+    "a oneof member": ("string cash = 8;", "string cash = 8; string barter = 21;", ["field shop.v1.Order.barter"]),
+    "a comment": ("message Order {", "// What is wanted.\nmessage Order {", []),
 }
 
 
@@ -121,10 +137,15 @@ def test_a_breaking_change_is_refused_by_name(kind: str, base: FileDescriptorSet
 
 
 @pytest.mark.parametrize("kind", ADDITIONS)
-def test_an_addition_is_not(kind: str, base: FileDescriptorSet, tmp_path: Path) -> None:
-    old, new = ADDITIONS[kind]
+def test_an_addition_is_not_and_is_named_until_it_is_published(
+    kind: str, base: FileDescriptorSet, tmp_path: Path
+) -> None:
+    old, new, named = ADDITIONS[kind]
     assert old in BASE
-    assert contract.breaking(base, describe(tmp_path, BASE.replace(old, new))) == []
+    added = describe(tmp_path, BASE.replace(old, new))
+    assert contract.breaking(base, added) == []
+    assert contract.unpublished(base, added) == named
+    assert contract.unpublished(added, added) == []
 
 
 def test_moving_a_message_to_another_file_breaks_nobody(base: FileDescriptorSet, tmp_path: Path) -> None:
@@ -134,16 +155,37 @@ def test_moving_a_message_to_another_file_breaks_nobody(base: FileDescriptorSet,
     assert contract.breaking(base, describe(tmp_path, text)) == []
 
 
-def test_publishing_accepts_the_contract_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    proto = tmp_path / "shop.proto"
-    proto.write_text(BASE)
-    assert contract.main(["publish", "--proto", str(tmp_path)]) == 0
-    assert contract.main(["breaking", "--proto", str(tmp_path)]) == 0
-    proto.write_text(BASE.replace("int32 count = 2;", "int64 count = 2;"))
-    assert contract.main(["breaking", "--proto", str(tmp_path)]) == 1
-    assert "python tools/contract.py publish" in capsys.readouterr().err
-    assert contract.main(["publish", "--proto", str(tmp_path)]) == 0
-    assert contract.main(["breaking", "--proto", str(tmp_path)]) == 0
+def test_publishing_takes_additions_and_breaks_only_when_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto, out = tmp_path / "proto", tmp_path / "out"
+    proto.mkdir()
+
+    def run(*arguments: str, text: str) -> int:
+        (proto / "shop.proto").write_text(text)
+        contract.generate(proto, out)
+        return contract.main([*arguments, "--proto", str(proto), "--out", str(out)])
+
+    assert run("fresh", text=BASE) == 1
+    assert "message shop.v1.Order\n" in capsys.readouterr().err
+    assert run("publish", text=BASE) == 0
+    assert run("fresh", text=BASE) == 0
+
+    more = BASE.replace("int32 count = 2;", "int32 count = 2; bytes extra = 20;")
+    assert run("breaking", text=more) == 0
+    assert run("fresh", text=more) == 1
+    assert "field shop.v1.Order.extra\nwhen it is as it shall stay, run `python tools/contract.py publish`" in (
+        capsys.readouterr().err
+    )
+    assert run("publish", text=more) == 0
+    assert run("fresh", text=more) == 0
+
+    other = more.replace("bytes extra", "string extra")
+    assert run("breaking", text=other) == 1
+    assert run("publish", text=other) == 1
+    assert "python tools/contract.py publish --breaking" in capsys.readouterr().err
+    assert run("publish", "--breaking", text=other) == 0
+    assert run("breaking", text=other) == 0
 
 
 def test_stale_missing_and_left_over_code_is_found(tmp_path: Path) -> None:

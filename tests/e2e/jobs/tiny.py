@@ -1,5 +1,10 @@
-"""A tiny managed job: `python tiny.py STEPS [SECONDS_PER_STEP GATE]`: slow until the file GATE exists."""
+"""A tiny managed job: `python tiny.py STEPS [SECONDS_PER_STEP GATE]`: slow until the file GATE exists.
 
+It has made its first checkpoints soon; then slow steps take longer and longer, so that few of them give a test time
+enough on a busy machine, too.
+"""
+
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -23,9 +28,17 @@ class Rows(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return inputs[index], targets[index]
 
 
+slow_steps = itertools.count(1)
+
+
+def wait_at_gate() -> None:
+    until = time.monotonic() + pace * max(1.0, next(slow_steps) / 20)
+    while not gate.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
 def mean_loss(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    if not gate.exists():
-        time.sleep(pace)
+    wait_at_gate()
     return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
 
 

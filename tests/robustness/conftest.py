@@ -1,0 +1,77 @@
+"""One stack of servers for all tests of faults; for each file a control plane on it, and a job that trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+
+import pytest
+
+from deploy.stack import running
+from deploy.stack.elasticsearch import Elasticsearch
+from deploy.stack.etcd import Etcd
+from deploy.stack.jaeger import Jaeger
+from deploy.stack.minio import Minio
+from deploy.stack.nats import Nats
+from deploy.stack.postgres import Postgres
+from deploy.stack.prometheus import Prometheus, told_where
+from tests.e2e.conftest import Plane
+from tests.robustness.stack import Stack, Training, control_plane, disk
+
+SERVERS = (Etcd(), Nats(), Minio(), Postgres(), Elasticsearch(), Jaeger(), Prometheus())
+SETTINGS = {
+    "DISTROML_RELAY_SEAL_S": "0.5",
+    "DISTROML_RELAY_KEEP_BYTES": str(32 << 20),
+    # In the end history is compared with all of the log.
+    "DISTROML_TELEMETRY_EVENTS": "1000000",
+    "DISTROML_AGENT_LOG_NICE": "0",
+    "OTEL_BSP_SCHEDULE_DELAY": "500",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+}
+
+
+@pytest.fixture(scope="package")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The servers, and an environment that names them."""
+    with ExitStack() as begun, pytest.MonkeyPatch.context() as environ:
+        # Prometheus itself looks into the default data folder, which is another one: it is told by the plane.
+        environ.setenv("DISTROML_DATA", str(tmp_path_factory.mktemp("nothing")))
+        for name, value in SETTINGS.items():
+            environ.setenv(name, value)
+        stack = Stack({}, {})
+        for server in SERVERS:
+            folder = tmp_path_factory.mktemp(server.name)
+            stack.disks[server.name] = begun.enter_context(disk(folder / "data"))
+            stack.servers[server.name] = one = begun.enter_context(running(server, folder))
+            for name, value in server.settings(one.ports).items():
+                environ.setenv(name, value)
+        for name, value in told_where(stack.servers["prometheus"].folder).items():
+            environ.setenv(name, value)
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def settings() -> Mapping[str, str]:
+    """What else a file's control plane is told."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def stacked(stack: Stack, settings: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """A control plane on the servers, with two slots."""
+    with pytest.MonkeyPatch.context() as environ:
+        for name, value in settings.items():
+            environ.setenv(name, value)
+        with control_plane(tmp_path_factory.mktemp("plane")) as plane:
+            yield plane
+
+
+@pytest.fixture(scope="module")
+def training(stacked: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
+    """The job, and the clerk who gives it orders."""
+    made = Training(stacked, tmp_path_factory.mktemp("job"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.end_clerk()

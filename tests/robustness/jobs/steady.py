@@ -1,0 +1,49 @@
+"""A tiny managed job at a step each tenth of a second: `python steady.py FOLDER STEPS`.
+
+For every step it adds to `FOLDER/steps-RANK` when it came (nanoseconds of this machine's monotonic clock) and which
+process made it, so that steps are seen with all of the control plane away, and prints a numbered line.
+"""
+
+import os
+import struct
+import sys
+import time
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from distroml.runtime import DataLoader, Trainer, from_mean
+
+folder = Path(sys.argv[1])
+steps = int(sys.argv[2])
+inputs = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
+made = (folder / f"steps-{os.environ['RANK']}").open("ab", buffering=0)
+numbers = count(1)
+
+
+class Rows(torch.utils.data.Dataset[torch.Tensor]):
+    def __len__(self) -> int:
+        return len(inputs)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return inputs[index]
+
+
+def mean_loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    time.sleep(0.1)
+    made.write(struct.pack("<qq", time.monotonic_ns(), os.getpid()))
+    print("line", next(numbers), flush=True)
+    return torch.nn.functional.mse_loss(model(batch), batch)
+
+
+trainer = Trainer(
+    model_factory=lambda: torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Tanh(), torch.nn.Linear(64, 16)),
+    optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3),
+    loss=from_mean(mean_loss),
+    data=DataLoader(Rows(), global_batch=24, seed=1),
+    steps=steps,
+    checkpoint_every=20,
+    seed=3,
+)
+print("finished at", trainer.fit().step, flush=True)
