@@ -1,4 +1,4 @@
-"""What hatch does beside packing: compile the kernels of gradient compression into the wheel, once, at installation."""
+"""What hatch does beside packing: put the demo's example into the wheel, and the compiled kernels of compression."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 NATIVE = "libs/runtime/distroml/runtime/compress/native"
 
 
+# What `distroml demo` trains, and where it looks for it where there is no tree around it.
+EXAMPLE, PACKED_EXAMPLE = "examples/gpt", "distroml/cli/examples/gpt"
+
+
 class KernelsHook(BuildHookInterface[Any]):
     """A wheel with kernels is one for this platform; without a compiler it is pure, and a warning says so."""
 
@@ -20,6 +24,8 @@ class KernelsHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build in place: an editable installation loads the library from there, a wheel packs it."""
+        if version == "standard":
+            build_data["force_include"][str(Path(self.root, EXAMPLE))] = PACKED_EXAMPLE
         builder = load(Path(self.root, NATIVE, "build.py"))
         try:
             builder.build()

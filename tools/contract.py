@@ -1,9 +1,10 @@
 """The contract in `proto/`: generate its code, prove the committed code fresh, refuse breaking changes.
 
     python tools/contract.py generate    write libs/api from proto/
-    python tools/contract.py fresh       fail where libs/api is not what proto/ generates
+    python tools/contract.py fresh       fail where libs/api is not what proto/ generates, or proto/ has what was
+                                         never published: nothing would guard that
     python tools/contract.py breaking    fail where proto/ breaks what was published
-    python tools/contract.py publish     accept the contract as it is now as the published one (at a release)
+    python tools/contract.py publish     take what was added as published; with --breaking what was broken, too
 
 What was published is `proto/published.json`: a `google.protobuf.FileDescriptorSet` without comments. Additions are
 never breaking. What is removed, renamed, renumbered, retyped or streams differently breaks readers of stored events
@@ -17,8 +18,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.descriptor_pb2 import (
@@ -86,8 +88,31 @@ def check_fresh(proto: Path, committed: Path) -> None:
         raise ContractError(f"generated code is stale: {', '.join(different)}; run `make proto` and commit the result")
 
 
+def check_published(proto: Path) -> None:
+    """Raise `ContractError` where `proto` has what was never published, so that `breaking` would not guard it."""
+    if found := unpublished(read_published(proto), describe(proto)):
+        lines = "\n  ".join(found)
+        raise ContractError(
+            f"the contract has what was never published, and what could therefore be broken unseen:\n  {lines}\n"
+            "when it is as it shall stay, run `python tools/contract.py publish` and commit the result"
+        )
+
+
+def check_unbroken(proto: Path) -> None:
+    """Raise `ContractError` where `proto` breaks what was published."""
+    if found := breaking(read_published(proto), describe(proto)):
+        lines = "\n  ".join(found)
+        raise ContractError(
+            f"the contract breaks what was published:\n  {lines}\n"
+            "keep the old and add beside it, or make a new package version; where nobody depends on it yet, accept it "
+            "with `python tools/contract.py publish --breaking` and say so in CHANGELOG.md"
+        )
+
+
 def read_published(proto: Path) -> FileDescriptorSet:
-    """What was published last."""
+    """What was published last; nothing where nothing was."""
+    if not (proto / PUBLISHED).is_file():
+        return FileDescriptorSet()
     return json_format.Parse((proto / PUBLISHED).read_text(), FileDescriptorSet())
 
 
@@ -104,6 +129,27 @@ def breaking(old: FileDescriptorSet, new: FileDescriptorSet) -> list[str]:
         *_compare_enums(before, after),
         *_compare_services(before, after),
     ]
+
+
+def unpublished(old: FileDescriptorSet, new: FileDescriptorSet) -> list[str]:
+    """What `new` has and `old` has not, in words; of a new message, enum or service its name alone."""
+    before, after = _Index(old), _Index(new)
+    found: list[str] = []
+    for kind, part, olds, news in (
+        ("message", "field", _parts(before.messages, "field"), _parts(after.messages, "field")),
+        ("enum", "value", _parts(before.enums, "value"), _parts(after.enums, "value")),
+        ("service", "rpc", _parts(before.services, "method"), _parts(after.services, "method")),
+    ):
+        for name, parts in news.items():
+            if name not in olds:
+                found.append(f"{kind} {name}")
+            else:
+                found += [f"{part} {name}.{each}" for each in parts if each not in olds[name]]
+    return found
+
+
+def _parts(whole: Mapping[str, Any], attribute: str) -> dict[str, list[str]]:
+    return {name: [part.name for part in getattr(one, attribute)] for name, one in whole.items()}
 
 
 class _Index:
@@ -217,6 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("action", choices=["generate", "fresh", "breaking", "publish"])
     parser.add_argument("--proto", type=Path, default=ROOT / "proto")
     parser.add_argument("--out", type=Path, default=ROOT / "libs" / "api")
+    parser.add_argument("--breaking", action="store_true", help="publish breaking changes, too")
     options = parser.parse_args(arguments)
     try:
         match options.action:
@@ -224,16 +271,13 @@ def main(arguments: list[str] | None = None) -> int:
                 generate(options.proto, options.out)
             case "fresh":
                 check_fresh(options.proto, options.out)
+                check_published(options.proto)
             case "publish":
+                if not options.breaking:
+                    check_unbroken(options.proto)
                 write_published(options.proto, describe(options.proto))
             case _:
-                if found := breaking(read_published(options.proto), describe(options.proto)):
-                    lines = "\n  ".join(found)
-                    raise ContractError(
-                        f"the contract breaks what was published:\n  {lines}\n"
-                        "keep the old and add beside it, or make a new package version; where nobody depends on it "
-                        "yet, accept it with `python tools/contract.py publish` and say so in CHANGELOG.md"
-                    )
+                check_unbroken(options.proto)
     except ContractError as error:
         print(error, file=sys.stderr)
         return 1
