@@ -90,11 +90,15 @@ def processes_of(supervisor: int, module: str) -> list[psutil.Process]:
     return [one for one in psutil.Process(supervisor).children(recursive=True) if module in one.cmdline()]
 
 
-def stand_back(process: psutil.Process) -> None:
-    """Run where nobody else does: as if it were on another machine, as far as that can be had on this one."""
+def stand_back(process: psutil.Process, *, idle: bool) -> None:
+    """As if it were on another machine, as far as that can be had on this one; `idle`: run where nobody else does.
+
+    A service that gets no time at all counts as silent, and its supervisor puts another one in its place.
+    """
     for thread in process.threads():
         os.setpriority(os.PRIO_PROCESS, thread.id, 19)
-        os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
+        if idle:
+            os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
     # Sessions share processors as groups where the kernel has been told so (sched(7)).
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/autogroup").write_text("19")
@@ -114,7 +118,7 @@ class Receiver:
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
         self.process = psutil.Process(self._process.pid)
-        stand_back(self.process)
+        stand_back(self.process, idle=True)
         self.bytes = self.documents = 0
 
     def close(self) -> None:
@@ -139,7 +143,7 @@ class Side:
         os.environ.update(environ)
         self._endpoints = control.start(self._folder, slots=2)
         for process in processes_of(self._endpoints.supervisor, "distroml.telemetry"):
-            stand_back(process)
+            stand_back(process, idle=False)
 
     def close(self) -> None:
         control.stop(self._folder)
