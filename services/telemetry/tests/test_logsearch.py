@@ -16,7 +16,7 @@ from distroml.logstore.conformance import LogSearchConformance, Store, line
 from distroml.rpc import RemoteError
 from distroml.telemetry.adapters.logsearch import EmbeddedLogSearch
 from distroml.telemetry.history.sqlite import SqliteHistory
-from distroml.telemetry.intake import Batch
+from distroml.telemetry.intake import Batch, new_line
 from distroml.telemetry.lines import Lines, keep_up
 from distroml.telemetry.live import Changes
 from distroml.telemetry.past import Past
@@ -36,7 +36,9 @@ class TestEmbeddedLogSearch(LogSearchConformance):
         async with opened(tmp_path / "telemetry.sqlite") as model:
 
             async def keep(lines: Sequence[Line]) -> None:
-                stored = model.offer(Batch(node="n", lines=[record_of(one.job, one) for one in lines]))
+                stored = model.offer(
+                    Batch(node="n", lines=[new_line(record_of(one.job, one), 16_384) for one in lines])
+                )
                 assert stored is not None
                 await stored
 
@@ -82,7 +84,7 @@ async def test_a_store_that_is_away_is_said_with_what_to_do(world: World, error:
 async def test_a_file_of_an_earlier_release_gets_the_columns_that_are_new(tmp_path: Path) -> None:
     path = tmp_path / "telemetry.sqlite"
     async with opened(path) as model:
-        stored = model.offer(Batch(node="n", lines=[record_of("job-a", line("job-a", "old"))]))
+        stored = model.offer(Batch(node="n", lines=[new_line(record_of("job-a", line("job-a", "old")), 16_384)]))
         assert stored is not None
         await stored
         for column in ("level", "attempt", "trace_id", "span_id"):

@@ -15,6 +15,7 @@ from distroml.api.telemetry.v1.telemetry_pb2 import (
 )
 from distroml.events import is_name
 from distroml.logstore import Block
+from distroml.telemetry.domain.rows import NewLine
 
 MAX_RANK = 1 << 16
 MAX_EXTRA = 32
@@ -37,7 +38,7 @@ class Batch:
     node: str
     steps: Sequence[StepSample] = ()
     resources: Sequence[ResourceSample] = ()
-    lines: Sequence[LogRecord] = ()
+    lines: Sequence[NewLine] = ()
     spans: Sequence[SpanRecord] = ()
     bytes: int = 0
     malformed_samples: int = 0
@@ -52,11 +53,11 @@ class Batch:
 
 def checked(request: PushRequest, *, line_bytes: int) -> Batch:
     """The sound part of a push. A batch past `MAX_RECORDS` of a kind loses the rest, counted."""
-    single = request.logs[:MAX_RECORDS]
-    blocks, over = _unpacked(request.log_blocks, MAX_RECORDS - len(single))
+    single = [new_line(r, line_bytes) for r in request.logs[:MAX_RECORDS] if _record_is_sound(r)]
+    lines, in_blocks = _unpacked(request.log_blocks, MAX_RECORDS - len(single), line_bytes)
+    lines = single + lines
     steps = [s for s in request.steps[:MAX_RECORDS] if _step_is_sound(s)]
     resources = [r for r in request.resources[:MAX_RECORDS] if _resource_is_sound(r)]
-    lines = [_cut(r, line_bytes) for r in (*single, *blocks) if _line_is_sound(r)]
     spans = [s for s in request.spans[:MAX_RECORDS] if _span_is_sound(s)]
     for resource in resources:
         resource.node = resource.node or request.node[:MAX_NAME]
@@ -68,7 +69,7 @@ def checked(request: PushRequest, *, line_bytes: int) -> Batch:
         spans=spans,
         bytes=request.ByteSize(),
         malformed_samples=len(request.steps) + len(request.resources) - len(steps) - len(resources),
-        malformed_lines=len(request.logs) + len(blocks) + over - len(lines),
+        malformed_lines=len(request.logs) + in_blocks - len(lines),
         jobs={r.job for records in (steps, resources, lines, spans) for r in records},
     )
 
@@ -98,10 +99,13 @@ def _resource_is_sound(r: ResourceSample) -> bool:
     return is_name(r.job) and names_fit and 0 <= r.rank < MAX_RANK and _in_range(r.at_ms, r.rss_bytes, r.gpu_bytes)
 
 
-def _unpacked(blocks: Iterable[LogBlock], most: int) -> tuple[list[LogRecord], int]:
-    """Lines of blocks, each as if it had come alone, and how many lines are in blocks for which there is no room."""
-    records: list[LogRecord] = []
-    over = 0
+def _unpacked(blocks: Iterable[LogBlock], most: int, line_bytes: int) -> tuple[list[NewLine], int]:
+    """Lines of the sound blocks for which there is room, each as if it had come alone, and how many lines there were.
+
+    What lines have in common is looked at once: there are thousands in a block.
+    """
+    found: list[NewLine] = []
+    told = 0
     for block in blocks:
         lines = Block(
             job=block.job,
@@ -115,37 +119,41 @@ def _unpacked(blocks: Iterable[LogBlock], most: int) -> tuple[list[LogRecord], i
             offset=block.offset,
             data=block.data if block.data.endswith(b"\n") else block.data + b"\n",
         )
-        if lines.count > most - len(records):
-            over += lines.count
+        told += lines.count
+        if lines.count > most - len(found) or not _line_is_sound(block):
             continue
-        common = LogRecord(
-            job=block.job,
-            rank=block.rank,
-            worker=block.worker,
-            generation=block.generation,
-            stream=block.stream,
-            at_ms=block.at_ms,
-            incarnation=block.incarnation,
-            attempt=block.attempt,
-        )
+        before = block.job, block.worker, block.incarnation, block.stream
+        where = block.rank, block.generation, block.at_ms
         for offset, text, said in lines.each():
-            record = LogRecord()
-            record.CopyFrom(common)
-            record.offset, record.text = offset, text
-            record.level, record.trace_id, record.span_id = said
-            records.append(record)
-    return records, over
+            text, size = _cut(text, line_bytes)
+            job, worker, incarnation, stream = before
+            found.append(NewLine(job, size, worker, incarnation, stream, offset, *where, text, block.attempt, *said))
+    return found, told
 
 
-def _line_is_sound(r: LogRecord) -> bool:
+def _line_is_sound(r: LogRecord | LogBlock) -> bool:
+    """Whether it is, but for what it says of itself."""
     return (
         is_name(r.job)
         and r.stream in ("stdout", "stderr")
         and len(r.worker) <= MAX_NAME
         and -1 <= r.rank < MAX_RANK
         and _in_range(r.generation, r.at_ms, r.offset, r.incarnation, r.attempt)
-        and all(len(text) <= MAX_NAME for text in (r.level, r.trace_id, r.span_id))
+        and len(r.trace_id) <= MAX_NAME
     )
+
+
+def _record_is_sound(r: LogRecord) -> bool:
+    return _line_is_sound(r) and len(r.level) <= MAX_NAME and len(r.span_id) <= MAX_NAME
+
+
+def new_line(r: LogRecord, line_bytes: int) -> NewLine:
+    """A sound record as the store takes it, of at most `line_bytes` of text."""
+    text, size = _cut(r.text, line_bytes)
+    return NewLine(
+        r.job, size, r.worker, r.incarnation, r.stream, r.offset, r.rank, r.generation, r.at_ms, text, r.attempt,
+        r.level, r.trace_id, r.span_id,
+    )  # fmt: skip
 
 
 def _span_is_sound(s: SpanRecord) -> bool:
@@ -155,7 +163,10 @@ def _span_is_sound(s: SpanRecord) -> bool:
     return len(s.attributes) <= MAX_EXTRA and all(len(v) <= 1024 for v in s.attributes.values())
 
 
-def _cut(record: LogRecord, limit: int) -> LogRecord:
-    if len(record.text) > limit or len(record.text.encode()) > limit:
-        record.text = record.text.encode()[: limit - len(_CUT.encode())].decode(errors="ignore") + _CUT
-    return record
+def _cut(text: str, limit: int) -> tuple[str, int]:
+    """The text, cut where it has more than `limit` bytes, and how many bytes it has then."""
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > limit:
+        text = text.encode()[: limit - len(_CUT.encode())].decode(errors="ignore") + _CUT
+        size = len(text.encode())
+    return text, size

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from distroml.api.telemetry.v1.telemetry_pb2 import LogRecord, SpanRecord
+from distroml.api.telemetry.v1.telemetry_pb2 import SpanRecord
+from distroml.telemetry.domain.rows import NewLine
 
 _TRIM_TO = 0.95
 
@@ -38,6 +39,7 @@ class LineRow:
 _FIELDS = tuple(field.name for field in dataclasses.fields(LineRow))
 COLUMNS = ", ".join(_FIELDS[1:])
 """What is kept of a line, in the order of `LineRow`, after `seq`."""
+_INSERT = f"INSERT OR IGNORE INTO logs ({', '.join(NewLine._fields)}) VALUES ({', '.join('?' * len(NewLine._fields))})"
 
 
 class LogWriter:
@@ -49,20 +51,15 @@ class LogWriter:
         self._sizes: dict[str, tuple[int, int]] = {}
         self._spans: dict[str, int] = {}
 
-    def add_lines(self, records: Iterable[LogRecord]) -> dict[str, int]:
+    def add_lines(self, new_lines: Iterable[NewLine]) -> dict[str, int]:
         """Store lines not known yet; returns per job how many old ones had to go."""
-        rows: dict[str, list[tuple[object, ...]]] = {}
+        rows: dict[str, list[NewLine]] = {}
         sizes: Counter[str] = Counter()
-        for r in records:
-            size = len(r.text.encode())
-            sizes[r.job] += size
-            rows.setdefault(r.job, []).append(
-                (r.job, size, r.worker, r.incarnation, r.stream, r.offset, r.rank, r.generation, r.at_ms, r.text,
-                 r.attempt, r.level, r.trace_id, r.span_id)
-            )  # fmt: skip
-        insert = f"INSERT OR IGNORE INTO logs (job, bytes, {COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+        for line in new_lines:
+            sizes[line.job] += line.bytes
+            rows.setdefault(line.job, []).append(line)
         for job, new in rows.items():
-            stored = self._db.executemany(insert, new).rowcount
+            stored = self._db.executemany(_INSERT, new).rowcount
             # Where some were known already their bytes are not: all are counted anew, which is seldom.
             lines, bytes_ = self._sizes.pop(job, (0, -1))
             if bytes_ >= 0 and stored == len(new):

@@ -1,8 +1,32 @@
-"""What a job's view holds of its workers, generations, plans, schemes and checkpoints. Times are Unix milliseconds."""
+"""Workers' lines, and what a job's view holds of its workers, generations, plans, schemes and checkpoints.
+
+Times are Unix milliseconds.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
+
+
+class NewLine(NamedTuple):
+    """A worker's line on its way into the store: `bytes` of text, and the rest as in the contract's `LogRecord`."""
+
+    job: str
+    bytes: int
+    worker: str
+    incarnation: int
+    stream: str
+    offset: int
+    rank: int
+    generation: int
+    at_ms: int
+    text: str
+    attempt: int
+    level: str
+    trace_id: str
+    span_id: str
 
 
 class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
