@@ -1,15 +1,16 @@
 """What shipping a loud rank's lines costs the training beside it: a step with shipping on against off.
 
-Two control planes on this machine, alike but that the agent of one ships nothing (`DISTROML_AGENT_LOG_BYTES_PER_S=0`).
-On each in turn the example GPT trains with 2 workers while rank 0 writes 10 MB/s of lines; which comes first swaps from
-pair to pair. Steps count from `WARM_S` on, when the burst that a quiet node had saved up is over. Telemetry and the
-place of Elasticsearch, which a deployment has on other machines, stand back here as far as a process can, and what CPU
-they take is told apart. Printed besides: bytes in the file against bytes written, what was shipped, and what became of
-every line.
+Two control planes on this machine, each with a node, alike but that one node ships nothing
+(`DISTROML_AGENT_LOG_BYTES_PER_S=0`). On each in turn the example GPT trains with 2 workers while rank 0 writes 10 MB/s
+of lines; which comes first swaps from pair to pair. Steps count from `WARM_S` on, when the burst that a quiet node had
+saved up is over. Telemetry and Elasticsearch, which a deployment has elsewhere, are stood in for by processes that
+take everything, keep nothing and run where nobody else does; what CPU they take is told apart. With `--telemetry` the
+control plane's own takes the lines, on the same processors. Printed besides: bytes in the file against bytes written,
+what was shipped, and what became of every line.
 
 To reach: all bytes in the file, at most 1 MB/s shipped, every line counted, and a step at most 1.02 times as long.
 
-    python benchmarks/log_shipping.py [--pairs 8] [--steps 300] [--quick] [--json FILE]
+    python benchmarks/log_shipping.py [--pairs 8] [--steps 300] [--telemetry] [--quick] [--json FILE]
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import psutil
 from _pairs import summary
+from loud.node import SLOTS, Node
 from prometheus_client.parser import text_string_to_metric_families
 
 from distroml.api.scheduler.v1 import jobs_pb2
@@ -48,6 +50,7 @@ from distroml.observability import names
 EXAMPLE = Path(__file__).parents[1] / "examples" / "gpt"
 RANK = Path(__file__).parent / "loud" / "rank.py"
 RECEIVER = Path(__file__).parent / "loud" / "receiver.py"
+TELEMETRY = Path(__file__).parent / "loud" / "telemetry.py"
 BYTES_PER_S = 10_000_000
 LIMIT_BYTES_PER_S = 1_000_000
 BOUND = 1.02
@@ -105,11 +108,11 @@ def stand_back(process: psutil.Process, *, idle: bool) -> None:
 
 
 class Receiver:
-    """A process in the place of Elasticsearch; once it was closed, what it was sent."""
+    """A process in the place of a server; once it was closed, what it was sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(RECEIVER)],
+            [sys.executable, str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -123,7 +126,7 @@ class Receiver:
 
     def close(self) -> None:
         told = json.loads(self._process.communicate()[0])
-        self.bytes, self.documents = told["bytes"], told["documents"]
+        self.bytes, self.documents = told["bytes"], told.get("documents", 0)
 
 
 def cpu_s(processes: list[psutil.Process]) -> float:
@@ -133,38 +136,38 @@ def cpu_s(processes: list[psutil.Process]) -> float:
 class Side:
     """A control plane on which the loud job is trained, one block after the other."""
 
-    def __init__(self, scratch: Path, name: str, environ: Mapping[str, str], receiver: psutil.Process) -> None:
+    def __init__(self, scratch: Path, name: str, environ: Mapping[str, str], elsewhere: list[psutil.Process]) -> None:
         self.blocks: list[Block] = []
-        self._scratch, self._receiver = scratch, receiver
+        self._scratch, self._elsewhere = scratch, elsewhere
         self._folder = DataFolder(scratch / name)
-        # The supervisor's child takes this process's environment.
-        for key in ("DISTROML_AGENT_LOG_BYTES_PER_S", "DISTROML_ELASTICSEARCH"):
-            os.environ.pop(key, None)
-        os.environ.update(environ)
-        self._endpoints = control.start(self._folder, slots=2)
+        self._endpoints = control.start(self._folder, slots=1)
+        self._node = Node(self._folder, self._endpoints, scratch / f"node-{name}", environ)
         for process in processes_of(self._endpoints.supervisor, "distroml.telemetry"):
             stand_back(process, idle=False)
 
     def close(self) -> None:
+        self._node.close()
         control.stop(self._folder)
 
     async def block(self, code: Path, steps: int) -> None:
         """Train once."""
         out = self._scratch / f"out-{fresh_id('b')}"
         out.mkdir()
+        node, agent = self._node.metrics, self._node.process.pid
         parts = {
-            name: processes_of(self._endpoints.supervisor, f"distroml.{module}")
-            for name, module in (("agent", "agent"), ("shipper", "agent.shipper"), ("telemetry", "telemetry"))
-        } | {"receiver": [self._receiver]}
-        metrics = self._endpoints.metrics["agent"]
-        before, begun = counted(metrics), time.monotonic()
+            "agent": [psutil.Process(agent)],
+            "shipper": processes_of(agent, "distroml.agent.shipper"),
+            "telemetry": processes_of(self._endpoints.supervisor, "distroml.telemetry"),
+            "elsewhere": self._elsewhere,
+        }
+        before, begun = counted(node), time.monotonic()
         cpu = {name: cpu_s(processes) for name, processes in parts.items()}
         await self._train(code, out, steps)
         seconds = time.monotonic() - begun
         used = {name: (cpu_s(processes) - cpu[name]) / seconds for name, processes in parts.items()}
         written = json.loads((out / "written").read_text())
         outcomes = await self._settled(before, written["lines"])
-        file = max((self._folder.path / "node").rglob("stdout"), key=lambda path: path.stat().st_mtime_ns)
+        file = max((self._node.folder / "node").rglob("stdout"), key=lambda path: path.stat().st_mtime_ns)
         self.blocks.append(
             Block(
                 step_ms=step_ms(out / "steps"),
@@ -183,7 +186,7 @@ class Side:
         """What was counted of a job's lines, as soon as it is all of them."""
         deadline = time.monotonic() + SETTLE_S
         while True:
-            found = counted(self._endpoints.metrics["agent"]) - before
+            found = counted(self._node.metrics) - before
             if not found or found.total() - found["bytes"] >= lines or time.monotonic() > deadline:
                 return found
             await asyncio.sleep(0.2)
@@ -194,6 +197,7 @@ class Side:
             name="loud", workers="2", env=["OMP_NUM_THREADS=1"], bundle=code, priority=0, max_failures=0, keep=None,
         )  # fmt: skip
         request.spec.log_cap_bytes = 64 << 30
+        request.spec.workers.per_node = SLOTS  # on our node, and not on the control plane's own
         async with open_plane(self._folder.path) as plane:
             request.spec.bundle = (await spec.upload(plane, request.root)).sha256
             submit = jobs_pb2.SubmitJobRequest(spec=request.spec, request_id=fresh_id("req"))
@@ -264,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--telemetry", action="store_true", help="the control plane's own takes the lines")
     parser.add_argument("--quick", action="store_true", help="one pair of 100 steps; a rough figure")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -272,12 +277,15 @@ def main() -> None:
         code = scratch / "code"
         shutil.copytree(EXAMPLE, code)
         shutil.copy(RANK, code)
-        receiver = Receiver()
+        receiver, telemetry = Receiver(RECEIVER), Receiver(TELEMETRY)
         with contextlib.ExitStack() as closing:
             closing.callback(receiver.close)
-            off = Side(scratch, "off", {"DISTROML_AGENT_LOG_BYTES_PER_S": "0"}, receiver.process)
+            closing.callback(telemetry.close)
+            told = {} if options.telemetry else {"DISTROML_TELEMETRY": telemetry.url}
+            elsewhere = [receiver.process, telemetry.process]
+            off = Side(scratch, "off", {**told, "DISTROML_AGENT_LOG_BYTES_PER_S": "0"}, elsewhere)
             closing.callback(off.close)
-            on = Side(scratch, "on", {"DISTROML_ELASTICSEARCH": receiver.url}, receiver.process)
+            on = Side(scratch, "on", {**told, "DISTROML_ELASTICSEARCH": receiver.url}, elsewhere)
             closing.callback(on.close)
             pairs, steps = (1, options.steps or 100) if options.quick else (options.pairs, options.steps or 300)
             asyncio.run(measure((on, off), code, pairs, steps, warm=not options.quick))
