@@ -180,6 +180,50 @@ def test_the_whole_control_plane_dies_and_the_job_goes_on(own_plane: Plane, tmp_
     assert "replay verified" in own_plane.cli("replay", "--verify").stdout
 
 
+def test_the_supervisor_alone_dies_and_up_goes_on(own_plane: Plane, tmp_path: Path) -> None:
+    slow = Slow(own_plane, tmp_path / "gate")
+    job = slow.submit("2", 150)
+    wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
+    before = {service: own_plane.pid(service) for service in SERVICES}
+    os.kill(own_plane.endpoints.supervisor, signal.SIGKILL)
+    # At once: some of its services are still on their way out.
+    assert "control plane started" in own_plane.cli("up", "--slots", "2").stdout
+    again = control.connect_or_fail(own_plane.folder)
+    assert again.services == own_plane.endpoints.services, "whoever knew the services finds them again"
+    assert not before.items() & {service: own_plane.pid(service) for service in SERVICES}.items()
+    slow.open()
+    assert own_plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(own_plane.folder)
+    assert len(data(own_plane, job, "GenerationFormed")) == 1
+    assert "replay verified" in own_plane.cli("replay", "--verify").stdout
+    own_plane.cli("down")
+    _nothing_is_left(own_plane, set())
+
+
+def test_down_ends_what_a_dead_supervisor_left_and_the_job_comes_back(own_plane: Plane, tmp_path: Path) -> None:
+    slow = Slow(own_plane, tmp_path / "gate")
+    job = slow.submit("2", 4000)
+    wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
+    workers = {pid_of_rank(own_plane, job, rank) for rank in (0, 1)}
+    services = {own_plane.pid(service) for service in SERVICES}
+    os.kill(own_plane.endpoints.supervisor, signal.SIGKILL)
+    # They are told to end, and no half of a control plane is left.
+    wait_for(lambda: not any(map(_lives, services)), 60, lambda: tails(own_plane.folder))
+    assert all(map(_lives, workers)), "training goes on without"
+    assert "distroml up" in own_plane.cli("jobs", code=3).stderr
+    found = {one["check"]: one for one in own_plane.cli.json("doctor", code=None)}
+    assert found["control plane"]["text"] == "not running"
+    # Two workers and the host of their store.
+    assert found["workers"]["text"].startswith("3 processes of jobs go on without a control plane")
+    assert own_plane.cli("down").stdout == "control plane stopped\n"
+    _nothing_is_left(own_plane, workers)
+    assert "no control plane runs" in own_plane.cli("down").stdout
+    assert "workers" not in {one["check"] for one in own_plane.cli.json("doctor", code=None)}
+    own_plane.cli("up", "--slots", "2")
+    saved = step_of(own_plane, job)
+    wait_for(lambda: step_of(own_plane, job) > saved, 90, lambda: own_plane.cli.explain(job))
+    assert int(own_plane.cli.json("job", "show", job).get("failures", 0)) == 0
+
+
 @pytest.mark.parametrize("agent", ["alive", "dead"])
 def test_down_leaves_no_process_behind(own_plane: Plane, tmp_path: Path, agent: str) -> None:
     slow = Slow(own_plane, tmp_path / "gate")
@@ -196,10 +240,22 @@ def test_down_leaves_no_process_behind(own_plane: Plane, tmp_path: Path, agent: 
         os.kill(own_plane.endpoints.supervisor, signal.SIGTERM)
         os.kill(own_plane.endpoints.supervisor, signal.SIGCONT)
         wait_for(lambda: not own_plane.folder.is_locked(), 60, lambda: tails(own_plane.folder))
-    marker = str(own_plane.folder.path).encode()
+    _nothing_is_left(own_plane, workers)
+
+
+def _nothing_is_left(plane: Plane, workers: set[int]) -> None:
+    marker = str(plane.folder.path).encode()
     processes = [p for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != os.getpid()]
     left = [p for p in processes if int(p.name) in workers or marker in _environ(p)]
     assert not left, [(p / "cmdline").read_bytes() for p in left]
+
+
+def _lives(pid: int) -> bool:
+    """Whether it runs: nobody may be there to wait for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _environ(process: Path) -> bytes:

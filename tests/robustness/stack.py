@@ -173,10 +173,14 @@ def connected(connection: NatsConnection) -> bool:
 
 @dataclass
 class Training:
-    """A job of two workers that trains until it is cancelled, and a clerk who gives it orders all the time."""
+    """A job of two workers that trains until it is cancelled, and a clerk who gives it orders all the time.
+
+    One of few steps ends by itself.
+    """
 
     plane: Plane
     folder: Path
+    steps: int = STEPS
     job: str = ""
     clerk: subprocess.Popen[bytes] | None = None
     usual_s: float = 0.0
@@ -189,7 +193,9 @@ class Training:
 
     def submit(self) -> None:
         """Give the job to the control plane."""
-        self.job = self.plane.cli.submit("--workers", f"{WORKERS}", "steady.py", str(self.folder), str(STEPS), cwd=JOBS)
+        self.job = self.plane.cli.submit(
+            "--workers", f"{WORKERS}", "steady.py", str(self.folder), str(self.steps), cwd=JOBS
+        )
 
     def cancel(self) -> None:
         """End it."""
@@ -212,6 +218,12 @@ class Training:
         fresh = self.folder / "addresses.new"
         fresh.write_text("\n".join(addresses))
         fresh.rename(self.folder / "addresses")
+
+    def lead(self, until: int) -> None:
+        """Let it make the steps up to this one, and wait there."""
+        fresh = self.folder / "until.new"
+        fresh.write_text(f"{until}")
+        fresh.rename(self.folder / "until")
 
     def goes_on(self, steps: int = 10) -> None:
         """Wait until it has made so many more."""

@@ -175,6 +175,7 @@ async def test_a_full_disk_refuses_writes_nothing_and_goes_on_later(path):
     try:
         with pytest.raises(StoreFull, match="nothing was written"):
             await store.commit(commit_of(Append("s/large", 0, large)))
+        assert "no room" in store.database.trouble
         outcomes = await asyncio.gather(
             store.commit(commit_of(Append("s/large", 0, large))),
             *(store.commit(commit_of(append(f"s/small/{n}", 0))) for n in range(5)),
@@ -186,6 +187,7 @@ async def test_a_full_disk_refuses_writes_nothing_and_goes_on_later(path):
     assert [isinstance(outcome, Exception) for outcome in outcomes] == [True, False, False, False, False, False]
     assert await store.version("s/large") == 0
     await store.commit(commit_of(Append("s/large", 0, large)))
+    assert store.database.trouble == ""
     assert await verify_log(store) == []
     await store.close()
 

@@ -10,11 +10,19 @@ import distroml.eventstore.port
 import distroml.objectstore.port
 import distroml.statestore.port
 from distroml.events import Rejection, UnknownEvent
-from distroml.eventstore import CommandKnown, CommandRecord, EventStoreError, Fenced, NotSealable, WrongExpectedVersion
-from distroml.objectstore import NoSuchObject, ObjectExists, ObjectStoreError
+from distroml.eventstore import (
+    CommandKnown,
+    CommandRecord,
+    EventStoreError,
+    Fenced,
+    NotSealable,
+    StoreFull,
+    WrongExpectedVersion,
+)
+from distroml.objectstore import NoSuchObject, ObjectExists, ObjectStoreError, ObjectStoreFull
 from distroml.rpc import errors
 from distroml.rpc.errors import TABLE, CallError, RemoteError, problem_of
-from distroml.statestore import CasConflict, StateStoreError
+from distroml.statestore import CasConflict, StateStoreError, StateStoreFull
 
 ROOTS = (EventStoreError, StateStoreError, ObjectStoreError)
 
@@ -99,3 +107,11 @@ def test_the_drawn_tree_is_the_real_one(module: object) -> None:
     assert drawn == {
         type_.__name__ for type_ in family(root) if type_ is not root and type_.__module__ == root.__module__
     }
+
+
+def test_what_had_no_room_may_be_tried_again_and_what_is_past_a_bound_may_not() -> None:
+    for full in (StoreFull(), StateStoreFull(), ObjectStoreFull()):
+        problem = problem_of(full)
+        assert problem is not None
+        assert RemoteError(problem.code, problem.reason, problem.message).is_transient
+    assert not RemoteError(StatusCode.RESOURCE_EXHAUSTED, "BundleTooLarge", "too large").is_transient

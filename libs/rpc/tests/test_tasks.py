@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+
 from distroml.rpc import Backoff
+from distroml.rpc.tasks import supervise
 
 
 def test_waits_grow_to_their_bound_and_are_spread() -> None:
@@ -17,3 +20,23 @@ def test_success_begins_anew() -> None:
         backoff.step()
     backoff.reset()
     assert backoff.step() <= 0.1
+
+
+async def test_what_went_wrong_in_a_group_of_tasks_is_told() -> None:
+    told: list[str] = []
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail("no room"))
+            tasks.create_task(fail("no way"))
+
+    async def fail(why: str) -> None:
+        raise RuntimeError(why)
+
+    running = asyncio.create_task(supervise("cycle", work, lambda _, why: told.append(why or ""), Backoff(60, 60)))
+    async with asyncio.timeout(10):
+        while len(told) < 2:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert told == ["", "RuntimeError: no room; RuntimeError: no way"]

@@ -19,6 +19,8 @@ from distroml.api.scheduler.v1 import nodes_pb2 as nodes
 from distroml.api.telemetry.v1 import telemetry_pb2 as telemetry
 from distroml.api.telemetry.v1 import telemetry_pb2_grpc
 from distroml.logstore import Block, Line
+from distroml.rpc import status
+from distroml.rpc.errors import Problem
 
 
 async def until(true: Callable[[], Any], timeout_s: float = 60.0, what: str = "") -> Any:
@@ -240,6 +242,9 @@ class Checkpoints(checkpoint_pb2_grpc.CheckpointServiceServicer):
         self.asked: list[int] = []
         self.refuse = ""
         self.silent = False
+        self.full: set[str] = set()
+        """What there is no room for."""
+        self.refused = 0
         self.failed: list[tuple[int, int, str]] = []
 
     async def BeginSave(self, request: ckpt.BeginSaveRequest, context: Any) -> ckpt.BeginSaveResponse:
@@ -247,9 +252,11 @@ class Checkpoints(checkpoint_pb2_grpc.CheckpointServiceServicer):
             await context.abort(StatusCode.FAILED_PRECONDITION, self.refuse)
         if self.silent:
             await context.abort(StatusCode.DEADLINE_EXCEEDED, "the answer is lost")
+        await self._have_room("begin", context)
         return ckpt.BeginSaveResponse(save_id=f"save-{request.step}", object_prefix="checkpoints/x/")
 
     async def ReportShard(self, request: ckpt.ReportShardRequest, context: Any) -> ckpt.ReportShardResponse:
+        await self._have_room("shard", context)
         ranks = self.shards.setdefault(request.step, set())
         ranks.add(request.rank)
         if len(ranks) < request.world_size:
@@ -261,8 +268,17 @@ class Checkpoints(checkpoint_pb2_grpc.CheckpointServiceServicer):
     async def ReportSaveFailed(
         self, request: ckpt.ReportSaveFailedRequest, context: Any
     ) -> ckpt.ReportSaveFailedResponse:
+        await self._have_room("failed", context)
         self.failed.append((request.step, request.rank, request.message))
         return ckpt.ReportSaveFailedResponse()
+
+    async def _have_room(self, what: str, context: Any) -> None:
+        """Refuse as the catalogue does what its store cannot write."""
+        if what in self.full:
+            self.refused += 1
+            problem = Problem(StatusCode.RESOURCE_EXHAUSTED, "StoreFull", "no room; nothing was written")
+            message, details = status.encode(problem)
+            await context.abort(problem.code, message, (details,))
 
     async def GetLatest(self, request: ckpt.GetLatestRequest, context: Any) -> ckpt.GetLatestResponse:
         self.asked.append(request.generation)

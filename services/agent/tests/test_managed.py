@@ -235,6 +235,36 @@ async def test_a_save_of_which_nothing_was_heard_is_closed_for_all(
     assert "did not hear in time" in world.plane.checkpoints.failed[0][2]
 
 
+async def test_without_room_a_save_is_refused_and_its_failure_is_told_when_there_is_some(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "BEGIN_S", 0.2)
+    agent, _ = await start(world)
+    await connected(agent)
+    world.plane.checkpoints.full = {"begin", "failed"}
+    command(world, "save")
+    await until(lambda: said(world.plane, "SaveRefused") == 2)
+    # Both ranks have asked, and now tell.
+    refused = world.plane.checkpoints.refused
+    await until(lambda: world.plane.checkpoints.refused >= refused + 4)
+    assert len(list(agent.agent.node.spool.pending(kind="save_failed"))) == 2
+    world.plane.checkpoints.full.clear()
+    await until(lambda: len(world.plane.checkpoints.failed) == 2)
+    assert {(step, rank) for step, rank, _ in world.plane.checkpoints.failed} == {(5, 0), (5, 1)}
+    assert "no room" in world.plane.checkpoints.failed[0][2]
+
+
+async def test_a_shard_that_cannot_be_recorded_for_want_of_room_is_recorded_when_there_is_some(world: World) -> None:
+    agent, _ = await start(world)
+    await connected(agent)
+    world.plane.checkpoints.full = {"shard"}
+    command(world, "save")
+    await until(lambda: world.plane.checkpoints.refused >= 4)
+    assert said(world.plane, "CheckpointFailed") == 0
+    world.plane.checkpoints.full.clear()
+    await until(lambda: said(world.plane, "CheckpointCommitted") == 2)
+
+
 async def test_a_plan_its_measurements_links_and_schemes_reach_rendezvous(world: World) -> None:
     agent, _ = await start(world)
     await connected(agent)

@@ -15,7 +15,17 @@ from distroml.agent.domain.environment import (
     default_threads,
     worker_environment,
 )
-from distroml.agent.domain.exits import Category, ExitRecord, Failure, Intent, Verdict, classify, intent_of, over_mpi
+from distroml.agent.domain.exits import (
+    DOWN,
+    Category,
+    ExitRecord,
+    Failure,
+    Intent,
+    Verdict,
+    classify,
+    intent_of,
+    over_mpi,
+)
 from distroml.agent.domain.lines import MAX_LINE_BYTES, LineCutter
 from distroml.agent.domain.silence import DEAF_S, STOPPED_S, Seen, forgive, judge, standstill
 from distroml.agent.domain.warmth import key_of, why_cold
@@ -60,6 +70,8 @@ more noise
             "killed by the kernel for want of memory: Killed process 5",
         ),
         (ExitRecord(signal=15, ended_by="orphan"), {}, Category.NODE_LOST, None),
+        (ExitRecord(signal=15, ended_by=DOWN), {}, Category.NODE_LOST, None),
+        (ExitRecord(code=0, ended_by=DOWN), {}, Category.NODE_LOST, None),
         (ExitRecord(signal=9), {"intent": Intent.HANG, "why": "no progress"}, Category.HANG, "no progress"),
         (ExitRecord(signal=9), {"intent": Intent.BROKEN, "why": "peer died"}, Category.UNSPECIFIED, "peer died"),
         (

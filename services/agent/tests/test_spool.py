@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -122,4 +123,40 @@ def test_a_full_disk_is_an_error_and_the_report_stays_in_memory(
     spool.close()
     again = Spool(tmp_path / "spool")
     assert ids(again) == ["a", "c"]
+    again.close()
+
+
+def test_on_a_full_disk_reports_are_acknowledged_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path / "spool")
+    for id in ("a", "b"):
+        spool.put(entry(id))
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", full)
+        spool.ack("a")
+    assert ids(spool) == ["b"]
+    spool.ack("b")
+    spool.close()
+    again = Spool(tmp_path / "spool")
+    assert ids(again) == ["a"], "it is sent once more"
+    again.close()
+
+
+def test_a_disk_that_fills_while_the_file_is_made_smaller_costs_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.put(entry("kept", body=b"x" * 5000))
+    with monkeypatch.context() as patch:
+        write = os.write
+        patch.setattr("os.write", lambda fd, data: write(fd, data[:4096]))
+        for number in range(1200):
+            spool.put(entry(str(number), body=b"x" * 1000))
+            spool.ack(str(number))
+    spool.close()
+    again = Spool(tmp_path / "spool")
+    assert ids(again) == ["kept"]
     again.close()

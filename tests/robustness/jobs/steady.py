@@ -1,9 +1,11 @@
 """A tiny managed job at a step each tenth of a second: `python steady.py FOLDER STEPS`.
 
 For every step it adds to `FOLDER/steps-RANK` when it came (nanoseconds of this machine's monotonic clock) and which
-process made it, so that steps are seen with all of the control plane away, and prints a numbered line.
+process made it, so that steps are seen with all of the control plane away, and prints a numbered line. What its saves
+warn of is in `FOLDER/saves-RANK`. Where `FOLDER/until` has a number it makes no more steps than that.
 """
 
+import logging
 import os
 import struct
 import sys
@@ -20,6 +22,8 @@ steps = int(sys.argv[2])
 inputs = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
 made = (folder / f"steps-{os.environ['RANK']}").open("ab", buffering=0)
 numbers = count(1)
+saves = logging.FileHandler(folder / f"saves-{os.environ['RANK']}")
+logging.getLogger("distroml.runtime.checkpoint").addHandler(saves)
 
 
 class Rows(torch.utils.data.Dataset[torch.Tensor]):
@@ -30,10 +34,18 @@ class Rows(torch.utils.data.Dataset[torch.Tensor]):
         return inputs[index]
 
 
+def wait_for_leave(number: int) -> None:
+    until = folder / "until"
+    while until.exists() and number > int(until.read_text()):
+        time.sleep(0.05)
+
+
 def mean_loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    number = next(numbers)
+    wait_for_leave(number)
     time.sleep(0.1)
     made.write(struct.pack("<qq", time.monotonic_ns(), os.getpid()))
-    print("line", next(numbers), flush=True)
+    print("line", number, flush=True)
     return torch.nn.functional.mse_loss(model(batch), batch)
 
 

@@ -28,7 +28,7 @@ from distroml.cli.doctor_servers import history, lines, object_store, servers, t
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, CliError
 from distroml.cli.finding import Finding, Verdict
 from distroml.cli.options import Data, Json
-from distroml.cli.plane import control
+from distroml.cli.plane import control, leftovers
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
 from distroml.cli.plane.elsewhere import named
 
@@ -144,6 +144,13 @@ def control_plane(data: Path) -> Iterator[Finding]:
     if endpoints is None:
         text = "starting or stopping" if folder.is_locked() else "not running"
         yield Finding("control plane", "ok", text, "start it with `distroml up`")
+        if not folder.is_locked() and (left := leftovers.holders(folder)):
+            yield Finding(
+                "workers",
+                "warning",
+                f"{len(left)} processes of jobs go on without a control plane",
+                "`distroml up` takes them back, `distroml down` ends them",
+            )
         return
     for name, healthy in asyncio.run(_ask(endpoints, folder.token())).items():
         advice = f"it is restarted within seconds; see {folder.logs / name}.log"

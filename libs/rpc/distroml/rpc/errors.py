@@ -40,6 +40,9 @@ from distroml.statestore import (
     StateStoreFull,
 )
 
+FULL: Final = frozenset({"StoreFull", "StateStoreFull", "ObjectStoreFull"})
+"""Reasons of a refusal that ends when somebody makes room; nothing was written."""
+
 Violation = tuple[str, str]
 """A field's path in the request, and what is wrong with its value."""
 
@@ -169,7 +172,10 @@ class RemoteError(AioRpcError):
 
     @property
     def is_transient(self) -> bool:
-        """The same call may succeed later as it is: nobody answered, or not in time."""
+        """The same call may succeed later as it is: nobody answered, or not in time, or what it writes had no room."""
+        if self.status is StatusCode.RESOURCE_EXHAUSTED:
+            # Other bounds that are reached, such as a bundle's size, are reached again.
+            return self.reason in FULL
         return self.status in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
 
     def __str__(self) -> str:

@@ -28,6 +28,12 @@ LOOK_S: Final = 5.0
 CLOCKS_S: Final = 60.0
 """How often their clocks are."""
 
+EMBEDDED_S: Final = 1.0
+"""How often an embedded store is."""
+
+STORE: Final = "store"
+"""The part of health that says whether an embedded store takes what this service writes."""
+
 Look = Callable[[], Awaitable[str | None]]
 Report = Callable[[str, str | None], None]
 """Told the name of a server, and why it does not serve us (None: it does)."""
@@ -48,8 +54,11 @@ class Stores:
         state: StateStore,
         objects: Callable[[], ObjectStore],
         servers: ServerStores | None = None,
+        trouble: Callable[[], str] = lambda: "",
     ) -> None:
+        """`trouble` says why an embedded store did not take the last write; empty where it did."""
         self.events, self.state, self.servers = events, state, servers
+        self._trouble = trouble
         self._open_objects = objects
         self._objects: ObjectStore | None = None
 
@@ -61,9 +70,11 @@ class Stores:
         return self._objects
 
     async def watch(self, report: Report) -> None:
-        """Tell for ever which server does not serve us, and why; returns at once where all is embedded."""
+        """Tell for ever which server does not serve us, and why; where all is embedded, why it takes no write."""
         if self.servers is None:
-            return
+            while True:
+                report(STORE, self._trouble() or None)
+                await asyncio.sleep(EMBEDDED_S)
 
         async def watch_one(part: str, look: Look, every_s: float) -> None:
             while True:
@@ -109,7 +120,7 @@ async def open_stores(settings: ServiceSettings, *, create: bool = True) -> Asyn
             closing.push_async_callback(events.close)
             state = open_state_store(path, create=create, deployment=settings.deployment)
             closing.push_async_callback(state.close)
-            stores = Stores(MeasuredEventStore(events), state, objects)
+            stores = Stores(MeasuredEventStore(events), state, objects, trouble=lambda: events.database.trouble)
         closing.callback(stores.close_objects)
         yield stores
 

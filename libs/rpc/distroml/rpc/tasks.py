@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final, cast
 
 from distroml.observability import logger, names
 from distroml.observability.metrics import counter, gauge
@@ -61,7 +61,7 @@ async def supervise(name: str, work: Work, report: Report, backoff: Backoff) -> 
             _healthy(name, report)
             return
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
+            why = "; ".join(f"{type(one).__name__}: {one}" for one in _leaves(error))
             log.exception("a background task crashed; it is started again", task=name)
             report(name, why)
             _UP.labels(name).set(0)
@@ -73,6 +73,15 @@ async def supervise(name: str, work: Work, report: Report, backoff: Backoff) -> 
             backoff.reset()
         await backoff.wait()
         first = False
+
+
+def _leaves(error: Exception) -> Iterator[Exception]:
+    """What went wrong: a group of tasks says only that something did."""
+    if isinstance(error, ExceptionGroup):
+        for one in cast("ExceptionGroup[Exception]", error).exceptions:
+            yield from _leaves(one)
+    else:
+        yield error
 
 
 def _healthy(name: str, report: Report) -> None:

@@ -126,6 +126,7 @@ class MemoryDatabase:
         self.clock: Clock = clock or SystemClock()
         self.wake = Wake()
         self.closed = False
+        self.trouble = ""
         self._users = 0
         self._sweeps = sweep
         self._tables = MemoryTables(changes_kept)

@@ -93,6 +93,11 @@ class Database(Protocol[T_co]):
         """Notified after every commit, of this process or another one, and at closing."""
         ...
 
+    @property
+    def trouble(self) -> str:
+        """Why this process's last write failed, whatever it was; empty where it did not."""
+        ...
+
     async def read(self, run: Callable[[T_co], R]) -> R:
         """Run over one committed snapshot."""
         ...

@@ -24,6 +24,7 @@ from distroml.agent.adapters.processes import read_identity, write_whole
 from distroml.agent.adapters.shipping import LineCounts, LineShipping
 from distroml.agent.adapters.telemetry import TelemetryPush
 from distroml.agent.adapters.templates import Templates
+from distroml.agent.domain.exits import DOWN, Intent
 from distroml.agent.domain.gang import Order
 from distroml.agent.domain.silence import standstill
 from distroml.agent.domain.warmth import key_of
@@ -122,7 +123,7 @@ class Agent:
         wanted = {f"{each.job}.{each.attempt}" for each in self._desired.attempts}
         for each in self._desired.attempts:
             self._begin(each)
-        leftovers = await end_leftovers(self.node.workers, keep=wanted)
+        leftovers = await end_leftovers(self.node.workers, keep=wanted, why=f"{Intent.STOP}: nobody wants it any more")
         log.info("agent started", node=self.node.id, slots=len(self.node.slots), attempts=len(self._runners),
                  revision=self._desired.revision, leftovers=leftovers, link=str(self.node.link.path))  # fmt: skip
 
@@ -250,8 +251,8 @@ class Agent:
             await asyncio.to_thread(self.node.spool.sync)
 
 
-async def end_leftovers(workers: Path, *, keep: set[str], grace_s: float = DOWN_GRACE_S) -> int:
-    """End every process of attempts other than `keep`; how many there were."""
+async def end_leftovers(workers: Path, *, keep: set[str], why: str = DOWN, grace_s: float = DOWN_GRACE_S) -> int:
+    """End every process of attempts other than `keep`; how many there were. Their exit records say `why`."""
     found: list[Held] = []
     for folder in workers.glob("*/*"):
         if folder.parent.name in keep or read_exit(folder) is not None:
@@ -259,7 +260,7 @@ async def end_leftovers(workers: Path, *, keep: set[str], grace_s: float = DOWN_
         identity = read_identity(folder)
         if identity is not None and identity.holder_lives:
             held = Held(folder, identity)
-            held.end(grace_s, "stop: nobody wants it any more")
+            held.end(grace_s, why)
             found.append(held)
     if found:
         await asyncio.wait([held.ended for held in found], timeout=grace_s + 10)

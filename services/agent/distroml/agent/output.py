@@ -51,7 +51,9 @@ def write_whole(path: str, data: bytes) -> None:
     """All of it or nothing, and durable."""
     fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        # A disk that is nearly full takes a part; the rest is refused.
+        while data:
+            data = data[os.write(fd, data) :]
         os.fsync(fd)
     finally:
         os.close(fd)

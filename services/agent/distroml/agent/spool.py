@@ -6,6 +6,7 @@ end; a background `fdatasync` makes it survive the machine's. A torn tail is cut
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zlib
@@ -71,14 +72,18 @@ class Spool:
         self._append(record)
 
     def ack(self, id: str) -> None:
-        """The report arrived; forget it. Unknown ids are fine: acknowledgements repeat."""
+        """The report arrived; forget it. Unknown ids are fine: acknowledgements repeat.
+
+        Where the disk does not take it the next agent sends the report once more, which its reader knows already.
+        """
         kept = self._pending.pop(id, None)
         if kept is None:
             return
         self._pending_bytes -= kept.size
-        self._append(_frame(_Ack(id)))
-        if self._size > _COMPACT_BYTES and self._size > 2 * self._pending_bytes:
-            self._compact()
+        with contextlib.suppress(OSError):
+            self._append(_frame(_Ack(id)))
+            if self._size > _COMPACT_BYTES and self._size > 2 * self._pending_bytes:
+                self._compact()
 
     def forget(self, *, kind: str, group: str) -> None:
         """Drop what is pending of this kind and group: nobody will ask for it any more."""
@@ -143,9 +148,15 @@ class Spool:
         temporary = self._path.with_suffix(".tmp")
         data = b"".join(_frame(kept.entry) for kept in self._pending.values())
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.write(fd, data)
-        os.fdatasync(fd)
-        os.rename(temporary, self._path)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(f"{temporary}: the disk did not take all of it")
+            os.fdatasync(fd)
+            os.rename(temporary, self._path)
+        except OSError:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
+            raise
         os.close(self._fd)
         self._fd, self._size = fd, len(data)
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distroml.cli.errors import CliError, Unreachable, UsageError
+from distroml.cli.plane import leftovers
 from distroml.cli.plane.datafolder import DataFolder, Endpoints, Profile
 from distroml.cli.plane.failure import told_failure
 from distroml.cli.plane.profile import check
@@ -50,7 +51,8 @@ def start(
             hint="use it, end it with `distroml down`, or give another folder with --data",
         )
     check(folder)
-    folder.forget_endpoints()
+    # Of a supervisor that was killed: the node, and ports at which others know them, are not free before they ended.
+    leftovers.end_services(folder)
     _reap()
     command = [sys.executable, "-m", "distroml.cli.plane.supervisor", "--data", str(folder.path)]
     if slots is not None:
@@ -79,13 +81,13 @@ def start(
 
 
 def stop(folder: DataFolder) -> bool:
-    """End the control plane on this folder with its workers; False where none ran.
+    """End the control plane on this folder with its workers, or what is left of one; False where nothing ran.
 
     Raises:
         CliError: it did not end in time.
     """
     if not folder.is_locked():
-        return False
+        return _end_leftovers(folder)
     pid = _supervisor_pid(folder)
     if pid is None:
         raise CliError(
@@ -99,7 +101,21 @@ def stop(folder: DataFolder) -> bool:
             raise CliError(f"the control plane (process {pid}) did not end within {STOP_TIMEOUT_S:.0f} s")
         time.sleep(0.05)
     _reap(pid)
+    # Nothing, unless the supervisor was killed while it ended.
+    _end_leftovers(folder)
     return True
+
+
+def _end_leftovers(folder: DataFolder) -> bool:
+    if not folder.token_file.exists():
+        return False
+    lock = folder.lock()
+    try:
+        # In this order: an agent that is still there would start what it sees ending again.
+        services = leftovers.end_services(folder)
+        return bool(leftovers.end_workers(folder) + services)
+    finally:
+        os.close(lock)
 
 
 def _reap(ended: int = 0) -> None:

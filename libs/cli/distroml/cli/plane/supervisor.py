@@ -57,6 +57,8 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._hopeless: ServiceProcess | None = None
         self._endpoints = self._choose_endpoints(dashboard)
+        # Until `run` says so again nobody listens there.
+        self._folder.forget_endpoints()
         common = {
             **environment_of(folder, environ),
             "DISTROML_DATA": str(folder.path),
@@ -103,7 +105,6 @@ class Supervisor:
 
     async def run(self) -> None:
         """Start everything, watch it until `stop`, end it in order."""
-        self._folder.forget_endpoints()
         try:
             self._targets.write(self._endpoints.metrics)
         except OSError as error:

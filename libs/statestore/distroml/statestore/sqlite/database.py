@@ -74,6 +74,11 @@ class SqliteDatabase:
         self._pulse = threading.Thread(target=self._beat, args=(sweep,), name="sqlite-pulse", daemon=True)
         self._pulse.start()
 
+    @property
+    def trouble(self) -> str:
+        """Why this process's last write failed, whatever it was; empty where it did not."""
+        return self._writer.trouble
+
     @classmethod
     def share(cls, path: Path | str, *, create: bool = True, log_id: str = "") -> SqliteDatabase:
         """The process's one database of this file, opened by its first user and closed by its last."""

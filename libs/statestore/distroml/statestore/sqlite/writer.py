@@ -37,7 +37,11 @@ class Job:
 
 
 class Writer:
-    """The thread and its queue. `wrote` is called after every batch that reached the disk."""
+    """The thread and its queue. `wrote` is called after every batch that reached the disk.
+
+    Attributes:
+        trouble: why the last batch could not be written, empty where it was.
+    """
 
     def __init__(self, path: Path, lock: WriteLock, changes_kept: int, wrote: Callable[[], None]) -> None:
         self._path, self._lock, self._changes_kept, self._wrote = path, lock, changes_kept, wrote
@@ -45,6 +49,7 @@ class Writer:
         self._jobs: deque[Job] = deque()
         self._some = threading.Condition()
         self._ending = False
+        self.trouble = ""
         self._thread = threading.Thread(target=self._work, name="sqlite-writer", daemon=True)
         self._thread.start()
 
@@ -138,9 +143,11 @@ class Writer:
     def _write_batch(self, batch: Sequence[Job]) -> None:
         try:
             self._transact(batch)
+            self.trouble = ""
         except (sqlite3.Error, OSError) as error:
             self._roll_back()
             failure = translate(self._path, error)
+            self.trouble = str(failure)
             if isinstance(failure, StateStoreFull) and len(batch) > 1:
                 # A small write may still fit where the batch did not.
                 for job in batch:

@@ -172,7 +172,7 @@ class Checkpoints:
             self._tell(worker, SaveRefused(step=said.step, reason=error.reason, message=error.message))
             if error.is_transient:
                 # Only the answer may be lost. An open save that no rank takes part in would hold up those after it.
-                text = f"rank {said.rank} did not hear in time that the save is open"
+                text = f"rank {said.rank} did not hear in time that the save is open: {error.message}"
                 self.on_failed(
                     worker, SaveFailed(generation=said.generation, step=said.step, rank=said.rank, message=text)
                 )

@@ -10,6 +10,8 @@ from enum import StrEnum
 MAX_MESSAGE = 2_000
 MAX_TRACEBACK = 16_000
 EXIT_CANNOT_START = 127
+DOWN = "down"
+"""In a record's `ended_by`: ended with all of the node, by no agent, and of an attempt that may still be wanted."""
 
 
 class Category(StrEnum):
@@ -123,6 +125,9 @@ def classify(
         )
     if intent is Intent.HANG:
         return verdict(Category.HANG, why)
+    if record.ended_by == DOWN:
+        # Whatever its code says: the work goes on with the next agent.
+        return verdict(Category.NODE_LOST, "the node went down with no agent there to end its workers")
     if record.code == 0 and record.signal == 0:
         return verdict(Category.UNSPECIFIED, why if obeyed else "", expected=obeyed)
     if record.ended_by == "orphan":
