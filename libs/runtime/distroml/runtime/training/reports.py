@@ -83,13 +83,13 @@ class Reporter:
             "step %d/%d  loss %.4f  %.0f ms%s%s", info.step, self._total_steps, info.loss, 1e3 * info.step_s, rate, hint
         )
 
-    def record(self, info: StepInfo, why: str) -> str:
-        """Rank 0 records a step as an event; returns its fingerprint (empty on other ranks)."""
+    def record(self, info: StepInfo, why: str, *, moved_on: bool = False) -> None:
+        """Rank 0 records a step as an event; without a fingerprint where parameters have `moved_on` since."""
         speaks = why == "failure" and self._world.rank < _FAILURE_REPORTERS and self._parallel.meetings is None
         if not self._world.is_main and not speaks:
-            return ""
+            return
         started = time.perf_counter()
-        print_ = fingerprint(info.loss, self._parallel.local_tensors())
+        print_ = "" if moved_on else fingerprint(info.loss, self._parallel.local_tensors())
         self._link.send(
             StepRecorded(
                 generation=self._world.generation,
@@ -104,4 +104,3 @@ class Reporter:
             )
         )
         self.spent_s += time.perf_counter() - started
-        return print_
