@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from distroml.objectstore.memory import MemoryObjectStore
-from distroml.runtime import DataLoader, Trainer
+from distroml.planner import Plan
+from distroml.runtime import DataLoader, StepInfo, Trainer
 from distroml.runtime.checkpoint import Saver, ShardResult
 from distroml.runtime.comm.backends import BackEnd, Seat, lost, now_in
 from distroml.runtime.comm.backends.torch_own import Nccl
@@ -25,6 +28,8 @@ from distroml.runtime.elastic.world import ProcessGroup
 from distroml.runtime.link import NullLink
 from distroml.runtime.parallel.sampling import Sample
 from distroml.runtime.parallel.shardsums import ShardSums
+from distroml.runtime.training.places import place_of
+from distroml.runtime.training.reports import Reporter
 from distroml.workerlink import SaveOpened, StepRecorded
 
 WHY = "NCCL lost another rank (COMM_ERROR)"
@@ -191,6 +196,28 @@ def test_a_failure_is_recorded_with_the_parameters_of_its_step_or_none(
     assert (saved.why, failure.why, failure.step) == ("end", "failure", 4)
     assert failure.fingerprint == ("" if moved_on else saved.fingerprint)
     assert saved.fingerprint
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [Plan(dp_replicate=4), Plan(dp_replicate=2, dp_shard=2), Plan(dp_replicate=2, tp=2), Plan(dp_shard=4)],
+    ids=str,
+)
+def test_a_failure_is_recorded_by_who_has_the_parameters_of_rank_0(plan: Plan) -> None:
+    """Others' parts of the parameters have other fingerprints than what was recorded before."""
+    last = StepInfo(step=3, epoch=0, sample_from=0, sample_to=8, loss=2.0, grad_norm=1.0, count=8,
+                    learning_rate=0.1, step_s=1.0, data_wait_s=0.0, comm_wait_s=0.0)  # fmt: skip
+    spoke: list[int] = []
+    for rank in range(plan.world_size):
+        link = Recording()
+        parallel: Any = SimpleNamespace(plan=plan, meetings=None, exchange=object(), local_tensors=list)
+        reporter = Reporter(
+            link, replace(two(), rank=rank, world_size=plan.world_size), parallel, total_steps=9, log_every_s=1.0
+        )
+        reporter.record(last, "failure")
+        spoke += [rank] * len(link.records)
+    same = [rank for rank in range(plan.world_size) if place_of(plan, rank) == place_of(plan, 0)]
+    assert spoke == same[:2]
 
 
 class Part:
