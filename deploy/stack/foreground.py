@@ -34,7 +34,7 @@ def follow(begun: Sequence[Running], told: threading.Event) -> None:
     Raises:
         StackError: one of them ended by itself; the others are ended, too.
     """
-    seen = dict.fromkeys(range(len(begun)), 0)
+    seen = {number: one.log_before for number, one in enumerate(begun)}
     try:
         while not told.wait(_POLL_S):
             for number, one in enumerate(begun):

@@ -30,7 +30,7 @@ class Owner:
     @property
     def alive(self) -> bool:
         """Whether that very process is still there."""
-        return _begun(self.pid) == self.begun
+        return bool(self.begun) and _begun(self.pid) == self.begun
 
     def end(self) -> None:
         """End the process in order, by force after 20 s; nothing where it has ended."""

@@ -31,6 +31,8 @@ class Running:
     ports: Mapping[str, int]
     process: subprocess.Popen[bytes]
     owner: Owner
+    log_before: int = 0
+    """Bytes of the log that earlier processes wrote."""
 
     @property
     def port(self) -> int:
@@ -130,6 +132,7 @@ def is_free(port: int) -> bool:
 def _launch(server: Server, programs: Path, folder: Path, ports: Mapping[str, int]) -> Running:
     launch = server.start(programs, folder, ports)
     with (folder / "log").open("ab") as log:
+        log_before = log.tell()
         try:
             process = subprocess.Popen(
                 launch.command,
@@ -144,7 +147,7 @@ def _launch(server: Server, programs: Path, folder: Path, ports: Mapping[str, in
         except OSError as error:
             raise StackError(f"{server.name} cannot be started: {error}") from error
     owner = record(folder, pid=process.pid, ports=ports, stop_signal=launch.stop_signal)
-    return Running(server, folder, programs, ports, process, owner)
+    return Running(server, folder, programs, ports, process, owner, log_before)
 
 
 def _wait_ready(begun: Running) -> None:

@@ -5,13 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from deploy.stack import StackError, registry
 from deploy.stack.__main__ import down, main, status, up
+from deploy.stack.foreground import follow
 from deploy.stack.owner import owner_of
+from deploy.stack.running import begin
 from deploy.tests.web import Web
 
 WEBS = (Web("one"), Web("two"))
@@ -132,6 +135,23 @@ def test_run_ends_its_servers_with_itself_and_keeps_the_settings_of_others(bring
         os.kill(owner_of(data / "three").pid, signal.SIGKILL)
         assert process.wait(20) == 1
         assert "three ended by itself, with status -9" in process.stderr.read()
+
+
+def test_run_prints_what_its_servers_log_and_not_what_earlier_ones_did(data, capfd, tmp_path):
+    (data / "three").mkdir()
+    (data / "three" / "log").write_text("of an earlier process\n")
+    three = begin(Web("three", then="print('of this one', flush=True)"), data / "three")
+    told = threading.Event()
+    following = threading.Thread(target=follow, args=([three], told))
+    following.start()
+    said, deadline = "", time.monotonic() + 20
+    while "of this one" not in said and time.monotonic() < deadline:
+        said += capfd.readouterr().out
+        time.sleep(0.01)
+    told.set()
+    following.join()
+    assert "of this one" in said
+    assert "earlier" not in said
 
 
 def test_ports_are_those_of_the_server(capsys, tmp_path):

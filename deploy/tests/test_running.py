@@ -102,6 +102,16 @@ def test_a_process_of_the_same_number_is_not_taken_for_the_owner(tmp_path):
     assert owner_of(tmp_path) is None
 
 
+def test_a_process_that_had_ended_when_it_was_noted_serves_nothing(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        owner = record(tmp_path, pid=process.pid, ports={}, stop_signal=int(signal.SIGTERM))
+        assert not owner.alive
+    # Nor once its number is nobody's.
+    assert not owner.alive
+    owner.end()
+
+
 OUTLIVING = """
 import ctypes, socket, threading
 server = socket.create_server(("127.0.0.1", 0))

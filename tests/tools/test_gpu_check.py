@@ -87,4 +87,5 @@ def test_a_check_that_does_not_exist_is_refused_with_those_that_do(capsys: pytes
     with pytest.raises(SystemExit) as ended:
         gpu_check.main(["trainning"])
     assert ended.value.code == 2
-    assert "no check trainning; there are machine, back_end, slots" in capsys.readouterr().err
+    there = ", ".join(check.__name__ for check in CHECKS)
+    assert f"no check trainning; there are {there}" in capsys.readouterr().err

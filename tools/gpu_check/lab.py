@@ -115,8 +115,8 @@ class Lab:
             )
         return done.stdout
 
-    def ranks(self, count: int, *arguments: str) -> list[tuple[int, str]]:
-        """Exit codes and output of `python arguments` as `count` ranks on the one device.
+    def ranks(self, count: int, *arguments: str, environ: Mapping[str, str] | None = None) -> list[tuple[int, str]]:
+        """Exit codes and output of `python arguments` as `count` ranks on the one device, each with `environ` added.
 
         NCCL takes each for a host of its own: it refuses two ranks on one GPU of one host.
         """
@@ -134,7 +134,7 @@ class Lab:
                 [sys.executable, *arguments],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 env={**self.environment(), **common, "RANK": str(rank), "LOCAL_RANK": str(rank),
-                     "NCCL_HOSTID": f"rank-{rank}"},
+                     "NCCL_HOSTID": f"rank-{rank}", **(environ or {})},
             )
             for rank in range(count)
         ]  # fmt: skip

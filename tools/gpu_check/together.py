@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from tools.gpu_check.lab import JOB, Failed, Lab, succeeded
@@ -41,12 +40,12 @@ def faults(lab: Lab) -> Figures:
     """A peer that is silent, cut off or dead is an error that the runtime knows, and never a sum nor a hang."""
     found: dict[str, Any] = {}
     # Before it frees whoever waits longer than the limit, torch waits four times so long for its own debugging dumps.
-    os.environ["TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC"] = "500"
+    soon = {"TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "500"}
     for fault in FAULTS if lab.device == "cuda" else ("cut",):
         out = lab.folder / f"fault-{fault}"
         out.mkdir()
         ended = lab.ranks(2, "-m", "libs.runtime.tests.comm.rank", "nccl" if lab.device == "cuda" else "gloo",
-                          str(out), fault)  # fmt: skip
+                          str(out), fault, environ=soon)  # fmt: skip
         file = out / "0.json"
         said = json.loads(file.read_text()) if file.exists() else {"text": ended[0][1][-1500:], "code": ended[0][0]}
         found[fault] = said

@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 
 from distroml.cli.errors import UsageError
 from distroml.cli.main import app
+from distroml.cli.objects import deployment_of, location_of
+from distroml.cli.plane.datafolder import DataFolder, Profile
 from distroml.cli.plane.elsewhere import named
 from distroml.cli.spec import from_command
 
@@ -42,6 +44,25 @@ def test_a_part_alone_is_refused_with_what_is_missing(tmp_path):
         named({name: value for name, value in SERVICES.items() if name != "DISTROML_TELEMETRY"})
     with pytest.raises(UsageError, match="cannot be read"):
         named(SERVICES | {"DISTROML_TOKEN_FILE": str(tmp_path / "nothing")})
+
+
+def test_objects_are_where_the_environment_has_them_whatever_folder_is_here(tmp_path, token_file, monkeypatch):
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare(Profile.STACK)
+    monkeypatch.delenv("DISTROML_DEPLOYMENT", raising=False)
+    servers = {"DISTROML_ETCD_ENDPOINTS": "http://one:2379", "DISTROML_NATS_SERVERS": "nats://one:4222"}
+    for name, value in (servers | {"DISTROML_OBJECTS": "s3://shared"}).items():
+        monkeypatch.setenv(name, value)
+    assert location_of(folder.path) == f"s3://shared/{folder.deployment()}"
+    assert deployment_of(folder.path) == folder.deployment()
+    # A control plane elsewhere: its services were told this very place.
+    for name, value in (SERVICES | {"DISTROML_TOKEN_FILE": str(token_file)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DISTROML_OBJECTS", "s3://theirs/dep-2")
+    assert location_of(folder.path) == "s3://theirs/dep-2"
+    assert deployment_of(folder.path) is None
+    monkeypatch.setenv("DISTROML_DEPLOYMENT", "dep-2")
+    assert deployment_of(folder.path) == "dep-2"
 
 
 def test_commands_go_there_and_start_nothing(tmp_path, token_file, monkeypatch):

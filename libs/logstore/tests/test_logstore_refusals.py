@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
-from distroml.logstore import LogStoreDown, LogStoreRefused, Query
-from distroml.logstore.elastic import ElasticLogSearch, check_server, connect
+from distroml.logstore import Block, LogStoreDown, LogStoreRefused, Query
+from distroml.logstore.elastic import ElasticLogSearch, Shipper, check_server, connect
 from distroml.logstore.settings import ElasticSettings, namespace_of
 
 ELASTIC = "X-Elastic-Product: Elasticsearch\r\n"
@@ -99,6 +100,35 @@ async def test_shards_that_are_being_placed_are_waited_for() -> None:
         with pytest.raises(LogStoreDown, match="503: no_shard"):
             await ElasticLogSearch(client, "dep", placing_s=0.3).search(Query(job="j"))
         await client.close()
+
+
+async def test_lines_are_counted_once_where_a_divided_batch_fails_half_way() -> None:
+    counted: Counter[str] = Counter()
+    template = http("200 OK", {"index_templates": [{"index_template": {"version": 99}}]}, ELASTIC)
+    ready = (http("200 OK", root(number="9.5.3"), ELASTIC), template)
+    large = http("413 Content Too Large", {"error": {"type": "too_large"}}, ELASTIC)
+    taken = http("200 OK", {"errors": False}, ELASTIC)
+    busy = http("503 Service Unavailable", {"error": {"type": "busy"}}, ELASTIC)
+    # The first half arrives, the second one waits until the server is there again.
+    async with answering(*ready, large, taken, busy, *ready, taken) as settings:
+        client = connect(settings)
+        why: list[str | None] = []
+        shipper = Shipper(
+            client,
+            "dep",
+            host="h",
+            max_bytes=1 << 20,
+            count=lambda outcome, lines: counted.update({outcome: lines}),
+            tell=why.append,
+        )
+        shipper.add(Block(job="j", worker="w", incarnation=1, stream="stdout", rank=0, generation=1, at_ms=1, offset=0,
+                          data=b"one\ntwo\nthree\nfour\n"))  # fmt: skip
+        running = asyncio.create_task(shipper.run())
+        assert await shipper.flush(20.0)
+        running.cancel()
+        await client.close()
+    assert counted == {"shipped": 4}
+    assert "2 lines yet: Elasticsearch answered 503" in str(why[0])
 
 
 @pytest.fixture

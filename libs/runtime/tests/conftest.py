@@ -47,6 +47,18 @@ from libs.runtime.tests.template import SCRIPTS, Template
 JOB = "job-1"
 
 
+@pytest.fixture(autouse=True)
+def no_place() -> Iterator[None]:
+    """A world that a test was in here is not in the environment of what later tests start."""
+    before = dict(os.environ)
+    yield
+    for name in (environment.RANK, environment.WORLD_SIZE, environment.LOCAL_RANK, environment.GENERATION,
+                 environment.MASTER_ADDR, environment.MASTER_PORT):  # fmt: skip
+        os.environ.pop(name, None)
+        if name in before:
+            os.environ[name] = before[name]
+
+
 @pytest.fixture(scope="session")
 def template() -> Iterator[Template]:
     warm = Template()

@@ -109,13 +109,14 @@ def test_a_script_s_own_spans_go_the_same_way(monkeypatch: pytest.MonkeyPatch) -
     with (
         pytest.raises(RuntimeError),
         provider.get_tracer("train").start_as_current_span(
-            "tokenize", context=job_context(), attributes={"files": 3, "names": ["a", "b"]}
+            "tokenize", context=job_context(), attributes={"files": 3, "names": ["a", "b"], "text": "x" * 10_000}
         ),
     ):
         raise RuntimeError("no such file")
     provider.shutdown()
     (sent,) = link.spans
     assert (sent.trace_id, sent.parent_span_id, sent.name) == (ABOVE.trace_id, ABOVE.span_id, "tokenize")
-    assert sent.attributes == {"files": 3, "names": "('a', 'b')"}
+    # Of any length in the script; a span is a small message.
+    assert sent.attributes == {"files": 3, "names": "('a', 'b')", "text": "x" * 1000}
     assert "no such file" in sent.error
     assert sent.end_ns >= sent.start_ns

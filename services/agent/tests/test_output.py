@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from grpc.aio import Channel
 
+from distroml.agent.adapters.lines import Finish, Finished, Follow, LinesHere
 from distroml.agent.adapters.output import READ_BYTES, SKIP_BYTES, OutputTail
+from distroml.agent.adapters.shipping import LineShipping
+from distroml.agent.adapters.telemetry import TelemetryPush
 from distroml.agent.domain.allowance import Allowance
+from distroml.agent.shipper import Following
 from distroml.api.telemetry.v1 import telemetry_pb2 as pb
 from distroml.logstore import MAX_BLOCK_LINES, Block, Line
+from distroml.rpc import connect
 
 
 class Sink:
@@ -146,3 +153,61 @@ def test_a_loud_reader_leaves_the_others_theirs() -> None:
         got["quiet"] += left.take(50, at, readers=2)
     assert got["quiet"] == 40 * 50
     assert 7000 < got["loud"] <= 10_000
+
+
+class Metered(LineShipping):
+    """A node's shipping by a clock that the test sets."""
+
+    def __init__(self, channel: Channel, bytes_per_s: int) -> None:
+        super().__init__(TelemetryPush(channel, "node-1"), bytes_per_s=bytes_per_s, count=lambda *_, **__: None)
+        self.now_s = 0.0
+        self.store = Sink()
+        self._left = Allowance(bytes_per_s, self.now_s)
+
+    def allow(self, wanted: int) -> int:
+        return self._left.take(wanted, self.now_s, readers=self.readers)
+
+
+async def test_a_loud_stdout_leaves_stderr_its_share(tmp_path: Path) -> None:
+    channel = connect("127.0.0.1:1", "token")
+    shipping = Metered(channel, 100_000)
+    reader = LinesHere(shipping).follow(tmp_path, pb.LogRecord(worker="w"))
+    with (tmp_path / "stdout").open("a") as loud, (tmp_path / "stderr").open("a") as quiet:
+        for look in range(40):
+            loud.write("out\n" * 25_000)
+            loud.flush()
+            quiet.write(f"warning {look}\n")
+            quiet.flush()
+            reader.look()
+            shipping.now_s += 0.25
+    await channel.close(None)
+    assert isinstance(shipping.store, Sink)
+    told = [line.text for line in shipping.store.lines if line.stream == "stderr"]
+    assert told == [f"warning {look}" for look in range(40)]
+
+
+async def test_nothing_is_read_once_the_rest_is_another_process_s(tmp_path: Path) -> None:
+    channel = connect("127.0.0.1:1", "token")
+    shipping, said = Metered(channel, 100_000), list[object]()
+    following = Following(shipping, said.append)
+    running = asyncio.create_task(following.run())
+    for name in ("ended", "runs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stdout").write_text("first\n")
+        following.told(Follow(str(tmp_path / name), pb.LogRecord(worker=name).SerializeToString()))
+    sink = shipping.store
+    assert isinstance(sink, Sink)
+    while len(sink.texts) < 2:
+        await asyncio.sleep(0.01)
+    following.told(Finish(str(tmp_path / "ended")))
+    await following.close()
+    assert said == [Finished(str(tmp_path / "ended"))]
+    with (tmp_path / "runs" / "stdout").open("a") as file:
+        file.write("second\n")
+    await asyncio.wait_for(running, 10)
+    await channel.close(None)
+    assert sink.texts == ["first", "first"]
+    # What was saved is what was read.
+    other = Sink()
+    tail(tmp_path / "runs", other).look()
+    assert other.texts == ["second"]

@@ -32,8 +32,7 @@ def object_store(data: Path, now: Now = time.time) -> Iterator[Finding]:
     try:
         location = objects.location_of(data)
         yield from _clock("the store of objects", of_objects(location, now))
-        deployment = DataFolder(data).deployment() if (data / "format.json").exists() else None
-        survey_location(location, deployment)
+        survey_location(location, objects.deployment_of(data))
     except CliError:
         return  # the data folder, or its servers, have a finding of their own
     except (ValueError, ObjectStoreError) as error:

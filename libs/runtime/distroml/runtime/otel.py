@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from distroml.runtime.link import Link, process_link
 from distroml.workerlink import Span, environment
 
-_MAX_TEXT = 1000
+_MAX_NAME, _MAX_TEXT = 128, 1000
 
 
 def job_context() -> Context:
@@ -57,11 +57,11 @@ def _message(span: ReadableSpan) -> Span | None:
         trace_id=f"{context.trace_id:032x}",
         span_id=f"{context.span_id:016x}",
         parent_span_id=f"{parent.span_id:016x}" if parent is not None else "",
-        name=span.name[:128],
+        name=span.name[:_MAX_NAME],
         start_ns=span.start_time,
         end_ns=span.end_time,
         attributes={
-            key: value if isinstance(value, str | int | float | bool) else str(value)[:_MAX_TEXT]
+            key[:_MAX_NAME]: value if isinstance(value, int | float) else str(value)[:_MAX_TEXT]
             for key, value in (span.attributes or {}).items()
         },
         error=(span.status.description or "failed")[:_MAX_TEXT] if span.status.status_code is StatusCode.ERROR else "",

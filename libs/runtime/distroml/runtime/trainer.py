@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from distroml.observability import names
+from distroml.runtime.comm.backends import lost
 from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.data import DataLoader
-from distroml.runtime.elastic import Membership, NoGeneration, World, is_communication_error
+from distroml.runtime.elastic import Membership, NoGeneration, PeerLost, World, is_communication_error
 from distroml.runtime.link import AgentLink, process_link
 from distroml.runtime.parallel import Compression, LossFunction, Plan, Precision, Residuals
 from distroml.runtime.spans import WorkerSpans
@@ -307,6 +308,10 @@ class Trainer(Generic[Batch]):
 
     def _recover(self, error: Exception) -> None:
         """Make ready for the next generation where `error` means that there is one; else end, saying why."""
+        if not isinstance(error, Drained | StopOrdered) and not is_communication_error(error) and (why := lost()):
+            # What was made of numbers that were no sums fails in any way: it says nothing about the user's program.
+            log.warning("%s; what came of its sums is not believed: %s: %s", why, type(error).__name__, error)
+            error = PeerLost(why)
         if isinstance(error, Drained) and self._membership.reforms:
             self._leave("")
         elif isinstance(error, Drained):

@@ -82,7 +82,7 @@ class StepRecorded(Message, frozen=True):
     """A step worth an event: at a generation's start, at each checkpoint, at a failure.
 
     Samples `[sample_from, sample_to)` of the global order of `epoch` were consumed; `fingerprint` is a hash over
-    loss and parameters, equal on every rank.
+    the loss and the parameters that rank 0 has; empty where parameters had moved on when the step was recorded.
     """
 
     generation: int

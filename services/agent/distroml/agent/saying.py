@@ -36,8 +36,6 @@ from distroml.workerlink import (
 if TYPE_CHECKING:
     from distroml.agent.runner import AttemptRunner
 
-PROGRESS_S = 1.0
-
 
 class Saying:
     """Reports to rendezvous, samples to telemetry, saves to the catalogue, progress to the scheduler."""

@@ -20,7 +20,7 @@ import msgspec
 from distroml import observability
 from distroml.agent import node as nodes
 from distroml.agent.adapters.lines import ENCODE, Counted, Finish, Finished, Follow, Order, Place, Trouble, Word
-from distroml.agent.adapters.output import OutputTail
+from distroml.agent.adapters.output import STREAMS, OutputTail
 from distroml.agent.adapters.shipping import LIMITED, LineShipping
 from distroml.agent.adapters.telemetry import TelemetryPush
 from distroml.agent.settings import AgentSettings, host_name, log_store, read_settings
@@ -51,6 +51,7 @@ class Following:
         self._shipping, self._say = shipping, say
         self._tails: dict[str, OutputTail] = {}
         self._finishing: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def told(self, order: Order) -> None:
         """The agent wants something."""
@@ -66,10 +67,10 @@ class Following:
                 task.add_done_callback(self._finishing.discard)
 
     async def run(self) -> None:
-        """Read until cancelled."""
+        """Read until `close`, or cancelled."""
         saved_s = time.monotonic()
-        while True:
-            self._shipping.readers = len(self._tails)
+        while not self._closed:
+            self._shipping.readers = len(self._tails) * len(STREAMS)
             for tail in list(self._tails.values()):
                 tail.look()
             if time.monotonic() - saved_s >= SAVE_S:
@@ -78,7 +79,8 @@ class Following:
             await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:
-        """Read to the end what has ended, and keep how far everything was read."""
+        """Read to the end what has ended, and keep how far everything was read: the rest is another process's."""
+        self._closed = True
         await asyncio.gather(*self._finishing, return_exceptions=True)
         self.save()
 

@@ -173,7 +173,13 @@ class Shipper:
             self._refuse(1, why)
             return []
         middle = len(batch) // 2
-        return [*await self._bulk(batch[:middle]), *await self._bulk(batch[middle:])]
+        again = await self._bulk(batch[:middle])
+        try:
+            return [*again, *await self._bulk(batch[middle:])]
+        except LogStoreDown as error:
+            # What became of the first half is counted, and is not to be sent and counted again.
+            self._held_by = f": {error}"
+            return [*again, *batch[middle:]]
 
     def _settle(self, batch: Sequence[bytes], items: Sequence[dict[str, Any]]) -> list[bytes]:
         again = [document for document, item in zip(batch, items, strict=True) if item["status"] in _LATER]

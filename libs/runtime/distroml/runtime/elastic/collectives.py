@@ -41,11 +41,25 @@ def check_sums() -> None:
 
 
 def heard(summed: torch.Tensor) -> list[float]:
-    """The elements of a one-dimensional sum, once they are here. Raises `PeerLost` where they are none."""
+    """The elements of a one-dimensional sum, once they are here. Raises `PeerLost` where they may be none."""
     values = floats(summed)
-    if summed.is_cuda:
-        check_sums()
+    check_sums()
     return values
+
+
+@contextmanager
+def hearing() -> Generator[None]:
+    """As `communication`, around what other ranks give and this process reads: raises `PeerLost` where that is nothing.
+
+    Whatever else was raised says nothing then, either: what a broken group left may be no number and no pickle.
+    """
+    with communication():
+        try:
+            yield
+        except Exception:
+            check_sums()
+            raise
+        check_sums()
 
 
 class Pending:
@@ -96,6 +110,6 @@ class Collectives:
         if self._alone:
             return [value]
         gathered: list[T | None] = [None] * self.world.world_size
-        with communication():
+        with hearing():
             dist.all_gather_object(gathered, value)
         return cast("list[T]", gathered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -124,6 +125,8 @@ class ProcessGroup:
         self._agent_store = agent_store
         self._setup_timeout = timedelta(seconds=setup_timeout_s)
         self._timeout = timedelta(seconds=collective_timeout_s)
+        self._closing = threading.Lock()
+        self._closed = False
         # One process needs no group, and so no back end either.
         self._backend: BackEnd | None = make_backend(world.backend) if world.world_size > 1 else None
 
@@ -177,15 +180,21 @@ class ProcessGroup:
             yield
 
     def sever(self) -> None:
-        """Free any thread that waits in this group; from any thread, repeatable."""
-        if self._backend is not None:
-            self._backend.sever()
+        """Free any thread that waits in this group; from any thread, repeatable. Nothing once it is closed.
+
+        A back end may look for groups in torch's own list: those of the next world are not to be found there.
+        """
+        with self._closing:
+            if self._backend is not None and not self._closed:
+                self._backend.sever()
 
     def close(self, *, broken: bool) -> None:
         """Tear the group down; after an error the connections go first, so that peers are freed at once."""
         now_in(None)
         if broken:
             self.sever()
+        with self._closing:
+            self._closed = True
         if not dist.is_initialized() and self._world.world_size > 1:
             # A set-up that failed half-way leaves torch's count of groups raised, and with it the names of the next
             # ones: ranks that were there would wait for keys that newcomers never write. Ending a group resets it.

@@ -159,11 +159,6 @@ class Outbox:
             self._durable.extendleft(reversed(again))
 
     @property
-    def urgent(self) -> bool:
-        """Whether a durable message waits."""
-        return bool(self._durable)
-
-    @property
     def empty(self) -> bool:
         """Whether nothing waits to be sent."""
         return not (self._durable or self._samples or self._spans) and self._sending is None

@@ -17,7 +17,7 @@ from distroml.runtime.comm.lane import Job, Lane
 from distroml.runtime.comm.rounds import Peers, drive
 from distroml.runtime.compress import Scheme, Turn
 from distroml.runtime.compress.schemes import Dense
-from distroml.runtime.elastic import Pending, heard
+from distroml.runtime.elastic import Pending, heard, hearing
 from distroml.runtime.parallel.agreement import agreed_on, breaks, told_of
 from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import BucketSpec
@@ -347,12 +347,12 @@ class CompressedExchange:
         names = [segment.name for segment in buffer.spec.segments]
         place = names.index(suspect) if suspect else -1
         places = torch.full((self.world_size,), place, dtype=torch.int64, device=self._device)
-        if self._group is not None:
-            dist.all_gather_into_tensor(places, places[:1].clone(), group=self._group)
+        with hearing():
+            if self._group is not None:
+                dist.all_gather_into_tensor(places, places[:1].clone(), group=self._group)
+            told = integers(places)
         self.non_finite += tuple(
-            NonFinite(self._global(rank), names[place], step.number)
-            for rank, place in enumerate(integers(places))
-            if place >= 0
+            NonFinite(self._global(rank), names[place], step.number) for rank, place in enumerate(told) if place >= 0
         )
 
     def _global(self, rank: int) -> int:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from distroml.runtime.elastic import communication
+from distroml.runtime.elastic import hearing
 from distroml.runtime.parallel.divide import Part
 from distroml.runtime.parallel.mesh import Mesh
 
@@ -22,7 +22,7 @@ def whole_of(name: str, parameter: nn.Parameter | None, part: Part, mesh: Mesh) 
         mesh: of the plan.
     """
     counted = part.counted[name]
-    with torch.no_grad(), communication():
+    with torch.no_grad(), hearing():
         full = None
         if parameter is not None:
             value = parameter.detach()
@@ -39,6 +39,10 @@ def whole_of(name: str, parameter: nn.Parameter | None, part: Part, mesh: Mesh) 
         dist.all_gather_object(known, (tuple(full.shape), full.dtype) if counted and full is not None else None, group)
         source = next(place for place, one in enumerate(known) if one is not None)
         shape, dtype = known[source] or ((), torch.float32)
-        value = full if full is not None and mesh.place["pp"] == source else torch.empty(shape, dtype=dtype)
+        # NCCL moves what is on a GPU only.
+        device = mesh.world.device
+        value = torch.empty(shape, dtype=dtype, device=device)
+        if full is not None and mesh.place["pp"] == source:
+            value = full.to(device)
         dist.broadcast(value, dist.get_global_rank(group, source), group)
-        return value
+        return value.cpu()

@@ -16,7 +16,7 @@ from distroml.planner import Plan
 from distroml.runtime.comm import WireCount
 from distroml.runtime.compress import parse_spec, scheme_of
 from distroml.runtime.compress.optim import CompressedOptimizer
-from distroml.runtime.elastic import Collectives, communication
+from distroml.runtime.elastic import Collectives, communication, heard
 from distroml.runtime.parallel.compression import (
     NO_COMPRESSION,
     Compression,
@@ -246,7 +246,7 @@ class ParallelModel:
         self.counted(votes[1])
         self.gradients.wait()
         self.keeping.feed_back(votes[1])
-        self.gradients.drop_unused([bool(votes[2 + place] > 0) for place in range(len(fired))])
+        self.gradients.drop_unused([reached > 0 for reached in heard(votes)[2:]])
         scale = 1.0 / votes[1]
         norm = self.gradients.norm().double() * scale
         if grad_clip is not None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from distroml.runtime.elastic import communication
+from distroml.runtime.elastic import hearing
 from distroml.runtime.parallel.encoding import LateEncoder, late_encoder
 from distroml.runtime.parallel.pipeline import Pipeline
 from distroml.runtime.typed import seed_generators
@@ -62,11 +62,12 @@ class PipelinedModel(nn.Module):
                     "ranks of their blocks; leave it out, which gives the same text"
                 )
             # All stages must choose the same next tokens, also by chance; a training step seeds each its own way.
-            number = torch.randint(1 << 62, ())
             group = self._pipeline.group
-            with communication():
+            number = torch.randint(1 << 62, ()).to(self._pipeline.device)
+            with hearing():
                 dist.broadcast(number, dist.get_global_rank(group, 0), group)
-            seed_generators(int(number))
+                seed = int(number)
+            seed_generators(seed)
             with late_encoder(self.__dict__["_user"]) as self._late:
                 try:
                     return generate(*args, **kwargs)

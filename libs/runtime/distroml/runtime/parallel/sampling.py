@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from distroml.runtime.elastic import heard
 from distroml.runtime.typed import norm_of
 
 # So few elements that a step on a 10 Mbit/s link hardly shows them, so many that chance moves a cosine by 0.02.
@@ -31,10 +32,10 @@ class Sample:
     nbytes: int
 
     def cosine(self, flat: torch.Tensor) -> float | None:
-        """Of what came out to the plain sum, the same on every rank; None where either is zero."""
+        """Of what came out to the plain sum, the same on every rank; None where either is zero. Raises `PeerLost`."""
         came = self._of(flat)
-        lengths = float(norm_of(came) * norm_of(self.summed))
-        return float(came.dot(self.summed)) / lengths if lengths > 0 else None
+        product, lengths = heard(torch.stack([came.dot(self.summed), norm_of(came) * norm_of(self.summed)]))
+        return product / lengths if lengths > 0 else None
 
     def _of(self, flat: torch.Tensor) -> torch.Tensor:
         return flat[self.first :: self.stride][:_ELEMENTS].double()

@@ -27,6 +27,7 @@ from distroml.runtime.compress import Round, Turn
 from distroml.runtime.compress.codecs import INT4, INT8, BlockCodec, add_all
 from distroml.runtime.compress.codecs import NonFinite as Broken
 from distroml.runtime.compress.schemes.seeds import seed_of
+from distroml.runtime.elastic import hearing
 from distroml.runtime.parallel.culprits import NonFinite
 from distroml.runtime.parallel.units import own_parameters, shard_numel, units_of
 from distroml.runtime.typed import integers
@@ -106,7 +107,8 @@ class ShardSums:
         got = peers.make(Round("scatter", codes.view(-1)))
         for level, sent in peers.take().items():
             self.wire.add(_AXIS, level, self._codec.name, sent)
-        heads = integers(_heads(got).flatten())
+        with hearing():
+            heads = integers(_heads(got).flatten())
         if any(heads):
             self.non_finite += tuple(
                 NonFinite(dist.get_global_rank(group, sender), lies[head - 1][0], self._step)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from distroml.planner import Device, Sample, Topology, fit_levels
 from distroml.planner.topology import Collective
 from distroml.runtime.comm.algorithms import host_name
-from distroml.runtime.elastic import Collectives, World, communication
+from distroml.runtime.elastic import Collectives, World, communication, heard
 from distroml.runtime.profile.shards import time_shards
 
 # Small enough to show latency, large enough to show rate; the largest are left out where a link is slow. Small ones
@@ -142,7 +142,7 @@ def _measure(world: World, group: dist.ProcessGroup, size: int, budget_s: float)
         with communication():
             dist.all_reduce(stop, op=dist.ReduceOp.MAX)
         # Two sizes at least: one tells latency and rate not apart.
-        if stop[0] and len({sample.bytes for sample in samples}) > 1:
+        if any(heard(stop)) and len({sample.bytes for sample in samples}) > 1:
             break
     return samples
 

@@ -32,10 +32,13 @@ def leads(plan: Plan, rank: int) -> bool:
 
 
 def share(recorded: Recorded, collectives: Collectives) -> None:
-    """Let every rank know what any of them has recorded, of whichever place. Collective. Raises `PeerLost`."""
-    for known in collectives.gather({place: list(changes) for place, changes in recorded.items()}):
-        for place, changes in known.items():
-            recorded[place] = max(recorded.get(place, []), changes, key=len)
+    """Let every rank know what any of them has recorded, of whichever place. Collective. Raises `PeerLost`.
+
+    Of several records of a place the longest counts, of those the lowest rank's: the same one everywhere.
+    """
+    everyones = collectives.gather({place: list(changes) for place, changes in recorded.items()})
+    for place in {place for known in everyones for place in known}:
+        recorded[place] = max((known.get(place, []) for known in everyones), key=len)
 
 
 def pack(kept: str, place: str, collectives: Collectives) -> str:

@@ -12,12 +12,13 @@ from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.spans import WorkerSpans
 from distroml.runtime.training.controlling import Advisor, wire_bytes
 from distroml.runtime.training.fingerprint import fingerprint
+from distroml.runtime.training.places import place_of
 from distroml.runtime.training.types import StepInfo
 from distroml.workerlink import StepRecorded, StepSample
 
 log = logging.getLogger("distroml.runtime.train")
 
-# The lowest rank may be the one that died: its neighbour says the same, unless each has parameters of its own.
+# The lowest rank may be the one that died: the next one with the same parameters says the same.
 _FAILURE_REPORTERS = 2
 
 
@@ -83,13 +84,20 @@ class Reporter:
             "step %d/%d  loss %.4f  %.0f ms%s%s", info.step, self._total_steps, info.loss, 1e3 * info.step_s, rate, hint
         )
 
-    def record(self, info: StepInfo, why: str) -> str:
-        """Rank 0 records a step as an event; returns its fingerprint (empty on other ranks)."""
-        speaks = why == "failure" and self._world.rank < _FAILURE_REPORTERS and self._parallel.meetings is None
-        if not self._world.is_main and not speaks:
-            return ""
+    @property
+    def _stands_in(self) -> bool:
+        """Whether this rank's parameters are rank 0's, and it is the first one beside that."""
+        plan, rank = self._parallel.plan, self._world.rank
+        if self._parallel.meetings is not None or place_of(plan, rank) != place_of(plan, 0):
+            return False
+        return plan.coordinate(rank)["dp_replicate"] < _FAILURE_REPORTERS
+
+    def record(self, info: StepInfo, why: str, *, moved_on: bool = False) -> None:
+        """Rank 0 records a step as an event; without a fingerprint where parameters have `moved_on` since."""
+        if not self._world.is_main and not (why == "failure" and self._stands_in):
+            return
         started = time.perf_counter()
-        print_ = fingerprint(info.loss, self._parallel.local_tensors())
+        print_ = "" if moved_on else fingerprint(info.loss, self._parallel.local_tensors())
         self._link.send(
             StepRecorded(
                 generation=self._world.generation,
@@ -104,4 +112,3 @@ class Reporter:
             )
         )
         self.spent_s += time.perf_counter() - started
-        return print_

@@ -386,7 +386,8 @@ class Run:
 
     def abandon(self, *, failed: bool) -> None:
         """Let go of hooks, saves and buffers; with `failed`, record the last step first."""
-        if failed and self.reporter.last is not None:
-            self.reporter.record(self.reporter.last, "failure")
+        if failed and self._stepper is not None and (last := self.reporter.last) is not None:
+            # On CUDA the step after it has moved parameters already, by sums that may be none.
+            self.reporter.record(last, "failure", moved_on=self._stepper.moved != last.step)
         self._saves.close()
         self.parallel.close()

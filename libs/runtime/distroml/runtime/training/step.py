@@ -87,6 +87,8 @@ class Stepper:
         self._stop_at_non_finite = stop_at_non_finite
         self._wishes = wishes
         self._flying: _Flying | None = None
+        self.moved = 0
+        """The step by which parameters were moved last, or are being moved."""
         self._late = world.device.type == "cuda"
 
     def run(self, step: int, position: DataPosition, *, last: bool = False) -> tuple[StepRange, list[StepDone]]:
@@ -151,6 +153,7 @@ class Stepper:
         else:
             self._check(flying)
         gradients.scale(scale)
+        self.moved = step
         self._optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()

@@ -250,9 +250,9 @@ class _Counted(OutputTail):
     def __init__(self, folder: Path, record: pb.LogRecord, shipping: LineShipping) -> None:
         super().__init__(folder, record, shipping)
         self._shares = shipping
-        shipping.readers += 1
+        shipping.readers += len(STREAMS)
 
     async def finish(self) -> None:
         """See `Tail`."""
         await super().finish()
-        self._shares.readers -= 1
+        self._shares.readers -= len(STREAMS)

@@ -49,7 +49,8 @@ class Nccl(SocketBackEnd):
         super().__init__()
         self._severed = False
         self._aborting = threading.Lock()
-        self._aborted: set[int] = set()
+        # By name: what torch hands out for a group need not be the same object each time.
+        self._aborted: set[str] = set()
 
     def check(self, seat: Seat) -> None:
         """As in `BackEnd`."""
@@ -71,44 +72,45 @@ class Nccl(SocketBackEnd):
         self._severed = True
         super().sever()
         with self._aborting:
-            waiting = {id(group): group for group in _groups() if id(group) not in self._aborted}
+            waiting = {name: group for name, group in _groups().items() if name not in self._aborted}
             if not waiting:
                 return
             self._aborted |= waiting.keys()
-            try:
-                _abort(list(waiting.values()))
-            except RuntimeError as error:
-                log.info("groups were not aborted: %s", error)
+            _abort(list(waiting.values()))
 
     def failure(self) -> str:
         """As in `BackEnd`. An aborted kernel ends like any other, and leaves what it had so far."""
         if self._severed:
             return "the connections of this generation were cut"
-        for group in _groups():
+        for group in _groups().values():
             if (kind := group.get_error()) != ErrorType.SUCCESS:
                 return f"NCCL lost another rank ({kind.name})"
         return ""
 
 
-def _groups() -> list[Any]:
-    """NCCL's part of every group of this process."""
+def _groups() -> dict[str, Any]:
+    """NCCL's part of every group of this process, by the group's name, which no other of its world has."""
     if not dist.is_initialized():
-        return []
+        return {}
     own = cast("Any", dist.distributed_c10d)._world
-    found: list[Any] = []
-    for group in list(own.pg_map):
+    found: dict[str, Any] = {}
+    for group, name in list(own.pg_names.items()):
         try:
-            found.append(group._get_backend(torch.device("cuda")))
+            part = group._get_backend(torch.device("cuda"))
         except RuntimeError:
             continue  # destroyed meanwhile, or a group that moves no GPU memory
+        # With TORCH_DISTRIBUTED_DEBUG=DETAIL there is something around it.
+        part = getattr(part, "wrapped_pg", part)
+        if hasattr(part, "_group_start"):
+            found[name] = part
     return found
 
 
 def _abort(groups: list[Any]) -> None:
     """All of them as one: aborts one after the other may wait for one another's kernels (pytorch#119797)."""
-    groups[0]._group_start()
-    try:
-        for group in groups:
-            group.abort()
-    finally:
-        groups[0]._group_end()
+    for step in (groups[0]._group_start, *(group.abort for group in groups), groups[0]._group_end):
+        try:
+            step()
+        except RuntimeError as error:
+            # One that is not aborted must not keep the others waiting.
+            log.info("not every group was aborted: %s", error)

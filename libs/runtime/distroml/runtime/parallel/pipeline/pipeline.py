@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from distroml.planner import Plan
+from distroml.runtime.elastic import hearing
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.parallel.pipeline.errors import NoCut
 from distroml.runtime.parallel.pipeline.fakes import hollow_copy
@@ -128,6 +129,11 @@ class Pipeline:
         if self._group is None:
             raise RuntimeError(_UNBOUND)
         return self._group
+
+    @property
+    def device(self) -> torch.device:
+        """Where its stages are."""
+        return self._device
 
     def forward_backward(
         self, batches: Sequence[Any], before_forward: BeforeForward | None = None
@@ -313,7 +319,8 @@ class Pipeline:
         group = self.group
         source = dist.get_global_rank(group, (len(self._plan.stages) - 1) % group.size())
         described: list[Any] = [trees.map_leaves(_described, result)]
-        dist.broadcast_object_list(described, source, group)
+        with hearing():
+            dist.broadcast_object_list(described, source, group)
         tensors = [leaf for leaf in trees.leaves_of(result) if isinstance(leaf, torch.Tensor)]
         received: list[torch.Tensor] = []
         for position, leaf in enumerate(leaf for leaf in trees.leaves_of(described[0]) if isinstance(leaf, _Described)):
