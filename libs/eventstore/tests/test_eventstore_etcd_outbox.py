@@ -149,3 +149,17 @@ async def test_what_has_left_the_memory_is_listed(stores):
     assert as_pairs(newest.next(done[1].revision, 2)) == as_pairs([done[2], more[0]])
     await newest.close()
     assert not newest.begun
+
+
+async def test_nobody_waits_for_a_watch_that_broke(stores):
+    def broken(kv):
+        raise RuntimeError("nobody foresaw this")
+
+    newest = NewestCommits(stores.client, stores.keys.outbox, broken)
+    newest.join(0, (), (await stores.state.list("")).revision)
+    waiting = asyncio.create_task(newest.past((await stores.state.list("")).revision))
+    await stores.events.commit(commit_of(append("s/a/1", 0)))
+    async with asyncio.timeout(20):
+        await waiting
+    assert not newest.begun
+    await newest.close()

@@ -143,6 +143,70 @@ async def test_the_oldest_leave_first_and_are_missed(connection):
     await delete(small)
 
 
+class Overtaken(JetStreamLog):
+    """More is published before each question that is told to be late, until the message asked for has left."""
+
+    late = False
+
+    async def fetch(self, query):
+        if self.late and query.batch > 1:
+            self.late = False
+            while (await self.info()).state.first_seq <= query.sequence + 3:
+                tail = await self.tail()
+                await self.publish(tail, tail.place, EVENTS[tail.sequence :][:5])
+        return await super().fetch(query)
+
+
+@pytest.mark.parametrize("patterns", [(), ("s/b.x/2 *>",)])
+async def test_what_leaves_the_stream_while_it_is_read_is_not_passed_over(connection, patterns):
+    log = Overtaken(connection, "dep-1", keep_bytes=8_000)
+    await delete(log)
+    await log.publish(await log.tail(), BEGINNING, EVENTS[:40])
+    reader, first = JetStreamReader(log), (await log.info()).state.first_seq
+    assert 1 < first < 30
+    log.late = True
+    assert await reader.read(place(EVENTS[first - 2]), patterns, 1000) is None
+    # Nor where a page goes on from the one before.
+    first = (await log.info()).state.first_seq
+    page = await reader.read(place(EVENTS[first - 2]), patterns, 2)
+    assert page is not None
+    log.late = True
+    assert await reader.read(page.through, patterns, 1000) is None
+    await delete(log)
+
+
+class Behind(JetStreamLog):
+    """Questions are answered by a replica that has only so many messages yet."""
+
+    has = 1 << 20
+
+    async def fetch(self, query):
+        found = await super().fetch(query)
+        return [one for one in found if query.batch == 1 or one.sequence <= self.has]
+
+
+@pytest.mark.parametrize("patterns", [(), ("s/b.x/2 *>",)])
+async def test_what_a_replica_does_not_have_yet_is_not_passed_over(connection, patterns):
+    log = Behind(connection, "dep-1", keep_bytes=1 << 26)
+    await delete(log)
+    await log.publish(await log.tail(), BEGINNING, EVENTS[:40])
+    wanted = [one for one in EVENTS[:40] if not patterns or one.stream in patterns]
+    reader, log.has = JetStreamReader(log), 30
+    page = await reader.read(BEGINNING, patterns, 1000)
+    assert page is not None
+    assert list(page.events) == [one for one in wanted if one in EVENTS[:30]]
+    for stream in ("s/a/1", "s/b.x/2 *>"):
+        with pytest.raises(StoreDown, match="has not reached sequence"):
+            await reader.read_stream(stream, 0, 1000)
+    with pytest.raises(StoreDown, match="has not reached sequence"):
+        await reader.read(page.through, patterns, 1000)
+    log.has = 1 << 20
+    rest = await reader.read(page.through, patterns, 1000)
+    assert rest is not None
+    assert [*page.events, *rest.events] == wanted
+    await delete(log)
+
+
 async def test_a_reader_notices_that_the_stream_was_made_anew(log):
     reader = JetStreamReader(log)
     await log.publish(await log.tail(), BEGINNING, EVENTS[:30])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distroml.eventstore import StoreDamaged, StoreDown
 from distroml.eventstore.segments import SegmentLog
-from distroml.eventstore.segments.chain import chain
+from distroml.eventstore.segments.chain import chain, extended
 from distroml.eventstore.segments.format import BEGINNING, Name, decode, decode_header, encode, header_end
 from distroml.objectstore import ObjectStoreDown
 from distroml.objectstore.filesystem import open_object_store as open_folder
@@ -192,9 +192,35 @@ def test_any_true_pieces_make_a_chain_that_reaches_the_furthest(data):
         base = data.draw(st.sampled_from(names))
         names.append(segment(base.last, base.last + data.draw(st.integers(1, 5)), base)[0])
     found = chain(data.draw(st.permutations(names)))
+    # Whoever hears of them one after the other comes to the same, or is told to look at all of them.
+    known: list[Name] = []
+    for nth, name in enumerate(sorted(names, key=str), start=1):
+        try:
+            known = extended(known, [name])
+        except StoreDamaged:
+            known = chain(sorted(names, key=str)[:nth])
+    assert known == found
     assert found[0].after == 0
     assert all(low.last == high.after and low.link == high.previous for low, high in itertools.pairwise(found))
     assert found[-1].last == max(name.last for name in names)
+
+
+def test_what_is_new_is_looked_at_and_no_more():
+    class Long(list):
+        """As known segments are when there are hundreds of thousands."""
+
+        def __iter__(self):
+            raise AssertionError("all of them were looked at")
+
+    first, _ = segment(0, 10)
+    second, _ = segment(10, 20, first)
+    third, _ = segment(20, 30, second)
+    zombies, _ = segment(10, 40, first)
+    assert extended(Long([first, second]), [third]) == [first, second, third]
+    assert extended(Long([first, second, third]), [zombies]) == [first, zombies]
+    assert extended([first], []) == [first]
+    with pytest.raises(StoreDamaged, match="is missing before"):
+        extended(Long([first]), [third])
 
 
 async def test_the_object_stores_trouble_is_told_in_our_words():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import ssl
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from distroml.observability import names
 from distroml.observability.metrics import REGISTRY
 from distroml.rpc.clockreading import of_http, read, trouble
 from distroml.rpc.clocks import Clocks
+from distroml.rpc.serverclocks import version_page
 
 NOW_S = 1_700_000_000.0
 SAID = {"/ahead": NOW_S + 900, "/even": NOW_S, "/behind": NOW_S - 75}
@@ -70,6 +72,11 @@ def test_a_server_s_clock_is_read_from_its_answers(server: tuple[str, ssl.SSLCon
         assert of_http(url, ssl.create_default_context()) is None
 
 
+def test_a_member_of_etcd_is_asked_where_its_api_is() -> None:
+    assert version_page("http://10.0.0.1") == "http://10.0.0.1:2379/version"
+    assert version_page("https://[::1]:4001/") == "https://[::1]:4001/version"
+
+
 def test_what_a_slow_answer_leaves_open_is_no_trouble() -> None:
     assert trouble("x", read(NOW_S, NOW_S - 200, NOW_S)) is None
     assert trouble("x", read(NOW_S, NOW_S - 120.5, NOW_S - 59.5)) is None
@@ -107,3 +114,20 @@ def test_senders_are_told_of_once_and_what_was_long_under_way_is_no_clock_that_i
     clocks.forget("node b")
     clocks.forget("node b")
     assert (told[1:], metric()) == ([None], 0)
+
+
+def test_of_many_senders_the_furthest_is_told_whoever_speaks() -> None:
+    draw = random.Random(7)
+    clocks, last = Clocks("crowd", lambda why: None, lambda: NOW_S), dict[str, float]()
+    for _ in range(2000):
+        whose = f"node {draw.randrange(20)}"
+        if draw.random() < 0.2:
+            clocks.forget(whose)
+            last.pop(whose, None)
+        else:
+            last[whose] = draw.uniform(-50, 50)
+            for _ in range(3):
+                clocks.note(whose, NOW_S + last[whose])
+        furthest = max(last.values(), key=abs, default=0.0)
+        told = REGISTRY.get_sample_value(names.CLOCK_APART, {"where": "crowd"})
+        assert told == pytest.approx(furthest, abs=1e-4)

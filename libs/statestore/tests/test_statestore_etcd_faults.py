@@ -10,6 +10,8 @@ import pytest
 from deploy.stack import running
 from deploy.stack.etcd import Etcd
 from distroml.statestore import CasConflict, Compacted, LeaseGone, StateStoreDown
+from distroml.statestore.etcd import ops
+from distroml.statestore.etcd.messages import TxnRequest
 from libs.statestore.tests.etcds import cluster, store_on, url
 
 
@@ -299,3 +301,14 @@ async def test_the_next_member_takes_over(tmp_path):
             assert len(await held(store)) == 3
             watching.cancel()
         await store.close()
+
+
+async def test_leases_are_judged_again_after_what_nobody_foresaw(store, caplog):
+    strange = f"{store.deployment}/lease/lease-{1:016x}".encode()
+    lease = await store.grant(1)
+    await store.client.txn(TxnRequest(success=(ops.put(strange, b"no number"),)))
+    await store.cas("member", b"", expected=0, lease=lease)
+    await until(lambda: "leases could not be judged" in caplog.text)
+    assert await store.get("member") is not None
+    await store.client.txn(TxnRequest(success=(ops.delete(strange),)))
+    await ended(store, "member")

@@ -226,3 +226,22 @@ def test_settings_that_cannot_be(settings, why):
 
 def test_a_password_is_not_shown():
     assert "secret" not in repr(EtcdSettings(endpoints=("http://a",), user="ann", password="secret"))
+
+
+class SilentEtcd(grpc.GenericRpcHandler):
+    """Takes every question, and answers none."""
+
+    def service(self, details):
+        async def wait(request, context):
+            await asyncio.Event().wait()
+
+        return grpc.unary_unary_rpc_method_handler(wait)
+
+
+async def test_many_calls_to_a_silent_server_each_end_in_their_own_time(answering):
+    store = store_on(await answering(SilentEtcd()), timeout_s=1.0)
+    # One after the other they would take a minute.
+    async with asyncio.timeout(20):
+        outcomes = await asyncio.gather(*(store.get("k") for _ in range(60)), return_exceptions=True)
+    assert {type(one) for one in outcomes} == {StateStoreDown}
+    await store.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -133,6 +135,36 @@ async def test_a_server_that_is_stopped_is_away_until_it_goes_on(postgres: Runni
         with pytest.raises(Rebuilt):
             await story.told(history, *ended)
         assert await history.counts() == {"succeeded": 1}
+
+
+async def test_a_server_that_is_stopped_keeps_nobody_from_ending(postgres: Running, database: str) -> None:
+    begun = psutil.Process(postgres.pid)
+    history = PostgresHistory(database, max_events=100)
+    async with history:
+        await history.counts()
+        stopped = [begun, *begun.children(recursive=True)]
+        for process in stopped:
+            process.suspend()
+        history.answer_s = 0.5
+        try:
+            with pytest.raises(HistoryAway, match="gives no answer"):
+                await history.counts()
+            async with asyncio.timeout(30):
+                await history.__aexit__()
+        finally:
+            for process in stopped:
+                process.resume()
+
+
+async def test_a_server_that_went_without_a_word_is_noticed(database: str) -> None:
+    async with PostgresHistory(database, max_events=100) as history:
+        await history.counts()
+        pool = history._pool
+        assert pool is not None
+        with pool.connection() as connection, socket.socket(fileno=os.dup(connection.fileno())) as end:
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
 
 
 async def test_of_two_replicas_one_projects_both_answer_and_the_other_takes_over(tmp_path: Path, database: str) -> None:

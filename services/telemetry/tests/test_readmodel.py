@@ -4,8 +4,10 @@ import asyncio
 import math
 import sqlite3
 from pathlib import Path
+from typing import cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 from story import Story
 from worldlog import lines, now_ms, steps
 
@@ -17,9 +19,11 @@ from distroml.telemetry.adapters.series import STEPS, read_history
 from distroml.telemetry.adapters.summaries import read_use
 from distroml.telemetry.history.port import NotWritten
 from distroml.telemetry.history.sqlite import SqliteHistory
-from distroml.telemetry.intake import checked
+from distroml.telemetry.intake import Batch, checked
 from distroml.telemetry.live import Changes, Feed
+from distroml.telemetry.metrics import TrainingMetrics
 from distroml.telemetry.readmodel import ReadModel
+from distroml.telemetry.rolling import Roller
 from distroml.telemetry.settings import Limits
 
 LIMITS = Limits(log_lines=100, log_bytes=20_000, line_bytes=500, pending_records=5000, pending_bytes=4 << 20)
@@ -243,6 +247,39 @@ async def test_a_full_disk_drops_the_batch_and_the_next_one_is_taken(tmp_path: P
         await store(model, steps=one_rank(6, 10))
         history = await model.read(read_history, ("job-a", STEPS, 0))
         assert [b.x for b in history] == list(range(1, 11))
+
+
+async def test_records_that_nobody_foresaw_are_dropped_and_the_next_ones_are_taken(tmp_path: Path) -> None:
+    async with model_in(tmp_path) as model, asyncio.timeout(20):
+        poison = model.offer(Batch(node="node-a", steps=[cast("t.StepSample", None)]))
+        assert poison is not None
+        with pytest.raises(NotWritten, match="cannot be stored"):
+            await poison
+        taken = model.offer(checked(t.PushRequest(steps=one_rank(1, 5)), line_bytes=10))
+        assert taken is not None
+        await taken
+        assert (await model.read(read_live, "job-a")).step == 5
+        assert model.pending_records == 0
+
+
+async def test_steps_without_an_end_have_no_estimate_and_are_stored(tmp_path: Path) -> None:
+    async with model_in(tmp_path) as model:
+        endless = one_rank(1, 5)
+        for sample in endless:
+            sample.total_steps = 10**18
+        await store(model, steps=endless)
+        live = await model.read(read_live, "job-a")
+        assert (live.step, live.total_steps, live.eta_ms) == (5, 10**18, 0)
+
+
+async def test_roll_ups_of_the_last_moments_are_written_at_the_end(tmp_path: Path) -> None:
+    async with model_in(tmp_path) as model:
+        roller = Roller(
+            model, LIMITS, TrainingMetrics(max_jobs=1, ttl_s=1, clock_s=lambda: 0, registry=CollectorRegistry())
+        )
+        assert model.offer(checked(t.PushRequest(steps=one_rank(1, 5)), line_bytes=10)) is not None
+        await roller.finish()
+        assert {row.n for row in await model.history.rollups("job-a", ["loss"])} == {5}
 
 
 async def test_old_ended_jobs_lose_their_samples_and_keep_their_view(tmp_path: Path) -> None:

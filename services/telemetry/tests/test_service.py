@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from world import World, a_running_job
@@ -13,6 +16,8 @@ from distroml.eventstore.memory import open_event_store
 from distroml.rpc import RemoteError
 from distroml.statestore.memory import MemoryDatabase
 from distroml.telemetry.history.port import Filter
+from distroml.telemetry.past import Past
+from distroml.telemetry.server import ACK_WINDOW, TelemetryServicer
 from distroml.telemetry.settings import Limits
 
 
@@ -221,3 +226,25 @@ async def test_another_log_is_folded_from_its_beginning(tmp_path: Path) -> None:
         await second.folded()
         page = await second.model.history.jobs(Filter())
         assert [view.job for view in page.views] == ["job-new"]
+
+
+async def test_an_agent_that_goes_in_the_middle_leaves_nothing_behind(world: World) -> None:
+    waits = asyncio.Event()
+
+    async def requests() -> AsyncGenerator[t.PushRequest]:
+        for sequence in range(10 * ACK_WINDOW):
+            if sequence == ACK_WINDOW + 1:
+                # The first one is on its way into the file, and there is no room for this one behind the others.
+                waits.set()
+            yield t.PushRequest(node="node-a", sequence=sequence, steps=steps("job-a", sequence + 1, sequence + 1))
+
+    servicer = TelemetryServicer(world.model, world.metrics, world.limits, Past(world.model, world.store))
+    answers = servicer.Push(requests(), cast("Any", None))
+    answering = asyncio.ensure_future(anext(answers))
+    await waits.wait()
+    (taking,) = [task for task in asyncio.all_tasks() if task.get_name() == "telemetry-push"]
+    answering.cancel()
+    await asyncio.gather(answering, return_exceptions=True)
+    await answers.aclose()
+    await asyncio.wait({taking}, timeout=5)
+    assert taking.done()

@@ -134,6 +134,7 @@ def test_no_estimate_without_a_total_or_a_rate() -> None:
     assert eta_ms(10, 100, 1000, 2.0) == 1000 + 45_000
     assert eta_ms(10, 0, 1000, 2.0) == 0
     assert eta_ms(10, 100, 1000, 0.0) == 0
+    assert eta_ms(10, 10**18, 1000, 10.0) == eta_ms(10, 10**18, 1000, 1e-300) == 0
 
 
 def test_a_job_without_a_step_for_long_is_stalled() -> None:

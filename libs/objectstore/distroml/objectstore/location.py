@@ -19,12 +19,14 @@ def check_location(location: str) -> None:
         _folder(location)
 
 
-def open_location(location: str, *, deployment: str | None = None) -> ObjectStore:
+def open_location(location: str, *, deployment: str | None = None, silence_s: float | None = None) -> ObjectStore:
     """The store at a location.
 
     Args:
         location: see `distroml.objectstore.s3.settings` for what may follow `s3://`.
         deployment: what a bucket is claimed for, where a service opens it; a folder says itself whose it is.
+        silence_s: for how long a server may be silent, twice at most, where somebody waits for the answer; else
+            minutes pass before a checkpoint is given up.
 
     Raises:
         ValueError: the location is malformed.
@@ -33,16 +35,13 @@ def open_location(location: str, *, deployment: str | None = None) -> ObjectStor
     """
     if urlsplit(location).scheme != "s3":
         return FilesystemObjectStore(_folder(location))
-    s3 = _s3()
-    return s3.open_object_store(s3.read_settings(location), deployment=deployment)
+    return _s3().open_object_store(_settings(location, silence_s), deployment=deployment)
 
 
 def survey_location(location: str, deployment: str | None) -> None:
     """Look whether a deployment's objects can be there; writes nothing, and raises what `open_location` does."""
     if urlsplit(location).scheme == "s3":
-        s3 = _s3()
-        # Somebody waits for the answer.
-        store = s3.S3ObjectStore(replace(s3.read_settings(location), retries=1, read_timeout_s=5.0))
+        store = _s3().S3ObjectStore(_settings(location, 5.0))
         try:
             store.bucket.check(deployment)
         finally:
@@ -57,6 +56,11 @@ def http_of(location: str) -> tuple[str, ssl.SSLContext | None] | None:
         return None
     settings = _s3().read_settings(location)
     return settings.endpoint, ssl.create_default_context(cafile=settings.ca_file) if settings.secure else None
+
+
+def _settings(location: str, silence_s: float | None):
+    settings = _s3().read_settings(location)
+    return settings if silence_s is None else replace(settings, retries=1, read_timeout_s=silence_s)
 
 
 def _folder(location: str) -> Path:

@@ -12,6 +12,7 @@ from distroml.observability.metrics import gauge
 from distroml.rpc.clockreading import Now, Reading, trouble
 
 _KEPT: Final = 3
+_NONE: Final = Reading(0.0, 0.0)
 
 _APART = gauge(
     names.CLOCK_APART,
@@ -50,26 +51,46 @@ class Clocks:
         """Told to `tell`: what is wrong with them, and None as soon as nothing is."""
         self._where, self._tell, self._now = where, tell, now
         self._of: dict[str, deque[float]] = {}
-        self._told: str | None = None
+        self._readings: dict[str, Reading] = {}
+        self._off: set[str] = set()
+        self._furthest = ""
+        self._told = False
 
     def note(self, whose: str, said_s: float) -> None:
         """A message has come in which somebody says his time."""
-        self._of.setdefault(whose, deque(maxlen=_KEPT)).append(said_s - self._now())
-        self._look()
+        said = self._of.setdefault(whose, deque(maxlen=_KEPT))
+        said.append(said_s - self._now())
+        reading = self._readings[whose] = Reading(max(said), 0.0)
+        (self._off.add if reading.apart else self._off.discard)(whose)
+        # There may be thousands of them, and a message of one is no reason to look at all the others.
+        if whose == self._furthest:
+            self._find_furthest()
+        elif not self._furthest or abs(reading.ahead_s) > abs(self._readings[self._furthest].ahead_s):
+            self._furthest = whose
+            told(self._where, reading)
+        self._say()
 
     def forget(self, whose: str) -> None:
         """Nothing more will come from there."""
         self._of.pop(whose, None)
-        self._look()
+        self._readings.pop(whose, None)
+        self._off.discard(whose)
+        if whose == self._furthest:
+            self._find_furthest()
+        self._say()
 
-    def _look(self) -> None:
-        readings = {whose: Reading(max(ahead), 0.0) for whose, ahead in self._of.items()}
-        told(self._where, max(readings.values(), key=lambda one: abs(one.ahead_s), default=Reading(0.0, 0.0)))
-        off = sorted((whose for whose, one in readings.items() if one.apart), key=lambda w: -abs(readings[w].ahead_s))
-        why = trouble(off[0], readings[off[0]]) if off else None
-        if why is not None and len(off) > 1:
-            why = f"{len(off)} clocks are off, such as: {why}"
+    def _find_furthest(self) -> None:
+        self._furthest = max(self._readings, key=lambda one: abs(self._readings[one].ahead_s), default="")
+        told(self._where, self._readings.get(self._furthest, _NONE))
+
+    def _say(self) -> None:
         # Not with every message anew, for its seconds differ.
-        if (why is None) != (self._told is None):
-            self._tell(why)
-            self._told = why
+        if bool(self._off) == self._told:
+            return
+        self._told = bool(self._off)
+        self._tell(self._trouble() if self._off else None)
+
+    def _trouble(self) -> str | None:
+        furthest = max(self._off, key=lambda one: abs(self._readings[one].ahead_s))
+        why = trouble(furthest, self._readings[furthest])
+        return f"{len(self._off)} clocks are off, such as: {why}" if len(self._off) > 1 else why

@@ -12,6 +12,7 @@ import ssl
 import time
 from datetime import datetime
 from typing import Final
+from urllib.parse import urlsplit
 
 from nats.errors import Error as NatsError
 
@@ -20,6 +21,7 @@ from distroml.eventstore.jetstream import JetStreamLog
 from distroml.rpc.clockreading import Now, Reading, of_http, of_objects, read
 from distroml.rpc.clocks import troubles
 from distroml.rpc.servers import Access
+from distroml.statestore.etcd.settings import target
 
 _ETCD: Final = "etcd"
 _NATS: Final = "nats"
@@ -28,7 +30,7 @@ _OBJECTS: Final = "objects"
 
 async def clocks_trouble(etcd: Access, log: JetStreamLog, objects: str = "", *, now: Now = time.time) -> str | None:
     """Whose clock is far off this machine's: of etcd's members, NATS, and S3 where a location of objects is given."""
-    asked = (asyncio.to_thread(of_http, f"{one}/version", _tls(etcd), now) for one in etcd.addresses)
+    asked = (asyncio.to_thread(of_http, version_page(one), _tls(etcd), now) for one in etcd.addresses)
     nats, s3, *members = await asyncio.gather(
         _clock_of_nats(log, now), asyncio.to_thread(of_objects, objects, now), *asked
     )
@@ -39,6 +41,11 @@ async def clocks_trouble(etcd: Access, log: JetStreamLog, objects: str = "", *, 
             (_OBJECTS, "the store of objects", s3),
         )
     )
+
+
+def version_page(address: str) -> str:
+    """What a member of etcd answers by HTTP beside its API, at the port that the API has."""
+    return f"{urlsplit(address).scheme}://{target(address)}/version"
 
 
 async def _clock_of_nats(log: JetStreamLog, now: Now) -> Reading | None:

@@ -31,6 +31,9 @@ NATS: Final = "nats"
 OBJECTS: Final = "objects"
 CLOCKS: Final = "clocks"
 
+SILENCE_S: Final = 20.0
+"""For how long the store of segments may be silent: each call holds a thread of the process, of which there are few."""
+
 _NO_SPACE = "NOSPACE"
 _PROBE_KEY = "probe"
 _CONNECTED_AGAIN_S = 0.1
@@ -185,11 +188,11 @@ async def _objects_trouble(location: str, deployment: str) -> str | None:
 def _open_objects(location: str, deployment: str) -> ObjectStore:
     """Claimed for the deployment; where the server is silent, opened all the same: the log goes on without segments."""
     try:
-        return open_location(location, deployment=deployment)
+        return open_location(location, deployment=deployment, silence_s=SILENCE_S)
     except ObjectStoreRefused:
         raise
     except ObjectStoreDown:
-        return open_location(location)
+        return open_location(location, silence_s=SILENCE_S)
 
 
 def _etcd_settings(access: Access, *only: str) -> EtcdSettings:

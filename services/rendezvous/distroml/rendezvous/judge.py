@@ -20,9 +20,9 @@ from distroml.rendezvous.domain import Command, ReportLost, Tick, Waiting, limit
 from distroml.rendezvous.job import Job
 from distroml.rendezvous.jobs import Jobs
 from distroml.rpc import system_caller
-from distroml.rpc.leases import lease_held
+from distroml.rpc.leases import acquire, lease_held
 from distroml.rpc.retirement import Retirement
-from distroml.statestore import CasConflict, LeaseGone, StateStore
+from distroml.statestore import LeaseGone, StateStore
 
 log = observability.logger(__name__)
 
@@ -79,15 +79,8 @@ class Judge:
     async def run(self) -> None:
         """Take the lease when it is free, judge while holding it."""
         while True:
-            lease = await self._states.grant(LEASE_TTL_S)
-            try:
-                entry = await self._states.cas(LEASE_KEY, b"", expected=0, lease=lease)
-            except (CasConflict, LeaseGone):
-                await self._states.revoke(lease)
-                await asyncio.sleep(LEASE_TTL_S / 5)
-                continue
+            lease, guard = await acquire(self._states, LEASE_KEY, holder="", ttl_s=LEASE_TTL_S)
             log.info("judging memberships")
-            guard = Guard(LEASE_KEY, revision=entry.revision)
             try:
                 with lease_held(LEASE_KEY):
                     async with self._retirement.beside(guard):

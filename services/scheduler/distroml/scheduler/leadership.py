@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 from distroml.events import fresh_id
 from distroml.eventstore import Fenced, Guard
 from distroml.observability import logger
-from distroml.rpc.leases import lease_held
-from distroml.statestore import CasConflict, LeaseGone, StateStore
+from distroml.rpc.leases import acquire, lease_held
+from distroml.statestore import LeaseGone, StateStore
 
 log = logger(__name__)
-
-_RETRY_S: Final = 0.5
 
 
 class Leadership:
@@ -34,7 +31,7 @@ class Leadership:
     async def run(self, work: Callable[[Guard], Awaitable[None]]) -> None:
         """Run `work` whenever this replica holds the role, until cancelled; the lease is given up at the end."""
         while True:
-            lease, guard = await self._acquire()
+            lease, guard = await acquire(self._state, self._key, holder=self._holder, ttl_s=self._ttl_s)
             self.held = True
             log.info("took over", role=self._key)
             try:
@@ -49,17 +46,6 @@ class Leadership:
                 self.held = False
                 with contextlib.suppress(Exception):
                     await self._state.revoke(lease)
-
-    async def _acquire(self) -> tuple[str, Guard]:
-        while True:
-            if await self._state.get(self._key) is None:
-                lease = await self._state.grant(self._ttl_s)
-                try:
-                    entry = await self._state.cas(self._key, self._holder.encode(), expected=0, lease=lease)
-                    return lease, Guard(self._key, revision=entry.revision)
-                except (CasConflict, LeaseGone):
-                    await self._state.revoke(lease)
-            await asyncio.sleep(min(_RETRY_S, self._ttl_s / 4))
 
     async def _keep(self, lease: str) -> None:
         while True:

@@ -105,6 +105,7 @@ def compose(service: Service, settings: TelemetrySettings, model: ReadModel, sto
         await pages[0].run()
 
     roller = Roller(model, limits, metrics)
+    service.on_close(roller.finish)
     past = Past(model, stores.events, price=settings.price)
     servicer = TelemetryServicer(
         *(model, metrics, limits, past, service.draining, lines),

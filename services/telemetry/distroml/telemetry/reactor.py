@@ -28,6 +28,7 @@ LEAD_S = 10.0
 _RENEW_S = 3.0
 _LOOK_S = 1.0
 _GATHER_S = 0.02
+_AGAIN_S = 0.1
 
 
 class Projector:
@@ -85,6 +86,7 @@ class Projector:
             except Rebuilt as error:
                 log.info("history stands elsewhere; going on from its own cursor", why=str(error))
                 self.caught_up = False
+                await asyncio.sleep(_AGAIN_S)
             except EventStoreError as error:
                 self._say(f"event log: {error}")
                 raise

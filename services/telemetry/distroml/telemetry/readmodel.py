@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from distroml.api.telemetry.v1.telemetry_pb2 import StepSample
+from distroml.observability import logger
 from distroml.telemetry.adapters.live import LiveRow, live_from, read_jobs_with_samples, read_live_of
 from distroml.telemetry.adapters.logs import LogWriter
 from distroml.telemetry.adapters.plans import Chosen, read_plan
@@ -33,6 +34,8 @@ from distroml.telemetry.history.port import History, NotWritten, Rebuilt
 from distroml.telemetry.intake import Batch
 from distroml.telemetry.live import LOGS, RESOURCES, SAMPLES, Changes
 from distroml.telemetry.settings import Limits
+
+log = logger(__name__)
 
 R = TypeVar("R")
 
@@ -70,6 +73,7 @@ class ReadModel:
         self._dropped_samples: dict[str, int] = {}
         self._dropped_lines: dict[str, int] = {}
         self._wake = asyncio.Event()
+        self._flushing = asyncio.Lock()
         self._flusher: asyncio.Task[None] | None = None
         self.rollups = RollupBuffer(max_rows=limits.rollup_rows)
 
@@ -132,35 +136,9 @@ class ReadModel:
         return self._pending_records
 
     async def flush(self) -> None:
-        """Write what waits now."""
-        pending, self._pending = self._pending, []
-        self._wake.clear()
-        if not pending:
-            return
-        batches = [batch for batch, _ in pending]
-        try:
-            stored = await self._file.write(lambda db: self._store(db, batches))
-        except (NotWritten, Rebuilt) as error:
-            for _, future in pending:
-                if not future.done():
-                    future.set_exception(error)
-                    future.exception()
-            return
-        finally:
-            self._pending_records -= sum(batch.records for batch in batches)
-            self._pending_bytes -= sum(batch.bytes for batch in batches)
-        for index, (_, future) in enumerate(pending):
-            if not future.done():
-                future.set_result(stored if index == 0 else Stored())
-        for sample in stored.fresh:
-            self.rollups.add(
-                sample.job,
-                step_values(sample),
-                at_ms=sample.at_ms,
-                step=sample.step,
-                generation=sample.generation,
-            )
-        self._announce(batches)
+        """Write what waits now; on return, what was on its way before is written as well."""
+        async with self._flushing:
+            await self._flush()
 
     async def purge(self) -> int:
         """Drop samples and lines of the oldest ended jobs past the limit; returns of how many jobs."""
@@ -225,6 +203,38 @@ class ReadModel:
                 await asyncio.sleep(FLUSH_S)
             await self.flush()
 
+    async def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        self._wake.clear()
+        if not pending:
+            return
+        batches = [batch for batch, _ in pending]
+        try:
+            stored = await self._file.write(lambda db: self._store(db, batches))
+        except (NotWritten, Rebuilt) as error:
+            _refuse(pending, error)
+            return
+        except Exception as error:
+            # Records that nobody foresaw: those of all others are still to be written.
+            log.exception("a batch of samples and lines cannot be stored; it is dropped")
+            _refuse(pending, NotWritten(f"the batch cannot be stored: {type(error).__name__}: {error}"))
+            return
+        finally:
+            self._pending_records -= sum(batch.records for batch in batches)
+            self._pending_bytes -= sum(batch.bytes for batch in batches)
+        for index, (_, future) in enumerate(pending):
+            if not future.done():
+                future.set_result(stored if index == 0 else Stored())
+        for sample in stored.fresh:
+            self.rollups.add(
+                sample.job,
+                step_values(sample),
+                at_ms=sample.at_ms,
+                step=sample.step,
+                generation=sample.generation,
+            )
+        self._announce(batches)
+
     def _announce(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
             for records, kind in ((batch.steps, SAMPLES), (batch.resources, RESOURCES), (batch.lines, LOGS)):
@@ -264,3 +274,11 @@ class ReadModel:
 
     def _forget_writers(self) -> None:
         self._writers = None
+
+
+def _refuse(pending: Iterable[tuple[Batch, asyncio.Future[Stored]]], error: Exception) -> None:
+    for _, future in pending:
+        if not future.done():
+            future.set_exception(error)
+            # Whoever asked may be gone.
+            future.exception()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from distroml.events import fresh_id
 from distroml.observability import logger
@@ -19,6 +20,7 @@ log = logger(__name__)
 
 EVERY_S = 10.0
 _DROP_EVERY_S = 600.0
+_FINISH_S = 5.0
 
 
 class Roller:
@@ -36,6 +38,17 @@ class Roller:
         while True:
             await asyncio.sleep(self._every_s)
             await self.once()
+
+    async def finish(self) -> None:
+        """Write all that there is; what history does not take now ends with the process, and is told."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FINISH_S):
+                await self._model.flush()
+                await self.once()
+                # That was what a failed write has left, where one has.
+                await self.once()
+        if left := len(self._waiting) + len(self._model.rollups):
+            log.warning("roll-ups are lost with this process", rows=left)
 
     async def once(self) -> None:
         """Write what waits, and drop what is too old."""

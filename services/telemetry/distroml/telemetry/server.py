@@ -90,8 +90,11 @@ class TelemetryServicer(TelemetryServiceServicer):
             try:
                 async for request in request_iterator:
                     await acks.put(self._take(request))
-            finally:
+            except Exception:
                 await acks.put(None)
+                raise
+            # Not where it is cancelled: nobody makes room in the queue then.
+            await acks.put(None)
 
         taking = asyncio.create_task(take(), name="telemetry-push")
         try:

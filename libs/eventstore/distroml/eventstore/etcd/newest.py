@@ -139,8 +139,10 @@ class NewestCommits:
         except (StateStoreError, StoreDamaged) as error:
             log.warning("the outbox cannot be followed: %s", error)
             await asyncio.sleep(_PAUSE_S)
-        if self._following is asyncio.current_task():
-            self.forget()
+        finally:
+            # However it ended: nobody shall wait for a watch that is over.
+            if self._following is asyncio.current_task():
+                self.forget()
 
     def _bound(self) -> None:
         if len(self._held) <= self._most_commits and self._bytes <= self._most_bytes:

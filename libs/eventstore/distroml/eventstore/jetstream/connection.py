@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +64,6 @@ class NatsConnection:
         self._client = Client()
         self._trouble: Exception | None = None
         self._fit = ""
-        self._on_change: list[Callable[[], None]] = []
 
     @property
     def client(self) -> Client:
@@ -82,10 +80,6 @@ class NatsConnection:
     def is_connected(self) -> bool:
         """Whether a server is connected now, fit or not."""
         return self._client.is_connected
-
-    def on_reconnect(self, call: Callable[[], None]) -> None:
-        """Have `call` called after each reconnection."""
-        self._on_change.append(call)
 
     async def connect(self) -> None:
         """Connect to the first server that answers.
@@ -147,8 +141,6 @@ class NatsConnection:
             except StoreDown:
                 await asyncio.sleep(_AGAIN_S)
                 continue
-            for call in self._on_change:
-                call()
             while not self._client.is_closed:
                 await asyncio.sleep(_AGAIN_S)
 
@@ -195,8 +187,6 @@ class NatsConnection:
 
     async def _reconnected(self) -> None:
         self._trouble = None
-        for call in self._on_change:
-            call()
 
     def _address(self) -> str:
         url = self._client.connected_url

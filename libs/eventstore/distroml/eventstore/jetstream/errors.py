@@ -15,6 +15,9 @@ from distroml.eventstore.relay.port import LogMoved
 _MOVED = frozenset({NO_STREAM, 10071, 10164})
 """Nobody stores the subject, and the last sequence is another: JetStream's `err_code`s."""
 
+NO_MESSAGE = 10037
+"""JetStream's `err_code` where a stream has no such message."""
+
 _EXISTS = 10058
 _FULL = frozenset({10002, 10023, 10028, 10047})
 """JetStream's `err_code`s for the account's limit, and too few resources, memory and storage."""

@@ -1,4 +1,9 @@
-"""Reading the JetStream log by positions: pages of events, in order, and never a gap taken for an end."""
+"""Reading the JetStream log by positions: pages of events, in order, and never a gap taken for an end.
+
+A stream lets go of its oldest messages while it is read, and a query whose first message is gone begins with the next
+one that is there; and of a cluster any replica may answer it, one that is a moment behind as well. So an answer counts
+from the message that was asked for, up to the last one that came. What comes before or after, the leader is asked for.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from distroml.eventstore.jetstream import subjects
 from distroml.eventstore.jetstream.direct import Query
 from distroml.eventstore.jetstream.stream import JetStreamLog, Stored
 from distroml.eventstore.log import Place
+from distroml.eventstore.port import StoreDown
 from distroml.eventstore.relay.port import LogMoved, Page
 
 _BATCH = 4096
@@ -45,7 +51,7 @@ class JetStreamReader:
         return first.previous, last.through
 
     async def read(self, after: Place, patterns: Sequence[str], limit: int) -> Page | None:
-        """At most `limit` selected events after a place; None where the stream does not reach back to it."""
+        """At most `limit` selected events after a place; None where the stream does not reach back to it (any more)."""
         return await self._next(after, patterns, limit) or await self._looked_up(after, patterns, limit)
 
     async def _next(self, after: Place, patterns: Sequence[str], limit: int) -> Page | None:
@@ -57,9 +63,10 @@ class JetStreamReader:
         hint = self._hints.get((incarnation, after))
         if hint is None or self._monotonic() > looked_s + _LOOK_S:
             return None
-        batch = await self._log.fetch(Query(hint + 1, min(_BATCH, limit), self._selection(incarnation, patterns)))
+        query = Query(hint + 1, min(_BATCH, limit), self._selection(incarnation, patterns))
+        batch = await self._log.fetch(query)
         found = _selected(batch, patterns)
-        if not found:
+        if not found or not await self._begins(incarnation, query, batch):
             return None
         self._remember(incarnation, batch[-1].through, batch[-1].sequence)
         return Page(tuple(one.recorded for one in found), batch[-1].through)
@@ -81,15 +88,23 @@ class JetStreamReader:
             return None
         selection = self._selection(incarnation, patterns)
         found: list[Stored] = []
+        reached: Stored | None = None
         while start <= last and len(found) < limit:
             query = Query(start, min(_BATCH, last + 1 - start, limit - len(found)), selection)
             batch = [one for one in await self._log.fetch(query) if one.sequence <= last]
+            if not await self._begins(incarnation, query, batch):
+                return None
             if not batch:
                 break
-            start = batch[-1].sequence + 1
+            reached = batch[-1]
+            start = reached.sequence + 1
             found += _selected(batch, patterns)
         if len(found) == limit:
             through, last = found[-1].place, found[-1].sequence
+        elif reached is not None:
+            through, last = max(after, reached.through), reached.sequence
+        else:
+            await self._check_none(start, last, selection)
         self._looked = incarnation, looked_s
         self._remember(incarnation, through, last)
         return Page(tuple(one.recorded for one in found), through)
@@ -103,12 +118,17 @@ class JetStreamReader:
         selection = subjects.subject(subjects.root(self._log.log_id, incarnation), stream)
         start = max(info.state.first_seq, self._hints.get((incarnation, (stream, after)), 0) + 1)
         found: list[Recorded] = []
+        reached = 0
         while len(found) < limit and (batch := await self._log.fetch(Query(start, _BATCH, selection))):
             start = batch[-1].sequence + 1
             for one in batch:
                 if one.recorded.version > after and len(found) < limit:
                     found.append(one.recorded)
-                    self._remember(incarnation, (stream, one.recorded.version), one.sequence)
+                    reached = one.sequence
+        if len(found) < limit:
+            await self._check_none(start, info.state.last_seq, selection)
+        if found:
+            self._remember(incarnation, (stream, found[-1].version), reached)
         return found
 
     async def _sequence_after(self, incarnation: str, after: Place, first: int, last: int) -> int:
@@ -131,6 +151,21 @@ class JetStreamReader:
             else:
                 low = middle + 1
         return low
+
+    async def _begins(self, incarnation: str, query: Query, batch: Sequence[Stored]) -> bool:
+        """Whether nothing that the query asked for had left the stream before it was answered."""
+        if batch and batch[0].sequence == query.sequence:
+            return True
+        info = await self._log.info()
+        if info is None or self._log.incarnation(info) != incarnation:
+            raise LogMoved(f"the stream {self._log.name} was deleted while it was read")
+        return info.state.first_seq <= query.sequence
+
+    async def _check_none(self, start: int, last: int, selection: str) -> None:
+        """Raise `StoreDown` where something stands between two sequences that a query did not find."""
+        at = await self._log.next(start, selection) if start <= last else None
+        if at is not None and at <= last:
+            raise StoreDown(f"a replica of {self._log.name} has not reached sequence {at} yet: read again")
 
     async def _event(self, incarnation: str, sequence: int) -> Stored:
         found = await self._log.event(incarnation, sequence)

@@ -7,18 +7,19 @@ incarnation of the stream stores: whatever a replaced relay still publishes is r
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nats.aio.msg import Msg
 from nats.js import JetStreamManager
 from nats.js.api import Header, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.errors import NotFoundError
 
 from distroml.events import Recorded
 from distroml.eventstore.jetstream import subjects
 from distroml.eventstore.jetstream.connection import NatsConnection
 from distroml.eventstore.jetstream.direct import SEQUENCE, Query, fetch
-from distroml.eventstore.jetstream.errors import StreamExists, translated
+from distroml.eventstore.jetstream.errors import NO_MESSAGE, StreamExists, translated
 from distroml.eventstore.jetstream.publish import Message, publish
 from distroml.eventstore.log import Place
 from distroml.eventstore.port import StoreDamaged, StoreDown
@@ -109,19 +110,6 @@ class JetStreamLog:
             previous = tail.place
         return tail
 
-    async def notify(self, call: Callable[[], None]) -> None:
-        """Have `call` called soon after events were published, and after each reconnection: a hint, not a promise."""
-
-        async def published(_: Msg) -> None:
-            call()
-
-        self.connection.on_reconnect(call)
-        every = f"{subjects.root(self.log_id, '*')}.>"
-        with translated():
-            await self.connection.client.subscribe(  # pyright: ignore[reportUnknownMemberType]
-                every, cb=published
-            )
-
     async def info(self) -> StreamInfo | None:
         """What NATS says of the stream, None where it is absent; raises `StoreDown` where it is not ours."""
         try:
@@ -144,9 +132,24 @@ class JetStreamLog:
         return found[0] if found else None
 
     async def fetch(self, query: Query) -> list[Stored]:
-        """The events that a query finds; raises `StoreDamaged` where a message is no event of this log."""
+        """The events that a query finds, in one replica, which may be a moment behind the others.
+
+        Raises:
+            StoreDamaged: a message is no event of this log.
+        """
         messages = await fetch(self.connection.client, self.name, query, self.connection.settings.timeout_s)
         return [self._stored(message) for message in messages]
+
+    async def next(self, sequence: int, selection: str) -> int | None:
+        """The sequence of the first event from one on that a selection covers, by the word of the stream's leader."""
+        with translated():
+            try:
+                found = await self._manager().get_msg(self.name, seq=sequence, subject=selection, next=True)
+            except NotFoundError as error:
+                if error.err_code == NO_MESSAGE:
+                    return None
+                raise
+        return found.seq
 
     def _stored(self, message: Msg) -> Stored:
         headers = message.headers or {}

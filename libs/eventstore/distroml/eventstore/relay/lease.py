@@ -53,14 +53,16 @@ async def _acquire(state: StateStore, key: str, holder: str, ttl_s: int) -> str:
 
 async def _keep(state: StateStore, lease: str, ttl_s: int) -> None:
     """Renew until the lease is gone or must be taken for gone."""
-    renewed = time.monotonic()
-    while time.monotonic() < renewed + ttl_s:
-        await asyncio.sleep(ttl_s / 3)
-        asked = time.monotonic()
-        try:
-            await state.keep_alive(lease)
-            renewed = asked
-        except LeaseGone:
-            return
-        except StateStoreError:
-            continue
+    ends = time.monotonic() + ttl_s
+    with suppress(TimeoutError):
+        while (asked := time.monotonic()) < ends:
+            # By then it may be another one's: an answer is not waited for any longer.
+            async with asyncio.timeout(ends - asked):
+                try:
+                    await state.keep_alive(lease)
+                    ends = asked + ttl_s
+                except LeaseGone:
+                    return
+                except StateStoreError:
+                    pass  # asked again for as long as there is time
+            await asyncio.sleep(ttl_s / 3)

@@ -7,7 +7,8 @@ reaches furthest; what does not belong to it says nothing that the chain does no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 
 from distroml.eventstore.port import StoreDamaged
 from distroml.eventstore.segments.format import BEGINNING, Name
@@ -19,21 +20,30 @@ def chain(names: Iterable[Name]) -> list[Name]:
     Raises:
         StoreDamaged: the segment that one of them follows is missing.
     """
-    by_link: dict[tuple[int, str], Name] = {}
-    newest: Name | None = None
-    for name in sorted(names, key=str):
-        by_link[name.last, name.link] = name
-        newest = name
-    found: list[Name] = []
-    while newest is not None:
-        found.append(newest)
-        if newest.previous == BEGINNING:
-            break
+    return extended((), names)
+
+
+def extended(known: Sequence[Name], fresh: Iterable[Name]) -> list[Name]:
+    """The segments of the log after more were found, which all sort after the known ones; costs what is new only.
+
+    Raises:
+        StoreDamaged: the segment that one of them follows is missing; it may lie beside the known ones.
+    """
+    by_link = {(name.last, name.link): name for name in fresh}
+    newest = max(by_link.values(), key=str, default=None)
+    if newest is None:
+        return list(known)
+    found = [newest]
+    while newest.previous != BEGINNING:
         before = by_link.get((newest.after, newest.previous))
         if before is None:
-            raise StoreDamaged(
-                f"the segment that ends at revision {newest.after} (hash {newest.previous}…) is missing before"
-                f" {newest}; bring the object back from a copy or an older version of the bucket"
-            )
+            kept = known[: bisect_right(known, newest.after, key=lambda name: name.last)]
+            if not kept or (kept[-1].last, kept[-1].link) != (newest.after, newest.previous):
+                raise StoreDamaged(
+                    f"the segment that ends at revision {newest.after} (hash {newest.previous}…) is missing before"
+                    f" {newest}; bring the object back from a copy or an older version of the bucket"
+                )
+            return [*kept, *found[::-1]]
         newest = before
+        found.append(newest)
     return found[::-1]

@@ -17,7 +17,7 @@ from distroml.events import Recorded
 from distroml.eventstore.errors import on_objects
 from distroml.eventstore.port import StoreDamaged
 from distroml.eventstore.relay.port import OutboxEntry
-from distroml.eventstore.segments.chain import chain
+from distroml.eventstore.segments.chain import chain, extended
 from distroml.eventstore.segments.format import (
     BEGINNING,
     LINE_BYTES,
@@ -139,13 +139,14 @@ class SegmentLog:
 
     async def _refreshed(self, *, again: bool = False) -> list[Name]:
         async with self._refreshing:
-            known = [] if again else self._chain
-            if fresh := await on_objects("segments", self._listed, known[-1] if known else None):
+            if again or not self._chain:
+                self._chain = await on_objects("segments", self._chained) or self._chain
+            elif fresh := await on_objects("segments", self._listed, self._chain[-1]):
                 try:
-                    self._chain = chain([*known, *fresh])
+                    self._chain = extended(self._chain, fresh)
                 except StoreDamaged:
                     # The new ones may follow a segment that was beside the chain until now.
-                    self._chain = chain(await on_objects("segments", self._listed, None))
+                    self._chain = await on_objects("segments", self._chained)
             return self._chain
 
     async def _reaching(self, after: int) -> list[Name]:
@@ -171,6 +172,9 @@ class SegmentLog:
             header = decode_header(name, start, self.log_id)
             self._headers.put(name, header)
         return header
+
+    def _chained(self) -> list[Name]:
+        return chain(self._listed(None))
 
     def _listed(self, after: Name | None) -> list[Name]:
         """Names of segments that sort after one, in order."""

@@ -79,6 +79,9 @@ class Leases:
             except StateStoreError as error:
                 if not ended.is_set():
                     log.warning("leases are not judged until etcd answers again: %s", error)
+            except Exception:
+                # Without a judge a dead holder's lease would live on for a month.
+                log.exception("leases could not be judged; trying again")
             shortest_s = min((known.ttl_s for known in self._known.values()), default=2)
             pause_s = min(max(shortest_s / _SWEEPS, _SWEEP_LEAST_S), _SWEEP_MOST_S)
             try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import grpc
@@ -97,10 +99,7 @@ class Member:
             stream.cancel()
         if not isinstance(answer, bytes):
             # As a member that is being stopped ends its streams.
-            ended = f"{method.path} ended without an answer"
-            raise aio.AioRpcError(
-                grpc.StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), details=ended, debug_error_string=None
-            )
+            raise _failure(grpc.StatusCode.UNAVAILABLE, f"{method.path} ended without an answer")
         return answer
 
     def stream(self, method: Method[Any, Any], token: str, *, timeout_s: float | None = None) -> Any:
@@ -111,6 +110,24 @@ class Member:
         """Close the channel; calls that are under way fail."""
         self._closed = True
         await self._channel.close(None)
+
+
+@asynccontextmanager
+async def _turn(lock: asyncio.Lock, ends: float) -> AsyncGenerator[float]:
+    """Hold a lock, and say how many seconds are left then; raises `aio.AioRpcError` where none are."""
+    try:
+        async with asyncio.timeout_at(ends):
+            await lock.acquire()
+    except TimeoutError as error:
+        raise _failure(grpc.StatusCode.DEADLINE_EXCEEDED, "others waited for it in vain") from error
+    try:
+        yield max(ends - asyncio.get_running_loop().time(), 0.001)
+    finally:
+        lock.release()
+
+
+def _failure(code: grpc.StatusCode, details: str) -> aio.AioRpcError:
+    return aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details=details, debug_error_string=None)
 
 
 def metadata(token: str) -> tuple[tuple[str, str], ...]:
@@ -148,15 +165,19 @@ class Members:
         return member.checked and (bool(self._token) or not self._settings.user)
 
     async def prepare(self, member: Member, timeout_s: float) -> None:
-        """Have a token, and have `member` checked; raises `aio.AioRpcError`, or `StateStoreDown` for a wrong server."""
+        """Have a token, and have `member` checked; raises `aio.AioRpcError`, or `StateStoreDown` for a wrong server.
+
+        One call does it for all that wait, and none of them waits for longer than its own time.
+        """
+        ends = asyncio.get_running_loop().time() + timeout_s
         if self._settings.user and not self._token:
-            async with self._authenticating:
+            async with _turn(self._authenticating, ends) as left_s:
                 if not self._token:
-                    self._token = await self._authenticate(member, timeout_s)
+                    self._token = await self._authenticate(member, left_s)
         if not member.checked:
-            async with member.checking:
+            async with _turn(member.checking, ends) as left_s:
                 if not member.checked:
-                    status = await member.call(STATUS, StatusRequest(), token=self._token, timeout_s=timeout_s)
+                    status = await member.call(STATUS, StatusRequest(), token=self._token, timeout_s=left_s)
                     check_version(member.url, status.version)
                     member.checked = True
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from distroml.eventstore import Guard
-from distroml.rpc.leases import lease_held
-from distroml.statestore import CasConflict, StateStore
+from distroml.rpc.leases import acquire, lease_held
+from distroml.statestore import StateStore
 
 
 async def under_lease(
@@ -19,21 +19,13 @@ async def under_lease(
     nothing any more. Returns when `work` does, raises what it raises.
     """
     while True:
-        lease = await store.grant(ttl_s)
+        lease, guard = await acquire(store, key, holder=holder, ttl_s=ttl_s)
         try:
-            try:
-                entry = await store.cas(key, holder.encode(), expected=0, lease=lease)
-            except CasConflict:
-                held = False
-            else:
-                held = True
-                with lease_held(key):
-                    if await _work_and_renew(store, lease, ttl_s, work(Guard(key, revision=entry.revision))):
-                        return
+            with lease_held(key):
+                if await _work_and_renew(store, lease, ttl_s, work(guard)):
+                    return
         finally:
             await store.revoke(lease)
-        if not held:
-            await asyncio.sleep(ttl_s / 3)
 
 
 async def _work_and_renew(store: StateStore, lease: str, ttl_s: int, work: Awaitable[None]) -> bool:

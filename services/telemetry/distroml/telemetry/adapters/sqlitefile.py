@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,7 @@ class SqliteFile:
         self._read_thread = ThreadPoolExecutor(1, thread_name_prefix=f"{path.stem}-read")
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        self._beginning = asyncio.Lock()
         self.begun_anew = ""
         self.epoch = 0
 
@@ -59,13 +61,13 @@ class SqliteFile:
             NotWritten: the file cannot be written now (disk full, say).
             Rebuilt: it was damaged and has begun anew, without the change.
         """
-        loop = asyncio.get_running_loop()
+        loop, epoch = asyncio.get_running_loop(), self.epoch
         try:
             return await loop.run_in_executor(self._write_thread, self._transaction, change)
         except sqlite3.OperationalError as error:
             raise NotWritten(f"{self.path.name} cannot be written: {error}") from error
         except sqlite3.DatabaseError as error:
-            await self._begin_anew(str(error))
+            await self._begin_anew(str(error), epoch)
             raise Rebuilt(str(error)) from error
 
     async def read(self, query: Callable[[sqlite3.Connection], R]) -> R:
@@ -76,28 +78,40 @@ class SqliteFile:
                 self._reader = open_reader(self.path)
             return query(self._reader)
 
-        loop = asyncio.get_running_loop()
+        loop, epoch = asyncio.get_running_loop(), self.epoch
         try:
             return await loop.run_in_executor(self._read_thread, run)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
-            await self._begin_anew(str(error))
+            await self._begin_anew(str(error), epoch)
             return await loop.run_in_executor(self._read_thread, run)
 
     async def outside(self, work: Callable[[], R]) -> R:
-        """Run `work` while no transaction is open and nobody reads: both connections are closed before."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._read_thread, self._close_reader)
+        """Run `work` while no transaction is open and nobody reads: both connections are closed, until it is done."""
+        closed, done = threading.Event(), threading.Event()
+
+        def stand_still() -> None:
+            # A read in between would open the file that `work` is about to replace, and go on with it for ever.
+            try:
+                self._close_reader()
+            finally:
+                closed.set()
+            done.wait()
 
         def alone() -> R:
+            closed.wait()
             self._close_writer()
             try:
                 return work()
             finally:
                 self._open()
 
-        return await loop.run_in_executor(self._write_thread, alone)
+        self._read_thread.submit(stand_still)
+        working = self._write_thread.submit(alone)
+        # Also where it never began, since whoever asked was cancelled.
+        working.add_done_callback(lambda _: done.set())
+        return await asyncio.wrap_future(working)
 
     def _transaction(self, change: Callable[[sqlite3.Connection], R]) -> R:
         if self._writer is None:
@@ -117,13 +131,17 @@ class SqliteFile:
     def _open(self) -> None:
         self._writer, self.begun_anew = open_database(self.path, self._layout)
 
-    async def _begin_anew(self, why: str) -> None:
+    async def _begin_anew(self, why: str, epoch: int) -> None:
+        """Once for all who met the damage in `epoch`: the last of them must not set the new file aside."""
+
         def set_it_aside() -> None:
             if self.path.exists():
                 log.error("the file is damaged and begins anew", why=why, moved_to=set_aside(self.path).name)
 
-        await self.outside(set_it_aside)
-        self.epoch += 1
+        async with self._beginning:
+            if self.epoch == epoch:
+                await self.outside(set_it_aside)
+                self.epoch += 1
 
     def _close_reader(self) -> None:
         if self._reader is not None:

@@ -11,6 +11,7 @@ from distroml.telemetry.domain.view import JobView
 WINDOW_MS = 30_000
 SLOWEST_STEPS = 5
 STALL_MS = 10_000
+_FURTHEST_MS = 10_000 * 365 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,9 @@ def eta_ms(step: int, total_steps: int, at_ms: int, steps_per_s: float) -> int:
     """When the last step will end, Unix milliseconds; 0 where no estimate can be made."""
     if total_steps <= 0 or steps_per_s <= 0 or at_ms <= 0:
         return 0
-    return at_ms + int(1000 * max(0, total_steps - step) / steps_per_s)
+    left_ms = 1000 * max(0, total_steps - step) / steps_per_s
+    # A script that shall not end is given steps for longer than any calendar, or database, has numbers.
+    return at_ms + int(left_ms) if left_ms <= _FURTHEST_MS else 0
 
 
 def stalled(now_ms: int, last_at_ms: int, step_s: float) -> bool:

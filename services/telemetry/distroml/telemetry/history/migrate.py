@@ -6,7 +6,9 @@ connection. A schema that a newer release made is refused as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from alembic import command
@@ -23,8 +25,8 @@ _LOCK = 0x64_69_73_74_72_6F_6D_6C
 """One number for all of ours: `distroml` as bytes."""
 
 
-def migrate(address: str, schema: str, *, connect_s: int) -> None:
-    """Make the schema, or bring it to this release.
+def migrate(connect: Callable[[], psycopg.Connection[Any]], schema: str) -> None:
+    """Make the schema, or bring it to this release, over a connection without a search path: it may not exist yet.
 
     Raises:
         PostgresUnfit: a newer release made it.
@@ -33,10 +35,6 @@ def migrate(address: str, schema: str, *, connect_s: int) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-
-    def connect() -> psycopg.Connection[tuple[object, ...]]:
-        # No search path of ours: the schema may not exist yet.
-        return psycopg.connect(address, connect_timeout=connect_s)
 
     engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
     with engine.begin() as connection:

@@ -131,11 +131,6 @@ class History(Protocol):
         """`sqlite` or `postgres`."""
         ...
 
-    @property
-    def epoch(self) -> int:
-        """Grows when it begins anew while the process lives."""
-        ...
-
     async def __aenter__(self) -> Self:
         """Never fails because a server is away: what needs it does, and later works."""
         ...

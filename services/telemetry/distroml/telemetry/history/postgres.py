@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import re
 import secrets
+import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -46,6 +49,9 @@ _GET_S = 5.0
 _REST_S, _MOST_REST_S = 1.0, 15.0
 _STATEMENT_MS = 30_000
 _LOCK_MS = 10_000
+_END_S, _CUT_AGAIN_S = 5.0, 0.2
+# A machine that went without a word is noticed within half a minute; the system's own two hours are for others.
+_ALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
 _LOCK = 0x64_6D_6C_72
 """First number of the lock of a rebuild: `dmlr` as bytes."""
 # It tells of every try to connect; that history is away is said once, where it is found out.
@@ -87,15 +93,23 @@ class PostgresHistory(SqlHistory):
         self._why = ""
         self.answer_s = ANSWER_S
         self._hung: set[asyncio.Future[Any]] = set()
+        self._connections: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
+        self._noting = threading.Lock()
         self._silent = f"PostgreSQL at {self._place}: gives no answer; see that the server is not stopped or overloaded"
-        self.epoch = 0
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for threads in (self._write_thread, self._read_threads):
-            await asyncio.to_thread(threads.shutdown)
+        pools = (self._write_thread, self._read_threads)
+        ending = asyncio.gather(*(asyncio.to_thread(threads.shutdown) for threads in pools))
+        # A server that was silent is not waited for again.
+        await asyncio.wait({ending}, timeout=0 if self._hung else _END_S)
+        while not ending.done():
+            # A thread whose connection is cut may take another one, to find out why.
+            self._cut()
+            await asyncio.wait({ending}, timeout=_CUT_AGAIN_S)
+        await ending
         if self._pool is not None:
             await asyncio.to_thread(self._pool.close)
 
@@ -135,7 +149,7 @@ class PostgresHistory(SqlHistory):
 
     def _begin_anew(self, building: str) -> psycopg.Connection[Any]:
         """The connection that holds the lock, once the schema is there and what others left is gone."""
-        lock = psycopg.connect(self._address, connect_timeout=_CONNECT_S, autocommit=True)
+        lock = self._connect(autocommit=True)
         try:
             locked = lock.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", (_LOCK, self.schema)).fetchone()
             if locked != (True,):
@@ -145,7 +159,7 @@ class PostgresHistory(SqlHistory):
             ).fetchall()
             for (name,) in left:
                 lock.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
-            migrate(self._address, building, connect_s=_CONNECT_S)
+            migrate(self._connect, building)
             return lock
         except BaseException:
             lock.close()
@@ -223,7 +237,7 @@ class PostgresHistory(SqlHistory):
         if isinstance(error, PoolTimeout):
             # The pool says only that it has none; a connection of our own says why.
             try:
-                psycopg.connect(self._address, connect_timeout=_CONNECT_S).close()
+                self._connect().close()
             except psycopg.Error as reason:
                 why = trouble(reason, self._place)
         now = time.monotonic()
@@ -237,9 +251,9 @@ class PostgresHistory(SqlHistory):
                 self._check_rest()
                 begun = time.monotonic()
                 try:
-                    with psycopg.connect(self._address, connect_timeout=_CONNECT_S) as connection:
+                    with self._connect() as connection:
                         check_version(connection)
-                    migrate(self._address, self.schema, connect_s=_CONNECT_S)
+                    migrate(self._connect, self.schema)
                 except (PostgresUnfit, psycopg.Error) as error:
                     raise self._away(error, begun) from error
                 self._pool = self._new_pool()
@@ -248,6 +262,7 @@ class PostgresHistory(SqlHistory):
     def _new_pool(self) -> ConnectionPool[psycopg.Connection[Any]]:
         limits = f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_LOCK_MS}"
         session = {
+            **_ALIVE,
             "options": f"-c search_path={self.schema} {limits}",
             "connect_timeout": _CONNECT_S,
             "application_name": "distroml-telemetry",
@@ -259,9 +274,28 @@ class PostgresHistory(SqlHistory):
             kwargs=session,
             # A connection that broke while it lay idle is found here, not by the statement.
             check=ConnectionPool.check_connection,
+            configure=self._note,
             reconnect_timeout=1.0,
             open=True,
         )
+
+    def _connect(self, **more: Any) -> psycopg.Connection[Any]:
+        """A connection of our own."""
+        connection = psycopg.connect(self._address, connect_timeout=_CONNECT_S, **_ALIVE, **more)
+        self._note(connection)
+        return connection
+
+    def _note(self, connection: psycopg.Connection[Any]) -> None:
+        with self._noting:
+            self._connections.add(connection)
+
+    def _cut(self) -> None:
+        """End what threads wait for, which no time limit does while the server is stopped."""
+        with self._noting:
+            there = tuple(self._connections)
+        for connection in there:
+            with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
 
     def _drop_pool(self) -> None:
         with self._opening:

@@ -66,11 +66,6 @@ class SqliteHistory(SqlHistory):
         super().__init__(max_events=max_events)
         self._file = SqliteFile(path, LAYOUT, on_reset=self._folder.reset)
 
-    @property
-    def epoch(self) -> int:
-        """See the port."""
-        return self._file.epoch
-
     async def __aenter__(self) -> Self:
         await self._file.__aenter__()
         return self
