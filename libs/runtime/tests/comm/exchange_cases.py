@@ -178,11 +178,10 @@ def summed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def sent_in(axis: Axis, rounds: Sequence[tuple[How, int]]) -> Counter[str]:
     """What this rank sends in rounds, by level."""
     sent: Counter[str] = Counter()
+    rank = dist.get_rank()
     for how, size in rounds:
         if size:
-            sent.update(
-                axis.sums.sent_bytes(size) if how == "sum" else axis.arrangement.sent(how, size, dist.get_rank())
-            )
+            sent.update(axis.sums.sent_bytes(size) if how == "sum" else axis.arrangement.sent(how, size, rank))
     return +sent
 
 
