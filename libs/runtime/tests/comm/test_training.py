@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 def mpi(tmp_path_factory: pytest.TempPathFactory) -> list[Told]:
     """What each rank says."""
     out = tmp_path_factory.mktemp("mpi")
-    ended = launch("mpi", 2, ["-W", "ignore", "-m", "libs.runtime.tests.comm.training", str(out)], 190.0)
+    ended = launch("mpi", 2, ["-W", "ignore", "-m", "libs.runtime.tests.comm.training", str(out)], 280.0)
     assert set(ended.codes) == {0}, ended.text[-6000:]
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
