@@ -1,61 +1,28 @@
 """What the runtime needs of a process group, as functions of its ranks; each raises where the group does otherwise.
 
 Most hold for any number of ranks; the others say how many they need. A machine with few GPUs tries what it can.
-
-Numbers are small whole ones, so that sums are exact in every dtype and in every order.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.int64)
-SIZES = (0, 1, 7, 1021)
+from libs.runtime.tests.comm.casebook import FLOATS, INTEGERS, SIZES, Case, Casebook, of, same, total
+from libs.runtime.tests.comm.exchange_cases import EXCHANGES
+from libs.runtime.tests.comm.round_cases import ROUNDS
 
-Case = Callable[[torch.device], None]
-CASES: dict[str, Case] = {}
-# Where it is more than one.
-LEAST: dict[str, int] = {}
-
-
-def case(function: Case) -> Case:
-    CASES[function.__name__] = function
-    return function
-
-
-def of_at_least(ranks: int) -> Callable[[Case], Case]:
-    def keep(function: Case) -> Case:
-        LEAST[function.__name__] = ranks
-        return case(function)
-
-    return keep
+COLLECTIVES = Casebook()
+case, of_at_least = COLLECTIVES.case, COLLECTIVES.of_at_least
 
 
 def cases_of(ranks: int) -> dict[str, Case]:
-    """Those that a group of so many ranks can be held to."""
-    return {name: function for name, function in CASES.items() if LEAST.get(name, 1) <= ranks}
-
-
-def of(rank: int, size: int = 7, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> torch.Tensor:
-    """What `rank` hands in."""
-    return ((torch.arange(size) % 5) + rank).to(dtype).to(device)
-
-
-def total(size: int = 7, dtype: torch.dtype = torch.float32, ranks: Any = None, device: Any = "cpu") -> Any:
-    given = (of(rank, size, torch.float64) for rank in (ranks or range(dist.get_world_size())))
-    return sum(given, torch.zeros(size, dtype=torch.float64)).to(dtype).to(device)
-
-
-def same(got: torch.Tensor, wanted: torch.Tensor) -> None:
-    assert got.dtype == wanted.dtype, (got.dtype, wanted.dtype)
-    assert torch.equal(got, wanted), f"{got} instead of {wanted}"
+    """Those that a group of so many ranks can be held to, what needs most of a back end last."""
+    return COLLECTIVES.cases_of(ranks) | ROUNDS.cases_of(ranks) | EXCHANGES.cases_of(ranks)
 
 
 @case

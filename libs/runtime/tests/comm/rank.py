@@ -17,6 +17,7 @@ from distroml.runtime.comm.backends import make_backend
 from distroml.runtime.elastic import World
 from distroml.runtime.elastic.world import ProcessGroup, world_of_environment
 from libs.runtime.tests.comm import faults
+from libs.runtime.tests.comm.casebook import Case
 from libs.runtime.tests.comm.cases import cases_of
 
 
@@ -28,10 +29,19 @@ def opened(backend: str, limit_s: float) -> tuple[World, ProcessGroup]:
     return world, group
 
 
-def conforming(world: World) -> dict[str, str]:
+def cases_for(backend: str, ranks: int) -> dict[str, Case]:
+    """What a back end is held to in a run of its own."""
+    if backend != "nccl":
+        return cases_of(ranks)  # and to the others in test_training, where ranks have imported all that these need
+    from libs.runtime.tests.comm.reducer_cases import REDUCERS
+
+    return cases_of(ranks) | REDUCERS.cases_of(ranks)
+
+
+def conforming(world: World, cases: dict[str, Case]) -> dict[str, str]:
     """What was wrong in each case, until one fails."""
     told: dict[str, str] = {}
-    for name, case in cases_of(world.world_size).items():
+    for name, case in cases.items():
         try:
             case(world.device)
             told[name] = ""
@@ -51,7 +61,7 @@ def main(backend: str, out: Path, fault: str = "") -> None:
         alone = make_backend(backend)
         alone.check(world)
         alone.open(world, HashStore(), timedelta(seconds=60))
-    told = faults.FAULTS[fault](group) if fault else conforming(world)
+    told = faults.FAULTS[fault](group) if fault else conforming(world, cases_for(backend, world.world_size))
     (out / f"{world.rank}.json").write_text(json.dumps(told))
     group.close(broken=bool(fault) or any(told.values()))
     if fault:

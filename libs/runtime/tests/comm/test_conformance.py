@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from libs.runtime.tests.comm.cases import cases_of
 from libs.runtime.tests.comm.launching import free_ports, launch
+from libs.runtime.tests.comm.rank import cases_for
 from tests.numerics.pool import Pool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 GPUS = torch.cuda.device_count()
 RANKS = {"gloo": 4, "mpi": 4, **({"nccl": next(n for n in (4, 2, 1) if n <= GPUS)} if GPUS else {})}
-CASES = [(backend, name) for backend, ranks in RANKS.items() for name in cases_of(ranks)]
+CASES = [(backend, name) for backend, ranks in RANKS.items() for name in cases_for(backend, ranks)]
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ class Peers:
         if wanted.how == "sum":
             return self.sum(payload)
         answer = payload.new_empty(ranks, payload.numel() // (ranks if wanted.how == "scatter" else 1))
-        if self.group is None or not payload.numel():
+        if self.group is None or ranks == 1 or not payload.numel():
             return answer.copy_(payload.view(answer.shape))
         # Bytes, since not every back end moves every kind of number.
         got, given = answer.view(-1).view(torch.uint8), payload.view(torch.uint8)
