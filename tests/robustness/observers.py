@@ -39,7 +39,7 @@ def has_lines_once(plane: Plane, job: str, count: Mapping[int, int]) -> None:
             set(range(1, max(there) + 1)) - set(there),
             [n for n, times in Counter(there).items() if times > 1],
         )
-        assert (missing, twice) == (set(), []), f"lines of rank {rank}, of {len(there)}"
+        assert (missing, twice) == (set(), []), f"of {len(there)} lines of rank {rank} lacks {missing}, twice {twice}"
 
 
 def traced(jaeger: Running) -> set[str]:
