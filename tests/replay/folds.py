@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from distroml.checkpoint.adapters import codecs as checkpoint
+from distroml.eventstore import EventStore
 from distroml.eventstore.codec import TableCodec
 from distroml.eventstore.draft import Repository
 from distroml.eventstore.memory import open_event_store
@@ -19,9 +20,8 @@ from distroml.scheduler.streams import JOB_PREFIX, NODE_PREFIX, POOL_PREFIX, Str
 from tests.replay.log import Line
 
 
-def _kinds() -> dict[str, Repository[Any, Any, Any]]:
-    # Nothing is stored in it: a repository is what knows decider and codecs of its streams.
-    store = open_event_store()
+def kinds_on(store: EventStore) -> dict[str, Repository[Any, Any, Any]]:
+    """By the prefix of their names: the streams of every owner, on a store."""
     streams = Streams(store, "recorded")
     return {
         JOB_PREFIX: streams.jobs,
@@ -32,8 +32,9 @@ def _kinds() -> dict[str, Repository[Any, Any, Any]]:
     }
 
 
-KINDS: Mapping[str, Repository[Any, Any, Any]] = _kinds()
-"""By the prefix of their names: the streams of every owner."""
+# Nothing is stored in it: a repository is what knows decider and codecs of its streams.
+KINDS: Mapping[str, Repository[Any, Any, Any]] = kinds_on(open_event_store())
+"""The same for streams that are folded from lines alone."""
 TABLES: Sequence[TableCodec[Any]] = (
     scheduler.JOB_EVENTS,
     scheduler.NODE_EVENTS,
@@ -46,9 +47,9 @@ TABLES: Sequence[TableCodec[Any]] = (
 """What knows the stored names of all events."""
 
 
-def kind_of(stream: str) -> Repository[Any, Any, Any]:
+def kind_of(stream: str, kinds: Mapping[str, Repository[Any, Any, Any]] = KINDS) -> Repository[Any, Any, Any]:
     """What folds a stream; raises `KeyError` for one that no service of this release owns."""
-    return next((kind for prefix, kind in KINDS.items() if stream.startswith(prefix)), None) or KINDS[stream]
+    return next((kind for prefix, kind in kinds.items() if stream.startswith(prefix)), None) or kinds[stream]
 
 
 def fold(stream: str, lines: list[Line]) -> dict[str, Any]:
@@ -60,7 +61,12 @@ def fold(stream: str, lines: list[Line]) -> dict[str, Any]:
     """
     kind = kind_of(stream)
     events = (kind.codec.decode(line.type, line.schema, line.data) for line in lines)
-    return json.loads(msgspec.json.encode(kind.decider.fold(events), order="sorted"))
+    return document(kind.decider.fold(events))
+
+
+def document(state: Any) -> dict[str, Any]:
+    """A state as a JSON document."""
+    return json.loads(msgspec.json.encode(state, order="sorted"))
 
 
 def digest(state: Any) -> str:

@@ -1,4 +1,7 @@
-"""A golden log on disk: `log.jsonl` with every event in the order of the log, `states.json` with what they fold to."""
+"""A golden log on disk: `log.jsonl` with every event in the order of the log, `states.json` with what they fold to.
+
+Where streams were retired, `retired.json` has the objects that they left behind, under their keys.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from distroml.events import Recorded
@@ -76,17 +80,32 @@ class Golden:
         """What was recorded beside the log; see `write`."""
         return json.loads((self.folder / "states.json").read_text())
 
+    def retired(self) -> dict[str, bytes]:
+        """The objects that retired streams left behind, by key; none where no stream was retired."""
+        file = self.folder / "retired.json"
+        found = json.loads(file.read_text()) if file.exists() else {}
+        return {key: base64.b64decode(data) for key, data in found.items()}
+
 
 def golden_logs() -> list[Golden]:
     """Every recorded log."""
     return [Golden(folder) for folder in sorted(LOGS.iterdir()) if folder.is_dir()]
 
 
-def write(folder: Path, lines: Iterable[Line], states: Mapping[str, Any], about: Mapping[str, str]) -> Golden:
+def write(
+    folder: Path,
+    lines: Iterable[Line],
+    states: Mapping[str, Any],
+    about: Mapping[str, str],
+    retired: Mapping[str, bytes] = MappingProxyType({}),
+) -> Golden:
     """Record a log in a new folder; raises `FileExistsError` where there is one already."""
     folder.mkdir(parents=True)
     log = "".join(line.as_json() + "\n" for line in lines)
     (folder / "log.jsonl").write_text(log)
     document = {"about": about, "sha256": hashlib.sha256(log.encode()).hexdigest(), "streams": states}
     (folder / "states.json").write_text(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    if retired:
+        objects = {key: base64.b64encode(data).decode() for key, data in retired.items()}
+        (folder / "retired.json").write_text(json.dumps(objects, indent=1, sort_keys=True) + "\n")
     return Golden(folder)

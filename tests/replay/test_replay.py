@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 from distroml.events import UnknownEvent
+from distroml.eventstore.port import state_prefix
+from distroml.rendezvous.adapters import codec as rendezvous
+from distroml.rendezvous.adapters.keys import fence_key
+from distroml.scheduler.streams import JOB_PREFIX
 from tests.recorded import differences
-from tests.replay.folds import KINDS, TABLES, digest, fold
-from tests.replay.log import Golden, golden_logs, write
+from tests.replay.folds import KINDS, TABLES, digest, document, fold, kind_of, kinds_on
+from tests.replay.log import LOGS, Golden, golden_logs, write
 from tests.replay.record import states_of
+from tests.replay.retired import back, brought_in, left_behind
 
 MEND = (
     "Stored events outlive releases, and these are in people's logs. Give the codec an upcaster from the old schema, "
@@ -56,6 +61,45 @@ def test_every_event_that_can_be_written_is_in_a_recorded_log() -> None:
         assert not missing, (
             f"no recorded log holds {missing} as they are written now; record one (tests/replay/README.md)"
         )
+
+
+@pytest.mark.parametrize("golden", [one for one in golden_logs() if one.retired()], ids=lambda golden: golden.name)
+async def test_streams_that_were_retired_answer_and_come_back_as_they_were(golden: Golden) -> None:
+    left, states = await left_behind(golden.retired()), golden.states()["streams"]
+    jobs = {name.rpartition("/")[2] for name in left}
+    assert left.keys() == {f"{owner}/job/{job}" for owner in ("scheduler", "rendezvous", "checkpoint") for job in jobs}
+    store = await brought_in(golden)
+    kinds = kinds_on(store)
+    assert set(await store.retired()) == left.keys()
+    assert {*await store.streams(), *left} == states.keys()
+    for name, sealed in left.items():
+        assert sealed.version == states[name]["version"]
+        for now in ("retired", "live again"):
+            draft = await kind_of(name, kinds).load(name)
+            found = list(differences(states[name]["state"], document(draft.state)))
+            assert (draft.version, found) == (sealed.version, []), f"{name}, {now}\n{MEND}"
+            await back(store, name, sealed.version)
+        beside = {key: int(value) for key, value in sealed.parts.items() if not key.startswith(state_prefix(name))}
+        is_fenced = name.startswith(rendezvous.STREAM_PREFIX)
+        assert beside == ({fence_key(draft.state.job): draft.state.number} if is_fenced else {})
+    assert (await store.parts(""))[0] == {key: value for sealed in left.values() for key, value in sealed.parts.items()}
+
+
+def test_a_recorded_job_failed_and_succeeded_in_its_second_attempt() -> None:
+    streams = Golden(LOGS / "second-attempt-2026-11").streams()
+    ((job, lines),) = [(name, own) for name, own in streams.items() if name.startswith(JOB_PREFIX)]
+    told = [fold(job, lines[:count]) for count in range(1, len(lines) + 1)]
+    again = next(n for n, state in enumerate(told) if state["attempt"] == 2)
+    waits, last = told[again - 1], told[-1]
+    assert (waits["state"], waits["reason"], waits["failures"], waits["placement"]) == ("queued", "SetupFailed", 1, [])
+    assert told[again + 1]["attempt_failures_left"] == last["spec"]["retry"]["max_failures"] - 1
+    # Another failure, within the second attempt, and no preemption.
+    assert (last["state"], last["attempt"], last["failures"], last["preemptions"]) == ("succeeded", 2, 2, 0)
+    met = f"{rendezvous.STREAM_PREFIX}{last['id']}"
+    numbers = [fold(met, streams[met][:count])["number"] for count in range(1, len(streams[met]) + 1)]
+    assert numbers == sorted(numbers), "generations go on counting from attempt to attempt"
+    ended = fold(met, streams[met])
+    assert (ended["attempt"], ended["number"], ended["ending"]["outcome"]) == (2, last["generation"], "Succeeded")
 
 
 @pytest.mark.parametrize("prefix", KINDS)

@@ -18,7 +18,13 @@ from deploy.stack.prometheus import Prometheus, told_where
 from tests.e2e.conftest import Plane
 from tests.robustness.stack import Stack, Training, control_plane, disk
 
-SERVERS = (Etcd(), Nats(), Minio(), Postgres(), Elasticsearch(), Jaeger(), Prometheus())
+# It looks at its disk, as everywhere but on a developer's machine, and as often as it can.
+WATCHED = {
+    "cluster.routing.allocation.disk.threshold_enabled": "true",
+    "cluster.info.update.interval": "10s",
+    "monitor.fs.health.refresh_interval": "1s",
+}
+SERVERS = (Etcd(), Nats(), Minio(), Postgres(), Elasticsearch(options=WATCHED), Jaeger(), Prometheus())
 SETTINGS = {
     "DISTROML_RELAY_SEAL_S": "0.5",
     "DISTROML_RELAY_KEEP_BYTES": str(32 << 20),

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from deploy.stack import Running
+from distroml.cli import doctor
 from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import DataFolder, Profile
 from distroml.cli.plane.profile import environment_of
@@ -61,19 +62,28 @@ class Disk:
     @contextmanager
     def full(self) -> Iterator[None]:
         """Without a free block as long as the block lasts, whatever its users delete meanwhile."""
+        with self.nearly_full(0):
+            yield
+
+    @contextmanager
+    def nearly_full(self, free_bytes: int) -> Iterator[Callable[[], None]]:
+        """With so much free space as long as the block lasts, or with none once what is given was called."""
         ballast = self.folder / "ballast"
         with ballast.open("wb", buffering=0) as file:
-            self._fill(file.fileno())
+            self._fill(file.fileno(), free_bytes)
             try:
-                yield
+                yield lambda: self._fill(file.fileno(), 0)
             finally:
                 ballast.unlink()
 
-    def _fill(self, descriptor: int) -> None:
+    def _fill(self, descriptor: int, free_bytes: int) -> None:
         for size in (1 << 20, 4096):
             with suppress(OSError):
-                while os.write(descriptor, bytes(size)) == size:
+                while self._free_bytes() - size >= free_bytes and os.write(descriptor, bytes(size)) == size:
                     continue
+
+    def _free_bytes(self) -> int:
+        return psutil.disk_usage(str(self.folder)).free
 
 
 @dataclass
@@ -132,6 +142,11 @@ def troubles(plane: Plane, service: str) -> dict[str, str]:
     answer = metrics_answer(plane.endpoints.metrics[service], "/healthz")
     parts = json.loads(answer)["parts"] if answer else {"process": {"serving": False, "why": "no answer"}}
     return {name: str(part) for name, part in parts.items() if not part["serving"]}
+
+
+def told_by_doctor(plane: Plane) -> str:
+    """What `distroml doctor` finds amiss in the control plane."""
+    return "\n".join(one.text for one in doctor.control_plane(plane.folder.path) if one.verdict != "ok")
 
 
 def all_well(plane: Plane) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import secrets
 import signal
 import time
@@ -26,7 +27,7 @@ from distroml.statestore.etcd import EtcdClient, ops
 from distroml.statestore.etcd.messages import TxnRequest
 from tests.e2e.conftest import Plane, wait_for
 from tests.robustness.history import history_of, is_as_the_log_tells
-from tests.robustness.observers import OBSERVERS, lines_of, scraped, traced
+from tests.robustness.observers import OBSERVERS, has_lines_once, scraped, traced
 from tests.robustness.otherhost import other_host
 from tests.robustness.replicas import replicas, roles
 from tests.robustness.stack import (
@@ -39,6 +40,7 @@ from tests.robustness.stack import (
     relay_metric,
     standing_still,
     stores_of,
+    told_by_doctor,
     troubles,
 )
 
@@ -55,6 +57,8 @@ TOLD = {
     "checkpoint": {"traces"},
 }
 """Which services say so where observers are gone, in which parts of their health."""
+NEARLY_BYTES = 4 << 20
+"""What is left on a disk on which Elasticsearch lets nobody write any more: less than 5% of `DISK_BYTES`."""
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600 + STORM_S)]
 
 
@@ -140,13 +144,40 @@ def test_a_full_disk_is_refused_clearly_and_nothing_is_lost(
             if name == "etcd":
                 asyncio.run(_write_until_refused(stacked))
             wait_for(lambda: says in troubles(stacked, service).get(part, ""), 60, training.words)
+            wait_for(lambda: says in told_by_doctor(stacked), 60, lambda: told_by_doctor(stacked))
             training.goes_on()
             if name != "etcd":
                 # Decisions are made and read while nothing else can be written.
                 training.orders_go_on()
+            order = training.accepted()
         if name in ("etcd", "nats"):
             # They say so themselves: a write that failed is mended by a restart only.
             stack.servers[name].restart()
+        wait_for(lambda: not troubles(stacked, "telemetry"), 60, training.words)
+        wait_for(lambda: history_of(stacked, training.job).job.spec.priority >= order, 60, training.words)
+
+
+def test_full_disks_under_servers_that_only_look_on_are_told_and_caught_up_with(
+    stacked: Plane, stack: Stack, training: Training
+) -> None:
+    disks, prometheus = stack.disks, stack.servers["prometheus"]
+    assert not [*disks["jaeger"].folder.iterdir()], "it keeps traces in memory, and has no disk to be full"
+
+    full = re.compile(r"disk usage exceeded.*; make room on its disks")
+    with training.undisturbed():
+        # Nearly is enough: from there on it lets nobody write until it sees that there is room.
+        with disks["prometheus"].full(), disks["elasticsearch"].nearly_full(NEARLY_BYTES) as fill:
+            wait_for(lambda: full.search(troubles(stacked, "agent").get("log store", "")), 60, training.words)
+            wait_for(lambda: full.search(told_by_doctor(stacked)), 60, lambda: told_by_doctor(stacked))
+            fill()
+            training.goes_on()
+            training.orders_go_on()
+            # Nobody of ours writes to Prometheus: what it has is what tells.
+            wait_for(lambda: scraped(prometheus) == 0, 60, prometheus.log)
+            assert "no space left on device" in prometheus.log()
+            lines = training.pace.made()
+        has_lines_once(stacked, training.job, lines)
+        wait_for(lambda: scraped(prometheus) == len(stacked.folder.services()), 60, prometheus.log)
 
 
 def test_a_node_cut_off_from_all_services_trains_on_and_reports_afterwards(
@@ -187,11 +218,8 @@ def test_servers_that_only_look_on_are_missed_by_nobody(stacked: Plane, stack: S
             stack.servers[name].restart()
         wait_for(lambda: not troubles(stacked, "telemetry"), 120, training.words)
         wait_for(lambda: history_of(stacked, training.job).job.spec.priority >= order, 120, training.words)
-        for rank, count in lines.items():
-            # None is lost and none is there twice: what could not be shipped waited.
-            wait_for(lambda r=rank, n=count: len(lines_of(stacked, training.job, r)) >= n, 120, training.words)
-            there = lines_of(stacked, training.job, rank)
-            assert sorted(there) == list(range(1, len(there) + 1))
+        # What could not be shipped waited.
+        has_lines_once(stacked, training.job, lines)
         # Its traces went with Jaeger; these are new ones.
         wait_for(
             lambda: {"scheduler", "checkpoint", "agent", "worker"} <= traced(stack.servers["jaeger"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from deploy.stack import health
 from deploy.stack.elasticsearch.layout import java_home, lay_out
@@ -36,11 +37,17 @@ class Elasticsearch:
     """`Server` for one Elasticsearch of one node, without the parts that are published in its distribution only.
 
     There are no users, no lifecycle management (ILM), no scripts and no ingest pipelines: for development and tests.
+
+    Args:
+        options: settings of the node, beside ours or in their place.
     """
 
     name = "elasticsearch"
     version = "9.5.3"
     ports = ("client", "transport")
+
+    def __init__(self, *, options: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._options = options
 
     def install(self, cache: Path) -> Path:
         """From Maven's central repository, half a minute the first time."""
@@ -63,6 +70,7 @@ class Elasticsearch:
             "transport.port": ports["transport"],
             # A developer's disk that is nearly full must not make indices read-only.
             "cluster.routing.allocation.disk.threshold_enabled": "false",
+            **self._options,
         }
         return Launch(
             command=(

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from distroml.logstore import Block, LogStoreDown, LogStoreRefused, Query
+from distroml.logstore.conformance import block, line
 from distroml.logstore.elastic import ElasticLogSearch, Shipper, check_server, connect
+from distroml.logstore.elastic.shipper import SHIPPED
+from distroml.logstore.elastic.template import TEMPLATE, VERSION
 from distroml.logstore.settings import ElasticSettings, namespace_of
 
 ELASTIC = "X-Elastic-Product: Elasticsearch\r\n"
@@ -129,6 +132,35 @@ async def test_lines_are_counted_once_where_a_divided_batch_fails_half_way() -> 
         await client.close()
     assert counted == {"shipped": 4}
     assert "2 lines yet: Elasticsearch answered 503" in str(why[0])
+
+
+async def test_lines_that_a_full_disk_turned_away_wait_for_room() -> None:
+    template = {"index_templates": [{"name": TEMPLATE, "index_template": {"version": VERSION}}]}
+    turned_away = {"status": 500, "error": {"type": "i_o_exception", "reason": "No space left on device"}}
+    bodies = (
+        *(root(number="9.5.3"), template, {"errors": True, "items": [{"create": turned_away}]}),
+        *(root(number="9.5.3"), template, {"errors": False}),
+    )
+    counts, told = Counter[str](), list[str | None]()
+    async with answering(*(http("200 OK", body, ELASTIC) for body in bodies)) as settings:
+        client = connect(settings)
+        shipper = Shipper(
+            client,
+            "dep",
+            host="h",
+            max_bytes=1 << 20,
+            count=lambda end, lines: counts.update({end: lines}),
+            tell=told.append,
+        )
+        task = asyncio.create_task(shipper.run())
+        shipper.add(block(line("job-a", "kept")))
+        assert await shipper.flush(30)
+        task.cancel()
+        await asyncio.wait([task])
+        await client.close()
+    assert counts == {SHIPPED: 1}
+    assert told[0] is not None
+    assert "No space left on device; make room on its disks" in told[0]
 
 
 @pytest.fixture

@@ -124,8 +124,8 @@ async def speaking() -> AsyncGenerator[None]:
 
 def advice(reason: str) -> str:
     """What to do about a reason of the server's, where it does not say so itself."""
-    flooded = "disk usage exceeded" in reason
-    return "; make room on its disks, and it takes lines again by itself" if flooded else ""
+    full = "disk usage exceeded" in reason or "No space left on device" in reason
+    return "; make room on its disks, and it takes lines again by itself" if full else ""
 
 
 def _not_reached(error: TransportError) -> LogStoreDown:

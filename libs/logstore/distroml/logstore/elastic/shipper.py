@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from elasticsearch import ApiError, AsyncElasticsearch
@@ -36,8 +36,10 @@ _FIRST_WAIT_S: Final = 0.2
 _LONGEST_WAIT_S: Final = 10.0
 # The whole request is too large, or one line spoils it.
 _DIVIDE: Final = frozenset({400, 413})
-# The server will take it later: queues are full, a shard has no place yet, the data stream's template is missing.
-_LATER: Final = frozenset({404, 429, 503})
+# The server will take it later: queues are full, the data stream's template is missing; or, from a status on, it has
+# trouble of its own, for which no line is to blame: a shard has no place yet, a disk is full.
+_LATER: Final = frozenset({404, 429})
+_ITS_OWN: Final = 500
 _THERE: Final = frozenset({200, 201, 409})
 
 Count = Callable[[str, int], None]
@@ -48,6 +50,10 @@ Tell = Callable[[str | None], None]
 
 def _size(block: Block) -> int:
     return len(block.data) + _OVERHEAD_BYTES
+
+
+def _is_for_later(item: Mapping[str, Any]) -> bool:
+    return item["status"] in _LATER or item["status"] >= _ITS_OWN
 
 
 class Shipper:
@@ -182,11 +188,11 @@ class Shipper:
             return [*again, *batch[middle:]]
 
     def _settle(self, batch: Sequence[bytes], items: Sequence[dict[str, Any]]) -> list[bytes]:
-        again = [document for document, item in zip(batch, items, strict=True) if item["status"] in _LATER]
+        again = [document for document, item in zip(batch, items, strict=True) if _is_for_later(item)]
         there = sum(item["status"] in _THERE for item in items)
-        refused = [item for item in items if item["status"] not in _THERE | _LATER]
+        refused = [item for item in items if item["status"] not in _THERE and not _is_for_later(item)]
         if again:
-            later = next(item for item in items if item["status"] in _LATER)
+            later = next(item for item in items if _is_for_later(item))
             reason = str(later.get("error", {}).get("reason", later["status"]))[:300]
             self._held_by = f": {reason}{advice(reason)}"
         if there:
