@@ -24,6 +24,7 @@ import distroml.runtime.warm  # noqa: F401
 from distroml.runtime.elastic import World
 
 _TIMEOUT = timedelta(seconds=110)
+_MOST_THREADS, _ANEW = 24, 75
 
 
 # "cuda" has all ranks on one GPU, which NCCL takes for one GPU each of so many hosts.
@@ -69,16 +70,31 @@ def _do(task: dict[str, Any]) -> dict[str, Any]:
         gc.collect()
 
 
-def serve(end: socket.socket) -> None:
-    """Do one task after the other, until the other side is gone."""
+def serve(end: socket.socket, *, first: bool) -> int:
+    """Do one task after the other, until the other side is gone, or too much of them is left here: the exit code."""
     with end, end.makefile("r") as tasks:
-        end.sendall(b'{"result": "ready"}\n')
+        if first:
+            end.sendall(b'{"result": "ready"}\n')
         for line in tasks:
             end.sendall((json.dumps(_do(json.loads(line))) + "\n").encode())
+            # Torch remembers sharded models, and with them groups whose threads look around 100 times a second.
+            if len(os.listdir("/proc/self/task")) > _MOST_THREADS:
+                return _ANEW
+    return 0
+
+
+def _forked(descriptor: int, others: list[int], *, first: bool) -> int:
+    """The process of a rank that serves a descriptor."""
+    child = os.fork()
+    if not child:
+        for other in others:
+            os.close(other)
+        os._exit(serve(socket.socket(fileno=descriptor), first=first))
+    return child
 
 
 def main() -> None:
-    """Fork the ranks and wait for them."""
+    """Fork the ranks, another one for each that has had enough, and wait for them."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -86,20 +102,18 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     descriptors = [int(word) for word in sys.argv[1:]]
-    children: list[int] = []
+    children: dict[int, int] = {}
     for descriptor in descriptors:
-        child = os.fork()
-        if not child:
-            for other in descriptors:
-                if other != descriptor:
-                    os.close(other)
-            serve(socket.socket(fileno=descriptor))
-            os._exit(0)
-        children.append(child)
-    for descriptor in descriptors:
-        os.close(descriptor)
-    for child in children:
-        os.waitpid(child, 0)
+        others = [other for other in descriptors if other != descriptor]
+        children[_forked(descriptor, others, first=True)] = descriptor
+    while children:
+        child, status = os.wait()
+        descriptor = children.pop(child)
+        if os.waitstatus_to_exitcode(status) == _ANEW:
+            children[_forked(descriptor, list(children.values()), first=False)] = descriptor
+        else:
+            # Whoever waits for an answer is to know that none comes.
+            os.close(descriptor)
 
 
 if __name__ == "__main__":
