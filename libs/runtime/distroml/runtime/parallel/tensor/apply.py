@@ -16,6 +16,7 @@ from distroml.runtime.parallel.tensor.plan import Split, Stretches, TensorPlan
 from distroml.runtime.parallel.tensor.regions import Region
 from distroml.runtime.parallel.tensor.sequence import Along, Border
 from distroml.runtime.parallel.tensor.split import own_parameters, split_module
+from distroml.runtime.parallel.tensor.stepping import step_by_kind
 from distroml.runtime.parallel.tensor.sums import GroupRanks, Ranks
 
 
@@ -26,7 +27,7 @@ def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh, *, 
     `TensorPlan.rows` puts in the whole tensor's order. All others stay the plain parameters they were and get gradients
     of equal bits on every rank of `mesh`, but for `TensorPlan.summed`: those are partial, to be summed over the ranks
     once per step. Parameters of the plan that `module` lacks (a pipeline stage has a part of them) are passed over; a
-    parameter that two names share stays shared.
+    parameter that two names share stays shared. Optimizers of this process step both kinds from now on.
 
     Args:
         module: the whole model, or what a stage keeps of it under the same names.
@@ -54,6 +55,7 @@ def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh, *, 
             if id(whole) not in done:
                 done[id(whole)] = _divided(whole, layout, mesh)
             setattr(owner, name, done[id(whole)])
+    step_by_kind()
     ranks = GroupRanks(mesh.get_group(), mesh.get_local_rank(), plan.degree)
     hook_modules(
         module, plan.modules, plan.blocks, ranks, random=plan.random, sequence=plan.sequence, keeps_own=keeps_own
