@@ -67,6 +67,7 @@ class Training:
     """Steps on `link(step)`; `noise` is the scatter of the log of every time. `harm` changes what is seen.
 
     `happens` says what steps take, of the buckets as they are in `truth`, where that is not as the controller has it.
+    Probes see a link that is so many times as fast: `probed`.
     """
 
     setting: Setting
@@ -78,6 +79,7 @@ class Training:
     loss: Callable[[int], float] = lambda step: 3.0 + 3.0 / step
     happens: Callable[[Setting, Link, float, Sequence[Offer]], Happened] = as_reckoned
     truth: Setting | None = None
+    probed: float = 1.0
     changes: list[Change] = field(default_factory=list[Change])
     schemes: dict[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
     probes: list[int] = field(default_factory=list[int])
@@ -114,5 +116,5 @@ class Training:
         probe = None
         if probe_due(state, step):
             self.probes.append(step)
-            probe = Probe(PROBE_BYTES, link.latency_s + PROBE_BYTES * link.s_per_byte)
+            probe = Probe(PROBE_BYTES, link.latency_s + PROBE_BYTES * link.s_per_byte / self.probed)
         return Measured(step, found.step_s, self.loss(step), tuple(seen), probe)

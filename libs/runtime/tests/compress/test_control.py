@@ -113,6 +113,13 @@ def test_even_on_a_link_without_any_order_changes_are_bounded(seed, noise):
     assert all(later - earlier >= training.setting.lead for earlier, later in pairwise(at))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_probes_that_see_a_faster_link_than_exchanges_do_not_make_it_go_back_and_forth(seed):
+    training = Training(setting(buckets=1), lambda step: mbit(5_000), noise=0.1, seed=seed, probed=4.0)
+    training.run(800)
+    assert len({change.from_step for change in training.changes}) <= 8
+
+
 @given(before=RATES, after=RATES, at=st.integers(60, 99), noise=st.floats(0, 0.1), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_a_change_of_the_link_is_followed_within_forty_steps(before, after, at, noise, seed):

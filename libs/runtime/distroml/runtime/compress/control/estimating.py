@@ -21,12 +21,21 @@ _DOUBTS, _FAR_DOUBTS = 3, 2
 # Exchanges of fewer bytes are mostly latency and scheduling.
 _TELLING_BYTES = 64 * 1024
 _LEAST_S_PER_BYTE = 1e-12
+# Choices that go back and forth show that probes and exchanges see the link differently, as where ranks share cores: so
+# much more each one asks of the next, until none was made for so long.
+_RETURN, _RETURNS_STEPS = 0.5, 400
 
 
 def probe_due(state: State, step: int) -> bool:
     """Whether a dense probe belongs into `step`: compressed exchanges may be too small to show that a link is fast."""
     compressed = any(scheme != "none" for scheme in state.schemes)
     return compressed and (step % PROBE_EVERY == 0 or state.doubt != 0)
+
+
+def caution(state: State) -> float:
+    """By how much what is measured has to differ more than usual before it counts; 1 where choices lately stayed."""
+    lately = state.step - state.left_at <= _RETURNS_STEPS
+    return 1.0 + _RETURN * state.returns if lately else 1.0
 
 
 def sampled(setting: Setting, state: State, measured: Measured, offers: Sequence[Offer]) -> tuple[State, bool]:
@@ -72,7 +81,7 @@ def _link_sample(state: State, measured: Measured, offers: Sequence[Offer]) -> f
 
 def _weighed(state: State, sample: float) -> tuple[State, bool]:
     off = math.log(sample / max(state.link.s_per_byte, _LEAST_S_PER_BYTE))
-    if abs(off) <= _BAND:
+    if abs(off) <= _BAND * caution(state):
         mean = _mean(state.link.s_per_byte, sample, state.link_n)
         link = Link(state.link.latency_s, mean)
         return replace(state, link=link, link_n=min(state.link_n + 1, _WINDOW), doubt=0, doubt_log=0.0), False

@@ -161,6 +161,8 @@ class State:
         compute_s: a step without communication, mean of `compute_n` samples.
         step_s: since the last change, mean of `step_n` steps.
         step_before_s: before the last change, where it went to lossier schemes for speed; 0 otherwise.
+        left, left_at: the schemes that the last choice gave up, and the step after which it did.
+        returns: choices lately that went back to what the one before gave up.
     """
 
     buckets: tuple[Watched, ...]
@@ -176,6 +178,9 @@ class State:
     step_n: int = 0
     step_before_s: float = 0.0
     course: Course = Course()
+    left: tuple[str, ...] = ()
+    left_at: int = 0
+    returns: int = 0
 
     @property
     def schemes(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from distroml.runtime.compress.control import guarding
 from distroml.runtime.compress.control.choosing import HIDDEN, Choice, choose, judge, offers_of
-from distroml.runtime.compress.control.estimating import sampled
+from distroml.runtime.compress.control.estimating import caution, sampled
 from distroml.runtime.compress.control.model import NONE, Change, Link, Measured, Setting, State, Watched
 from distroml.runtime.compress.control.timing import timing
 
@@ -22,6 +22,8 @@ _HOLD_STEPS = 10
 _CHOOSE_EVERY = 10
 # Another choice has to be this much faster to a loss than the one that holds.
 _MARGIN = 0.05
+# A choice that goes back to what was given up so few steps ago makes the next one slower to come, up to so many times.
+_SOON, _MOST_RETURNS = 100, 4
 # Communication worth a hint, as a share of the step; and what the hint has to promise.
 TOLD = 0.10
 _GAIN = 1.05
@@ -90,7 +92,7 @@ def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State,
     ceilings = [one.ceiling if state.step < one.until else -1 for one in state.buckets]
     held = judge(setting, state.link, state.compute_s, offers_of(setting, state.schemes))
     found = choose(setting, state.link, state.compute_s, ceilings)
-    if found.offers == held.offers or not _better(found, held):
+    if found.offers == held.offers or not _better(found, held, _MARGIN * caution(state)):
         return state, ()
     from_step = state.step + setting.lead
     reason = "LinkSlower" if found.penalty > held.penalty else "LinkFaster"
@@ -108,12 +110,25 @@ def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State,
             changes.append(Change(number, old.scheme, new.scheme, reason, why, from_step))
     # On a link that moved, what steps took before is no measure of what they take now.
     before_s = state.step_s if found.penalty > held.penalty and not moved else 0.0
-    return _changed(replace(state, buckets=tuple(buckets)), from_step, step_before_s=before_s), tuple(changes)
+    state = replace(
+        state,
+        buckets=tuple(buckets),
+        left=state.schemes,
+        left_at=state.step,
+        returns=_returns(state, tuple(offer.scheme for offer in found.offers)),
+    )
+    return _changed(state, from_step, step_before_s=before_s), tuple(changes)
 
 
-def _better(found: Choice, held: Choice) -> bool:
+def _returns(state: State, chosen: tuple[str, ...]) -> int:
+    if chosen == state.left and state.step - state.left_at <= _SOON:
+        return min(state.returns + 1, _MOST_RETURNS)
+    return state.returns if caution(state) > 1 else 0
+
+
+def _better(found: Choice, held: Choice, margin: float) -> bool:
     """Whether a choice is worth a change: clearly faster to a loss, or less lossy at no cost with room to spare."""
-    if found.to_loss_s < held.to_loss_s * (1 - _MARGIN):
+    if found.to_loss_s < held.to_loss_s * (1 - margin):
         return True
     less_lossy = found.penalty < held.penalty and found.timing.exposed <= 0.8 * HIDDEN
     return less_lossy and found.timing.step_s <= held.timing.step_s * (1 + HIDDEN)
