@@ -28,6 +28,7 @@ from distroml.runtime.elastic.world import ProcessGroup
 from distroml.runtime.link import NullLink
 from distroml.runtime.parallel.sampling import Sample
 from distroml.runtime.parallel.shardsums import ShardSums
+from distroml.runtime.training.fingerprint import fingerprint
 from distroml.runtime.training.places import place_of
 from distroml.runtime.training.reports import Reporter
 from distroml.workerlink import SaveOpened, StepRecorded
@@ -190,12 +191,31 @@ def test_a_failure_is_recorded_with_the_parameters_of_its_step_or_none(
     run: Any = trainer._run
     if moved_on:
         # As on a GPU: the next step has moved parameters when the failure is heard of.
-        run._stepper.run(5, run.position)
+        run._stepper.run(5, run.trainee.position)
     run.abandon(failed=True)
     saved, failure = link.records[-2:]
     assert (saved.why, failure.why, failure.step) == ("end", "failure", 4)
     assert failure.fingerprint == ("" if moved_on else saved.fingerprint)
     assert saved.fingerprint
+
+
+def test_a_model_that_is_made_anew_is_the_one_that_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every checkpoint is damaged, and the plan divides the model that was being loaded."""
+    link = Recording()
+    monkeypatch.setattr("distroml.runtime.trainer.process_link", lambda: link)
+    run: Any = trainer_of()._enter()
+    overwritten = run.parallel
+    for _, parameter in overwritten.local_tensors():
+        parameter.fill_(7.0)
+    run.trainee.divides = True
+    run._begin(damaged=1)
+    assert run.parallel is not overwritten
+    last = StepInfo(step=3, epoch=0, sample_from=0, sample_to=8, loss=2.0, grad_norm=1.0, count=8,
+                    learning_rate=0.1, step_s=1.0, data_wait_s=0.0, comm_wait_s=0.0)  # fmt: skip
+    run.reporter.record(last, "checkpoint")
+    assert link.records[-1].fingerprint == fingerprint(2.0, run.parallel.local_tensors())
+    assert link.records[-1].fingerprint != fingerprint(2.0, overwritten.local_tensors())
+    run.abandon(failed=False)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,21 @@ def test_the_environment_names_the_first_generation() -> None:
     assert (alone.rank, alone.world_size, alone.generation, alone.store) == (0, 1, 0, None)
 
 
+@pytest.mark.parametrize(
+    ("environ", "why"),
+    [
+        ({"RANK": "two", "WORLD_SIZE": "4"}, "RANK must be a whole number, got 'two'"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK is 4 and WORLD_SIZE 4: ranks are 0 to WORLD_SIZE - 1"),
+        ({"RANK": "1"}, "RANK is 1 and WORLD_SIZE 1.* set both, or neither"),
+        ({"WORLD_SIZE": "0"}, "RANK is 0 and WORLD_SIZE 0"),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "b"}, "MASTER_PORT must be a whole number, got 'b'"),
+    ],
+)
+def test_an_environment_of_no_world_is_refused(environ: dict[str, str], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        world_of_environment(environ, "cpu")
+
+
 def test_restarts_under_torchrun_do_not_share_keys() -> None:
     prefixes = {world_of_environment({"TORCHELASTIC_RESTART_COUNT": str(n)}, "cpu").prefix for n in range(3)}
     assert len(prefixes) == 3

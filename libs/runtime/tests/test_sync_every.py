@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from distroml.runtime import DataLoader, Trainer
+from distroml.runtime import DataLoader, NonFiniteError, Trainer
 from distroml.workerlink import environment
 
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
@@ -39,6 +39,22 @@ def test_a_job_may_say_it_and_a_script_wins(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(environment.SYNC_EVERY, "3")
     asked = [trainer(**options)._settings.compression.outer for options in ({}, {"sync_every": 5})]
     assert [outer.every for outer in asked] == [3, 5]
+
+
+def test_a_number_of_steps_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(environment.SYNC_EVERY, "often")
+    with pytest.raises(ValueError, match=f"{environment.SYNC_EVERY} must be a whole number, got 'often'"):
+        trainer()
+
+
+def test_a_replicas_own_gradient_that_is_no_number_is_told_with_its_rank_and_parameter() -> None:
+    """Nobody else's is summed with it, and no exchange finds it out."""
+
+    def broken(model: nn.Module, batch: list[torch.Tensor]) -> tuple[torch.Tensor, int]:
+        return (model(batch[0]) * torch.nan).sum(), len(batch[0])
+
+    with pytest.raises(NonFiniteError, match="rank 0 has a gradient of weight that is no finite number in step 1"):
+        trainer(sync_every=2, loss=broken).fit()
 
 
 def test_the_mean_of_one_replica_is_the_replica() -> None:

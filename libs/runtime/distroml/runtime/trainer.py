@@ -17,6 +17,7 @@ from distroml.runtime.comm.backends import lost
 from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.data import DataLoader
 from distroml.runtime.elastic import Membership, NoGeneration, PeerLost, World, is_communication_error
+from distroml.runtime.elastic.world import number_of
 from distroml.runtime.link import AgentLink, process_link
 from distroml.runtime.parallel import Compression, LossFunction, Plan, Precision, Residuals
 from distroml.runtime.spans import WorkerSpans
@@ -171,8 +172,8 @@ class Trainer(Generic[Batch]):
     ) -> None:
         _speak()
         compress = _compression(compress)
-        if sync_every is None and (asked := os.environ.get(environment.SYNC_EVERY)):
-            sync_every = int(asked)
+        if sync_every is None and os.environ.get(environment.SYNC_EVERY):
+            sync_every = number_of(os.environ, environment.SYNC_EVERY)
         outer = OuterNesterov(sync_every, outer_lr, outer_momentum) if sync_every is not None else None
         self._settings = Settings(
             optimizer=optimizer,

@@ -22,8 +22,9 @@ def integers(tensor: torch.Tensor) -> list[int]:
 
 
 def norm_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The 2-norm of all elements."""
-    return cast("torch.Tensor", cast("Any", torch.linalg).vector_norm(tensor))
+    """The 2-norm of all elements; a float32 of those of 16 bits, whose range or precision it would leave."""
+    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
+    return cast("torch.Tensor", cast("Any", torch.linalg).vector_norm(tensor, dtype=wide))
 
 
 def seed_torch(seed: int) -> None:

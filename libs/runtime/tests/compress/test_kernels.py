@@ -99,6 +99,12 @@ def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         built_by("", monkeypatch, tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the place of a folder")
+    with pytest.raises(build.BuildFailed, match=r"file/kernels.so could not be written"):
+        build.build(tmp_path / "file" / "kernels.so")
+
+
 def pack(folder: Path, cxx: str) -> tuple[Path, str]:
     """A wheel of a copy of the runtime alone, and what was said while it was made."""
     source = folder / "source"

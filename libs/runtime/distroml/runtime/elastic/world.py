@@ -69,21 +69,41 @@ def parse_restore(text: str) -> CheckpointRef | None:
     return CheckpointRef(step=int(step), manifest_hash=manifest_hash)
 
 
+def number_of(environ: Mapping[str, str], name: str, default: int = 0) -> int:
+    """The whole number in a variable, `default` where it is not set; raises `ValueError` where it is none."""
+    text = environ.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, got {text!r}") from None
+
+
 def world_of_environment(environ: Mapping[str, str], device: str | None, backend: str | None = None) -> World:
-    """The first generation: torchrun's variables and ours, or mpirun's, or one process where there are none."""
+    """The first generation: torchrun's variables and ours, or mpirun's, or one process where there are none.
+
+    Raises:
+        ValueError: a variable cannot be read, or there is no such rank in a world of that size.
+        RuntimeError: a GPU is wanted, and there is none.
+    """
     environ = with_mpirun(environ)
-    local_rank = int(environ.get(environment.LOCAL_RANK, "0"))
-    generation = int(environ.get(environment.GENERATION, "0"))
+    local_rank = number_of(environ, environment.LOCAL_RANK)
+    generation = number_of(environ, environment.GENERATION)
+    rank, world_size = number_of(environ, environment.RANK), number_of(environ, environment.WORLD_SIZE, 1)
+    if not 0 <= rank < world_size:
+        raise ValueError(
+            f"{environment.RANK} is {rank} and {environment.WORLD_SIZE} {world_size}: ranks are 0 to "
+            f"{environment.WORLD_SIZE} - 1; set both, or neither for one process alone"
+        )
     restarts = "" if environment.GENERATION in environ else environ.get(environment.TORCHELASTIC_RESTART_COUNT, "")
     address, port = environ.get(environment.MASTER_ADDR), environ.get(environment.MASTER_PORT)
     chosen = choose_device(local_rank, device)
     return World(
         generation=generation,
-        rank=int(environ.get(environment.RANK, "0")),
-        world_size=int(environ.get(environment.WORLD_SIZE, "1")),
+        rank=rank,
+        world_size=world_size,
         local_rank=local_rank,
         device=chosen,
-        store=(address, int(port)) if address and port else None,
+        store=(address, number_of(environ, environment.MASTER_PORT)) if address and port else None,
         prefix=f"gen{generation}" + (f"/restart{restarts}" if restarts else ""),
         restore=parse_restore(environ.get(environment.RESTORE, "")),
         backend=choose_backend(backend, environ, chosen),

@@ -204,6 +204,11 @@ class CompressedExchange:
         if self.world_size > 1:
             self._buffers[bucket].changes[from_step] = scheme
 
+    def go_on(self, from_step: int) -> None:
+        """Exchange every bucket by the scheme that this was made with from a step on, whichever was in force before."""
+        for number in self._buffers:
+            self.set_scheme(number, self._scheme, from_step)
+
     def measured(self) -> list[Measured]:
         """What the last step's exchanges came to, in the order of buckets; call it after the waits."""
         return [buffer.measured for buffer in self._buffers.values() if buffer.measured is not None]

@@ -48,11 +48,12 @@ class HeldModel(nn.Module):
         """What lies here, live."""
         state: dict[str, Any] = {}
         for model in reversed(self._models()):
+            parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
             for name, value in model.state_dict().items():
                 if (
                     not isinstance(value, torch.Tensor)
                     or self._owner.get(name, None) in (None, *self._mine)
-                    or name in dict(model.named_parameters(remove_duplicate=False))
+                    or name in parameters
                 ):
                     state[name] = value
         return state

@@ -94,7 +94,10 @@ class Keeping:
         own: Mapping[str, Any] = saved.get(OWN) or {}
         mine: Mapping[str, Any] = own.get(self.own_place[1]) or {}
         exact = self._keeps_own and keep_own(self._exchange, self._plan, mine)
-        if not exact:
+        if exact:
+            # What was kept is of the scheme that the checkpoint had; a run may have been started again with another.
+            self._exchange.go_on(step + 1)
+        else:
             keep_folded(self._exchange, self._parameters, saved.get(RESIDUALS, {}))
         if self._meetings is not None:
             own_parameters = mine.get(PARAMETERS) if exact else None

@@ -38,7 +38,7 @@ from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange, fastest_sums
 from distroml.runtime.parallel.substitutes import substitute_of
 from distroml.runtime.parallel.units import own_parameters
-from distroml.runtime.typed import backward
+from distroml.runtime.typed import backward, norm_of
 
 
 class ParallelModel:
@@ -78,7 +78,6 @@ class ParallelModel:
         self._loss = loss
         self._seed = seed
         self._step = 0
-        # Normalised, by parameter: the sum over ranks of what an earlier run kept of gradients.
         self._precision: Precision = precision
         self._trainable = trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
         self._plain = plan.world_size == plan.dp_replicate
@@ -296,9 +295,17 @@ class ParallelModel:
         """Gradients that were no finite number in this step, as far as compression found out here; after the waits."""
         return tuple(one for source in self._finders for one in source.non_finite)
 
+    def own_culprits(self) -> tuple[NonFinite, ...]:
+        """Where replicas step by themselves, this one's first gradient that is no finite number, as it is now."""
+        if self.meetings is None:
+            return ()
+        gradients = ((name, parameter.grad) for name, parameter in self._trainable if parameter.grad is not None)
+        broken = next((name for name, gradient in gradients if not bool(norm_of(gradient).isfinite())), "")
+        return (NonFinite(self.mesh.world.rank, broken, self._step),) if broken else ()
+
     def blame(self, found: Sequence[NonFinite]) -> str:
         """All that ranks have `found` of one step, in words. Collective; raises `PeerLost`."""
-        return blame(found, self.collectives) if self._finders else ""
+        return blame(found, self.collectives) if self._finders or self.meetings is not None else ""
 
     def measure(
         self, batch: Any, loss: Loss | None = None, name: str = "loss"

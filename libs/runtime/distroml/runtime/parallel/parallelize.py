@@ -18,7 +18,7 @@ from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.model import ParallelModel
 from distroml.runtime.parallel.plan import plan as make_plan
 from distroml.runtime.parallel.precision import Precision, loss_in
-from distroml.runtime.parallel.recompute import recompute
+from distroml.runtime.parallel.recompute import keep_all, recompute
 from distroml.runtime.parallel.weights import LiveSource, WeightSource, materialise, pretrained, record
 from distroml.runtime.typed import compile_in_place
 
@@ -161,6 +161,7 @@ def spread(
     whole = dict.fromkeys((name for name, _ in model.named_parameters()), True)
     mesh = Mesh(plan, world)
     if plan.world_size == plan.dp_replicate:
+        keep_all(model)
         if plan.recompute != "none" or compiled:
             chain = chain_for(f"the plan {plan}", model, loss, sample).modules(model)
             recompute(chain, plan.recompute)

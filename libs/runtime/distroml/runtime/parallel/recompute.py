@@ -41,16 +41,16 @@ class _Recomputed:
     """A block's forward that keeps its inputs only. On the object, so that class and names stay the user's."""
 
     def __init__(self, forward: Callable[..., Any], kind: Recompute) -> None:
-        self._forward = forward
+        self.forward = forward
         self._more: dict[str, Any] = {}
         if kind == "selective":
             self._more["context_fn"] = partial(_torch.create_selective_checkpoint_contexts, _policy)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return self._forward(*args, **kwargs)
+            return self.forward(*args, **kwargs)
         return _torch.checkpoint(
-            self._forward, *args, use_reentrant=False, preserve_rng_state=True, **self._more, **kwargs
+            self.forward, *args, use_reentrant=False, preserve_rng_state=True, **self._more, **kwargs
         )
 
 
@@ -59,3 +59,10 @@ def recompute(blocks: Sequence[nn.Module], kind: Recompute) -> None:
     if kind != "none":
         for block in blocks:
             block.forward = _Recomputed(block.forward, kind)
+
+
+def keep_all(model: nn.Module) -> None:
+    """Undo `recompute` within `model`: one that outlives a generation goes by the next one's plan alone."""
+    for module in model.modules():
+        if isinstance(own := module.forward, _Recomputed):
+            module.forward = own.forward

@@ -54,7 +54,12 @@ class _Bucket:
         self.number = number
         self.spec = spec
         self.flat = torch.zeros(spec.numel, dtype=spec.dtype, device=spec.device)
-        self.missing = len(spec.segments)
+        # Places in the model of parameters whose gradients the step's last pass has not brought yet.
+        self.missing: set[int] = set()
+        self.launched = False
+
+    def open(self) -> None:
+        self.missing = {segment.index for segment in self.spec.segments}
         self.launched = False
 
 
@@ -114,20 +119,21 @@ class GradientReducer:
         index = segment.index
 
         def accumulated(parameter: torch.Tensor) -> None:
+            if bucket.launched:
+                raise RuntimeError(
+                    f"a gradient of {segment.name} came after its bucket was summed: the backward pass visits it "
+                    "twice; use activation checkpointing with use_reentrant=False"
+                )
             # The first pass of a step brings a fresh tensor; later ones were added into the view in place.
             if parameter.grad is not view:
-                if bucket.launched:
-                    raise RuntimeError(
-                        f"a gradient of {segment.name} came after its bucket was summed: the backward pass visits it "
-                        "twice; use activation checkpointing with use_reentrant=False"
-                    )
                 assert parameter.grad is not None
                 view.copy_(parameter.grad)
                 parameter.grad = view
             fired[index] = True
             if self.last:
-                bucket.missing -= 1
-                if bucket.missing == 0:
+                # A pass may bring a gradient in parts: counted twice, another one would not be waited for.
+                bucket.missing.discard(index)
+                if not bucket.missing:
                     self._launch_ready()
 
         self._handles.append(on_gradient(parameter, accumulated))
@@ -137,8 +143,7 @@ class GradientReducer:
         for _, parameter in self.parameters:
             parameter.grad = None
         for bucket in self._buckets:
-            bucket.missing = len(bucket.spec.segments)
-            bucket.launched = False
+            bucket.open()
         self._fired[:] = [False] * len(self._fired)
         self._pending.clear()
         self._next = 0
@@ -146,7 +151,7 @@ class GradientReducer:
         self.wait_s = 0.0
 
     def _launch_ready(self) -> None:
-        while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
+        while self._next < len(self._buckets) and not self._buckets[self._next].missing:
             self._launch(self._buckets[self._next])
 
     def _launch(self, bucket: _Bucket) -> None:

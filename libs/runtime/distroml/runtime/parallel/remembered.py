@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from distroml.planner import (
     contradicts,
     learn,
 )
+from distroml.runtime.caching import discard, write_down
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.profile.probe import Probed
@@ -66,8 +68,16 @@ class LivePlan:
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
     """Where what was measured of machines and models is kept: `$DISTROML_CACHE`, or the user's cache folder."""
-    base = environ.get("DISTROML_CACHE") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distroml"
+    base = environ.get("DISTROML_CACHE") or Path(environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "distroml"
     return Path(base) / "plans"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        # A container may run as a user that its system does not know.
+        return Path(tempfile.gettempdir()) / f"home-of-{os.getuid()}"
 
 
 def key_of(
@@ -105,11 +115,7 @@ def corrections_of(cache: Path, key: str) -> Corrections:
 
 def keep(cache: Path, what: str, key: str, value: object) -> None:
     """Write `value` down under a kind and a key."""
-    path = _path(cache, what, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_bytes(msgspec.json.encode(value))
-    scratch.replace(path)
+    write_down(_path(cache, what, key), msgspec.json.encode(value))
 
 
 def kept(cache: Path, what: str, key: str, type_: type[Kept]) -> Kept | None:
@@ -133,7 +139,7 @@ def remember(live: LivePlan, measured: Measurement, cache: Path) -> tuple[str, s
         return "", ""
     taught = learn(live.prediction, measured, live.corrections)
     keep(cache, "corrections", live.key, taught)
-    _path(cache, "plan", live.key).unlink(missing_ok=True)
+    discard(_path(cache, "plan", live.key))
     return how, "the next generation is planned with it" if live.searched else "the next prediction reckons with it"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import torch.distributed as dist
 
 from distroml.planner import Device, Sample, Topology, fit_levels
 from distroml.planner.topology import Collective
+from distroml.runtime.caching import write_down
 from distroml.runtime.comm.algorithms import host_name
 from distroml.runtime.elastic import Collectives, World, communication, heard
 from distroml.runtime.profile.shards import time_shards
@@ -240,7 +240,4 @@ def _read(path: Path) -> Probed | None:
 
 
 def _write(path: Path, probed: Probed) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_bytes(msgspec.json.encode(_Kept(time.time(), probed.levels, probed.samples)))
-    scratch.replace(path)
+    write_down(path, msgspec.json.encode(_Kept(time.time(), probed.levels, probed.samples)))

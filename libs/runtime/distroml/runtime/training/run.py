@@ -7,18 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from distroml.runtime.checkpoint import NOTHING_ELSE, Whole, capture
+from distroml.runtime.checkpoint import NOTHING_ELSE
 from distroml.runtime.compress.optim import CompressedOptimizer
-from distroml.runtime.data import DataLoader, DataPosition
+from distroml.runtime.data import DataLoader
 from distroml.runtime.data.ranges import after
 from distroml.runtime.elastic import Membership, World
 from distroml.runtime.link import Link
-from distroml.runtime.parallel import ParallelModel, spread
+from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.training.adapting import Adapting
-from distroml.runtime.training.apart import rejoin, separate
 from distroml.runtime.training.controlling import adapting_of, kept_by, start
 from distroml.runtime.training.evaluation import evaluate
 from distroml.runtime.training.fingerprint import fingerprint
@@ -28,10 +25,11 @@ from distroml.runtime.training.recording import SchemeRecord
 from distroml.runtime.training.reports import Reporter
 from distroml.runtime.training.restoring import restore_agreed
 from distroml.runtime.training.saves import Saves
-from distroml.runtime.training.settings import Settings, check_last_step, fresh_optimizer, parameter_count
+from distroml.runtime.training.settings import Settings, check_last_step, parameter_count
 from distroml.runtime.training.source import ModelSource
 from distroml.runtime.training.step import StepDone, Stepper
 from distroml.runtime.training.storage import Storage
+from distroml.runtime.training.trainee import Trainee
 from distroml.runtime.training.types import CheckpointsExhausted, FitResult, LossFunction, StepInfo
 from distroml.runtime.training.votes import Wish
 from distroml.workerlink import CheckpointRef
@@ -53,7 +51,7 @@ class StopOrdered(Exception):
 
 
 class Run:
-    """One generation's model, optimizer and place in the data, on this rank."""
+    """One generation on this rank: steps, checkpoints, evaluations, and the orders that end them."""
 
     def __init__(
         self,
@@ -75,47 +73,42 @@ class Run:
         self._sample = settings.data.sample()
         self._planned = Planned(link, world, settings, source, self._sample, storage.store)
         self.plan = self._planned.plan
-        self._divides = self.plan.world_size > self.plan.dp_replicate
         check_last_step(self.plan, settings.data)
-        self.parallel = self._spread()
-        self.reporter = Reporter(
-            link, world, self.parallel, total_steps=settings.total_steps, log_every_s=settings.log_every_s
-        )
-        self.step = 0
-        self.position = DataPosition()
+        self.trainee = Trainee(settings, source, membership, world, self.plan, self._sample)
+        self.reporter = self._speaker()
         self.restored: CheckpointRef | None = None
-        self.evaluated: dict[str, float] | None = None
         self.trained = False
-        self._optimizer: Optimizer | None = None
-        self._scheduler: LRScheduler | None = None
-        self._saves = Saves(link, storage, self.parallel.collectives, self._on_committed, self._whole())
+        self._saves = Saves(link, storage, self.parallel.collectives, self._on_committed, self.trainee.whole)
         self._stepper: Stepper | None = None
         self._recorded = recorded
         self._adapting: Adapting | None = None
+
+    @property
+    def parallel(self) -> ParallelModel:
+        """The model as this generation's plan spreads it."""
+        return self.trainee.parallel
 
     @property
     def module(self) -> nn.Module:
         """The model of this generation."""
         return self.parallel.module
 
-    # ---- the start
+    @property
+    def step(self) -> int:
+        """The last step that was made."""
+        return self.trainee.step
 
-    def _spread(self) -> ParallelModel:
-        """The model by this generation's plan. One that is divided is made anew, so that another plan can follow."""
-        model, source = self._source.build() if self._divides else (self._source.module, None)
-        with self._membership.connecting():
-            return spread(
-                model,
-                self.plan,
-                self.world,
-                loss=self.settings.loss,
-                sample=self._sample,
-                seed=self.settings.seed,
-                precision=self.settings.precision,
-                compiled=self.settings.compiled,
-                source=source,
-                compression=self.settings.compression,
-            )
+    def _speaker(self) -> Reporter:
+        settings = self.settings
+        return Reporter(
+            self._link,
+            self.world,
+            self.parallel,
+            total_steps=settings.total_steps,
+            log_every_s=settings.log_every_s,
+        )
+
+    # ---- the start
 
     def restore(self) -> None:
         """Load what this generation starts from, on every rank the same. Collective.
@@ -124,46 +117,35 @@ class Run:
             CheckpointsExhausted: only damaged checkpoints are left, and the training may not start again.
         """
         self._link.progress(step=0, phase="restore")
-        world, settings = self.world, self.settings
+        world, settings, trainee = self.world, self.settings, self.trainee
         wanted = world.restore if self._storage.catalogue is None else self._storage.catalogue.latest()
         found, more = restore_agreed(
             wanted=wanted,
             storage=self._storage,
             link=self._link,
             collectives=self.parallel.collectives,
-            fresh=self._fresh,
-            whole=self._whole() or NOTHING_ELSE,
+            fresh=trainee.fresh,
+            whole=trainee.whole or NOTHING_ELSE,
             own=self.parallel.keeping.own_place,
         )
         kept = ""
         if found.ref is None:
-            if found.damaged:
-                self._start_again(found.damaged)
-            self._first_weights(overwritten=bool(found.damaged))
+            self._begin(found.damaged)
         else:
-            place: dict[str, Any] = more["trainer"]
-            self.step, self.position = int(place["step"]), DataPosition(int(place["epoch"]), int(place["index"]))
-            self.evaluated = place["evaluated"]
-            kept = place.get("control", "")
+            kept = trainee.go_on(more)
             self.restored = found.ref
-            if self.parallel.keeping.keep(more, self.step) and self.parallel.meetings is not None:
-                assert self._optimizer is not None
-                rejoin(self._optimizer, self.parallel.part.held, more, self.parallel.keeping.own_place)
-            if self._scheduler is not None:
-                self._scheduler.load_state_dict(more["lr_scheduler"])
             log.info("restored the checkpoint of step %d in %.2f s", found.ref.step, found.seconds)
-        assert self._optimizer is not None
-        if isinstance(self._optimizer, CompressedOptimizer):
+        if isinstance(trainee.optimizer, CompressedOptimizer):
             if settings.grad_clip is not None:
                 raise ValueError(
-                    f"grad_clip is of summed gradients, and with {type(self._optimizer).__name__} there are none; "
+                    f"grad_clip is of summed gradients, and with {type(trainee.optimizer).__name__} there are none; "
                     "leave it out (DGC clips each rank's own by its clip=)"
                 )
-            self.parallel.exchange_for(self._optimizer, settings.compression, self.step)
+            self.parallel.exchange_for(trainee.optimizer, settings.compression, self.step)
         self._stepper = Stepper(
             parallel=self.parallel,
-            optimizer=self._optimizer,
-            scheduler=self._scheduler,
+            optimizer=trainee.optimizer,
+            scheduler=trainee.scheduler,
             data=settings.data,
             world=world,
             grad_clip=settings.grad_clip,
@@ -177,51 +159,21 @@ class Run:
         if self._adapting is not None:
             start(self._adapting, self.parallel, self._sample, self.plan.grad_accum_steps, self.step, kept)
 
-    def _whole(self) -> Whole | None:
-        """The model of which this rank holds a part; None where every rank saves the same."""
-        if self._divides:
-            return self.parallel.part.whole
-        compression = self.settings.compression
-        apart = (compression.on and compression.residuals == "exact") or compression.outer is not None
-        return Whole.of(self.module) if apart else None
-
-    def _first_weights(self, *, overwritten: bool) -> None:
-        if not self._divides:
-            self._source.reset()
-        elif overwritten:
-            self.parallel.close()
-            self.parallel = self._spread()
-        self._fresh()
-        if not self._divides:
-            self.parallel.synchronise()
-        if self.parallel.meetings is not None:
-            self.parallel.meetings.resume(0)
+    def _begin(self, damaged: int) -> None:
+        """Begin with the first weights: there is no checkpoint, or all are `damaged`."""
+        if damaged:
+            self._start_again(damaged)
+        before = self.parallel
+        self.trainee.begin(overwritten=bool(damaged))
+        if self.parallel is not before:
+            # It tells of the parameters, and would go on to tell of those that were overwritten.
+            self.reporter = self._speaker()
 
     def _start_again(self, damaged: int) -> None:
         if self.settings.without_checkpoint == "fail" or not self._source.can_reset:
             hint = "" if self._source.can_reset else "; pass model_factory= to Trainer to be able to start again"
             raise CheckpointsExhausted(f"all {damaged} checkpoint(s) of this job are damaged, none is left{hint}")
         log.error("ALL %d CHECKPOINT(S) ARE DAMAGED: training starts again from step 0", damaged)
-
-    def _fresh(self) -> tuple[nn.Module, Optimizer, dict[str, Any]]:
-        """A new optimizer and scheduler, and the further state that a checkpoint fills."""
-        self._optimizer = fresh_optimizer(self.settings, self.parallel.parameters())
-        self._scheduler = self.settings.lr_scheduler(self._optimizer) if self.settings.lr_scheduler else None
-        return self.parallel.part.state, self._optimizer, {**self._more(), **self.parallel.keeping.blank()}
-
-    def _more(self) -> dict[str, Any]:
-        more: dict[str, Any] = {
-            "trainer": {
-                "step": self.step,
-                "epoch": self.position.epoch,
-                "index": self.position.index,
-                "evaluated": self.evaluated,
-                "control": kept_by(self._adapting, self.parallel),
-            }
-        }
-        if self._scheduler is not None:
-            more["lr_scheduler"] = self._scheduler.state_dict()
-        return more
 
     # ---- the steps
 
@@ -233,18 +185,18 @@ class Run:
             StopOrdered: the job is to end here.
         """
         assert self._stepper is not None
-        settings = self.settings
+        settings, trainee = self.settings, self.trainee
         self.module.train()
-        while self.step < settings.total_steps:
+        while trainee.step < settings.total_steps:
             self._membership.check()
-            number = self.step + 1
+            number = trainee.step + 1
             if self._adapting is not None:
                 self._adapting.begin(number)
             last = number == settings.total_steps
-            taken, done = self._stepper.run(number, self.position, last=last)
+            taken, done = self._stepper.run(number, trainee.position, last=last)
             if self._adapting is not None:
                 self._adapting.end(number)
-            self.step, self.position = number, after(taken)
+            trainee.step, trainee.position = number, after(taken)
             save_due = settings.checkpoint_every is not None and self._due(settings.checkpoint_every, number, last)
             eval_due = settings.eval_data is not None and self._eval_due(number, last)
             if save_due or eval_due or last or self.reporter.last is None:
@@ -253,9 +205,9 @@ class Run:
             if not last and wishes & (Wish.DRAIN | Wish.STOP | Wish.STOP_WITH_CHECKPOINT):
                 self._obey(wishes)
             if eval_due and settings.eval_data is not None:
-                self.evaluated = self.evaluate(settings.eval_data, None)
+                trainee.evaluated = self.evaluate(settings.eval_data, None)
                 if self.world.is_main:
-                    log.info("step %d: held-out loss %.4f", number, self.evaluated["loss"])
+                    log.info("step %d: held-out loss %.4f", number, trainee.evaluated["loss"])
             if save_due and not last:
                 self._checkpoint(busy=bool(wishes & Wish.BUSY))
             for step in done:
@@ -324,15 +276,9 @@ class Run:
         self._begin_save("checkpoint")
 
     def _begin_save(self, why: str) -> None:
-        assert self._optimizer is not None
         if self.reporter.last is not None:
             self.reporter.record(self.reporter.last, why)
-        whole = self._whole() or NOTHING_ELSE
-        more = {**self._more(), **self.parallel.keeping.kept()}
-        state = capture(self.parallel.part.state, self._optimizer, whole=whole, **more)
-        if self.parallel.meetings is not None:
-            separate(state, self.parallel, main=self.world.is_main)
-        self._saves.begin(state, step=self.step)
+        self._saves.begin(self.trainee.captured(kept_by(self._adapting, self.parallel)), step=self.step)
 
     def _save_and_wait(self, why: str, timeout_s: float) -> bool:
         """A save that the caller cannot do without, begun once the one before it is through."""
@@ -376,7 +322,7 @@ class Run:
         return FitResult(
             step=self.step,
             loss=last.loss if last else None,
-            eval=self.evaluated,
+            eval=self.trainee.evaluated,
             rank=self.world.rank,
             world_size=self.world.world_size,
             generation=self.world.generation,

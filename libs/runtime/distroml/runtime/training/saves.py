@@ -100,7 +100,9 @@ class Saves:
             opened = self._storage.catalogue.open(step, f"s{step}-{self._nonce}", base)
         own = state if self._agreement is None else self._agreement.agree(state)
         if not self._saver.begin(own, {}, step=step, opened=opened):
-            self._on_failed(step, "this rank is still writing an earlier save")
+            # Where there was no memory for the copy, the saver has said so itself.
+            if step not in self._outcome:
+                self._on_failed(step, "this rank is still writing an earlier save")
             return
         if opened is None:
             self._link.send(

@@ -106,7 +106,8 @@ class ModelSource:
             blank, source = self._record()
             return hollow_copy(blank, "meta"), source
         made = hollow_copy(self._meta, "cpu")
-        known = self._initial if self._initial is not None else self._buffers
+        # Read once: the link's thread lets go of it.
+        known = self._initial or self._buffers
         with torch.no_grad():
             for name, tensor in _tensors(made).items():
                 if name in known:

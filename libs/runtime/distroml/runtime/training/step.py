@@ -193,7 +193,9 @@ class Stepper:
         loss = loss_sum / count
         if self._stop_at_non_finite and not (math.isfinite(loss) and math.isfinite(norm)):
             # Every rank sees the same numbers, and so comes here.
-            blame = self._parallel.blame(flying.non_finite)
+            # On a GPU the gradients are another step's by now.
+            own = () if self._late else self._parallel.own_culprits()
+            blame = self._parallel.blame((*flying.non_finite, *own))
             raise NonFiniteError(
                 f"step {flying.step} (samples [{flying.taken.start}, {flying.taken.stop}) of epoch "
                 f"{flying.taken.epoch}): loss {loss}, gradient norm {norm}{blame}; lower the learning rate, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from distroml.runtime.caching import write_down
 from distroml.runtime.comm.algorithms.allreduce import AllReduce, Flat, Hierarchical
 from distroml.runtime.comm.algorithms.arrangement import Arrangement, host_name
 from distroml.runtime.comm.algorithms.choice import Choice, Timed
@@ -180,7 +180,4 @@ def _read(path: Path) -> Choice | None:
 
 
 def _write(path: Path, choice: Choice) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_bytes(msgspec.json.encode(_Kept(time.time(), choice.timed)))
-    scratch.replace(path)
+    write_down(path, msgspec.json.encode(_Kept(time.time(), choice.timed)))

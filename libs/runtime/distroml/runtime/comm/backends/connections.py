@@ -34,14 +34,13 @@ def _open_sockets() -> dict[int, int]:
 
 def _shut(descriptor: int, inode: int) -> None:
     try:
-        if os.fstat(descriptor).st_ino != inode:
-            return  # closed, and the number used again
         with socket.socket(fileno=os.dup(descriptor)) as connection:
-            if connection.family in (socket.AF_INET, socket.AF_INET6):
+            # Asked of the copy, which nobody else closes: the number may be another file's at any moment.
+            if os.fstat(connection.fileno()).st_ino == inode and connection.family in (socket.AF_INET, socket.AF_INET6):
                 connection.getpeername()  # a listening socket is left alone: Gloo dies of an error in accept()
                 connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # closed meanwhile, or never connected
+        pass  # closed meanwhile, no socket any more, or never connected
 
 
 class Connections:

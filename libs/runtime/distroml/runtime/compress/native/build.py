@@ -81,8 +81,14 @@ def run(command: list[str]) -> None:
 
 def build(library: Path = LIBRARY) -> Path:
     """Compile and link `library`, in place of any old one; raises `BuildFailed`."""
-    library.unlink(missing_ok=True)
-    cxx = compiler()
+    try:
+        library.unlink(missing_ok=True)
+        return _built(library, compiler())
+    except OSError as error:
+        raise BuildFailed(f"{library} could not be written: {error}") from error
+
+
+def _built(library: Path, cxx: list[str]) -> Path:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     defines = [f'-DDISTROML_SOURCES="{sources_hash()}"', *(["-DDISTROML_X86"] if x86 else [])]
     with tempfile.TemporaryDirectory() as folder:

@@ -115,7 +115,9 @@ class DGC(CompressedOptimizer):
         return [(n + 1, Spec("topk", ratio=ahead[n])) for n in changes]
 
     def factor(self, norm: torch.Tensor, unit: torch.Tensor, world_size: int) -> torch.Tensor | None:
-        """By which this rank's gradient is to be shortened.
+        """By which this rank's gradient is to be shortened: to nothing where it is no finite number anywhere.
+
+        Its step is broken then, and the buckets that are exchanged before the broken one must not take that up.
 
         Args:
             norm: of its raw gradient.
@@ -124,7 +126,8 @@ class DGC(CompressedOptimizer):
         """
         if self.clip is None:
             return None
-        return torch.clamp(self.clip / world_size**0.5 / (norm.double() / unit + 1e-6), max=1.0)
+        shorter = torch.clamp(self.clip / world_size**0.5 / (norm.double() / unit + 1e-6), max=1.0)
+        return torch.where(norm.isfinite(), shorter, 0.0)
 
     def _move(self, parameter: nn.Parameter, told: torch.Tensor, group: dict[str, Any]) -> None:
         parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(told, alpha=-group["lr"])

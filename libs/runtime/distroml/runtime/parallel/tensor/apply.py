@@ -44,7 +44,6 @@ def apply_tensor_plan(module: nn.Module, plan: TensorPlan, mesh: DeviceMesh, *, 
             f"the plan splits over {plan.degree} ranks, the mesh has shape {tuple(mesh.shape)}: "
             f"hand over the tp axis of the mesh, of size {plan.degree}"
         )
-    ranks = GroupRanks(mesh.get_group(), mesh.get_local_rank(), plan.degree)
     done: dict[int, nn.Parameter] = {}
     for path, split in plan.modules.items():
         owner = find_module(module, path)

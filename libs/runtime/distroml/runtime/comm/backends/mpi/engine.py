@@ -84,19 +84,23 @@ class Engine:
         with self._lock:
             if self._broken:
                 raise CommunicationFailed(f"{operation.what} was not begun: {self._broken}")
+            why = ""
             try:
                 operation.request = operation.start()
             except Exception as error:
                 if not _of_mpi(error):
                     raise
-                self._fail(f"{operation.what} failed: {error}")
-                raise CommunicationFailed(self._broken) from None
-            operation.begun = time.monotonic()
-            operation.deadline = operation.begun + operation.timeout_s
-            self._pending.append(operation)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._behind, name="distroml-mpi", daemon=True)
-                self._thread.start()
+                why = f"{operation.what} failed: {error}"
+            else:
+                operation.begun = time.monotonic()
+                operation.deadline = operation.begun + operation.timeout_s
+                self._pending.append(operation)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._behind, name="distroml-mpi", daemon=True)
+                    self._thread.start()
+        if why:
+            self.break_(why)
+            raise CommunicationFailed(self._broken)
         self._wake.set()
 
     def wait(self, operation: Operation, timeout_s: float | None = None) -> None:
