@@ -34,7 +34,7 @@ def test_levels_have_together_what_a_rank_sends(how, nodes, per_node, on_cpu):
 def test_a_hierarchy_spares_the_links_between_hosts_where_there_are_processors_only():
     route = apart(inner=1e10, outer=1e8).route(8, 1)
     ring, layered = (summed(route, 8.0 * MIB, 1, on_cpu=on_cpu) for on_cpu in (False, True))
-    assert layered.seconds < 0.6 * ring.seconds
+    assert layered.seconds < 0.65 * ring.seconds
     # Of a node's four ranks each sends its own quarter to the other node; in a ring one sends all but an eighth, twice.
     assert layered.sent_bytes["cluster"] == pytest.approx(8 * MIB / 4)
     assert ring.sent_bytes["cluster"] == pytest.approx(8 * MIB * 2 * 7 / 8 / 4)

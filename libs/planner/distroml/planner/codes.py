@@ -170,8 +170,9 @@ def _low_rank_working(spec: Spec, buffer: Buffer, ranks: int) -> int:
     # What the last round brought stays until the next one, or the end.
     brought, brought_last = _brought(first, ranks), _brought(second, ranks)
     # As float32 and in one phase factors are coded by single operations.
-    coding = _CODED_COPIES * factor if not spec.payload and len(second) == 1 else 0
-    sent = sum(one.bytes for one in second)
+    coded = [one for one in second if one.how != "sum"]
+    coding = _CODED_COPIES * factor if coded and not spec.payload else 0
+    sent = sum(one.bytes for one in coded[:1])
     return max(
         factor + 3 * basis,
         factor + basis + 2 * whole + whole_lost + _in_messages(first, ranks),
