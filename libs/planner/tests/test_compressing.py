@@ -8,18 +8,21 @@ from hypothesis import given
 from distroml.planner import (
     Candidate,
     Compressing,
+    Momenta,
     Plan,
     PlanRefused,
     Pricer,
     Refused,
+    Training,
     Tried,
     compressing,
     parse_wish,
     search,
 )
+from distroml.planner.buffers import fullest
 from distroml.planner.codes import Buffer, Sides, code_of, kept_bytes, messages
 from distroml.planner.compression import UnknownScheme, parse_spec
-from libs.planner.tests.models import TRAINING, gpt, machines
+from libs.planner.tests.models import TRAINING, chain, gpt, machines
 from libs.planner.tests.test_pricing import BATCH, MODEL, plans, predict
 
 KEPT_PARTS = ("residuals", "buffers", "margin")
@@ -84,13 +87,16 @@ def test_codecs_without_a_core_of_their_own_hide_behind_nothing():
 
 
 def test_shards_are_scattered_as_codes_and_keep_nothing():
-    plan = Plan(dp_shard=8, microbatch=1)
-    plain, packed = predict(plan), predict(plan, training=under("none", "int4"))
+    plan, together = Plan(dp_shard=8, microbatch=1), machines(nodes=1, per_node=8, inner=1e9)
+    plain, packed = (predict(plan, together, under("none", shard)) for shard in ("none", "int4"))
     assert packed.compressed.sent_bytes["dp_shard"] == pytest.approx(
         packed.compressed.dense_bytes["dp_shard"] * (1 / 2 + 4 / 128) / 2, rel=1e-3
     )
     assert packed.seconds["dp_shard"] < plain.seconds["dp_shard"]
     assert packed.bytes["residuals"] == 0
+    # Between hosts a ring crosses once for all ranks of one, and a code for each of its owners.
+    across = predict(plan, training=under("none", "int4"))
+    assert across.seconds["dp_shard"] > predict(plan).seconds["dp_shard"]
 
 
 def test_compressed_shards_go_with_no_tp():
@@ -144,6 +150,82 @@ def test_what_cannot_be_asked_for_is_refused():
         compressing("auto")
     with pytest.raises(PlanRefused, match="share from 0 to 1"):
         Compressing(slows=2.0)
+    with pytest.raises(PlanRefused, match="number of steps"):
+        Compressing(sync_every=-1)
+    with pytest.raises(PlanRefused, match="with sync_every they exchange nothing"):
+        compressing("auto", ladder=[Candidate("none"), Candidate("int8")], sync_every=2)
+
+
+def test_messages_stand_beside_the_activations_that_are_left_when_they_are_sent():
+    """Four blocks of 0.4 MB of gradients, each of which leaves 0.1 MB for its backward pass."""
+    model = chain([1e-3] * 4, saved=1e5, parameters=100_000)
+    training = Training(precision="fp32", compressing=compressing("int8"))
+
+    def peak(bucket_mb):
+        plan = Plan(dp_replicate=8, microbatch=1, bucket_mb=bucket_mb)
+        return Pricer(model, machines(), training, 8).predict(plan).bytes
+
+    at_once, by_block = peak(8.0), peak(0.4e6 / (1 << 20))
+    assert at_once["activations"] == 0, "one bucket is full when the passes are over"
+    assert at_once["buffers"] == pytest.approx(3.125 * 400_000, rel=0.03)
+    assert by_block["activations"] == 3e5, "the first of four is full when one block is through"
+    assert by_block["buffers"] == pytest.approx(at_once["buffers"] / 4, rel=0.03)
+
+
+def test_meetings_cost_once_in_so_many_steps():
+    plan = Plan(dp_replicate=8, microbatch=1)
+    each, seldom, never = (predict(plan, training=under("int8", sync_every=every)) for every in (1, 50, 10**9))
+    # What is left of very rare ones is the gradient's way into its buffer.
+    rest = never.seconds["dp_replicate"]
+    assert seldom.seconds["dp_replicate"] - rest == pytest.approx((each.seconds["dp_replicate"] - rest) / 50, rel=1e-3)
+    for axis, sent in each.compressed.sent_bytes.items():
+        assert seldom.compressed.sent_bytes[axis] == pytest.approx(sent / 50)
+    assert sum(seldom.compressed.level_bytes.values()) == pytest.approx(sum(seldom.compressed.sent_bytes.values()))
+    assert seldom.compressed.dense_bytes == each.compressed.dense_bytes
+    plain = predict(plan, training=under("int8"))
+    assert plain.compressed.sent_bytes == pytest.approx(each.compressed.sent_bytes)
+    # Where replicas meet nothing hides the exchange.
+    assert each.seconds["dp_replicate"] > plain.seconds["dp_replicate"]
+
+
+def test_meetings_take_two_more_copies_of_the_parameters():
+    plan = Plan(dp_replicate=8, microbatch=1)
+    plain, apart = predict(plan), predict(plan, training=under("none", sync_every=50))
+    assert apart.bytes["optimizer"] - plain.bytes["optimizer"] == 2 * plain.bytes["parameters"]
+    assert apart.bytes["residuals"] == 0
+    assert apart.compressed.scheme == "none"
+    assert apart.compressed.sync_every == 50
+
+
+@pytest.mark.parametrize("what", [{"sync_every": 50}, {"momenta": Momenta()}])
+def test_what_knows_whole_copies_only_is_planned_with_these(what):
+    pricer = Pricer(MODEL, machines(), under("int8", **what), BATCH)
+    refused = pricer.price(Plan(dp_shard=4, dp_replicate=2, microbatch=1))
+    assert isinstance(refused, Refused)
+    assert "is not possible with dp_replicate=2,dp_shard=4" in refused.reason
+    assert refused.nearest == "dp_replicate=8 works"
+    assert search(MODEL, machines(), under("int8", **what), BATCH).plan.mesh_text == "dp_replicate=8"
+
+
+def test_momenta_have_memory_for_the_first_steps_and_wait_where_they_must():
+    plan, model = Plan(dp_replicate=8, microbatch=1), MODEL.parameters
+    rare = predict(plan, training=under("topk:0.001"))
+    momenta = Momenta(kept_bytes=4, first=("topk:0.25",), waits=True)
+    dgc = predict(plan, training=under("topk:0.001", momenta=momenta))
+    assert dgc.bytes["residuals"] - rare.bytes["residuals"] == pytest.approx(4 * model, rel=1e-6)
+    assert dgc.compressed.working_bytes > 2 * rare.compressed.working_bytes
+    assert dgc.compressed.sent_bytes == rare.compressed.sent_bytes, "steps are priced by what stays"
+    slow = machines(outer=1e7)
+    assert (
+        predict(plan, slow, under("topk:0.001", momenta=momenta)).seconds["dp_replicate"]
+        > predict(plan, slow, under("topk:0.001", momenta=replace(momenta, waits=False))).seconds["dp_replicate"]
+    )
+
+
+def test_one_large_parameter_makes_one_large_bucket():
+    small, large = fullest([(64, 64)] * 10, 20_000), fullest([(64, 64)] * 10 + [(1000, 64)], 20_000)
+    assert small == Buffer(4 * 4096, (Sides(64, 64, 4),))
+    assert large == Buffer(64_000, (Sides(1000, 64, 1),))
 
 
 def test_a_rank_alone_sends_and_keeps_nothing():

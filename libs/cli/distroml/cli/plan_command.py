@@ -41,6 +41,9 @@ def plan(
     compress_shard: Annotated[
         str, typer.Option(metavar="SCHEME", help="Sum gradients along dp_shard so: int8 or int4.")
     ] = "",
+    sync_every: Annotated[
+        int, typer.Option(metavar="STEPS", min=0, help="Replicas step by themselves and meet after so many steps.")
+    ] = 0,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.svg", help="Draw mesh, stages, memory and the schedule in time.")
     ] = None,
@@ -53,7 +56,7 @@ def plan(
     # YAML and the client are slow to import, and needed here only.
     from distroml.cli.plan_request import requested
 
-    request = requested(spec, data, live=live, compress=compress, compress_shard=compress_shard)
+    request = requested(spec, data, live=live, compress=compress, compress_shard=compress_shard, sync_every=sync_every)
     if price.startswith("@"):
         for told in _priced_lines(request, price[1:]):
             output.print_json_line(told)

@@ -66,10 +66,12 @@ _UNMEASURED = (
 )
 
 
-def requested(path: Path, data: Path, *, live: bool, compress: str = "", compress_shard: str = "") -> Request:
+def requested(
+    path: Path, data: Path, *, live: bool, compress: str = "", compress_shard: str = "", sync_every: int = 0
+) -> Request:
     """What the spec at `path` asks. With `live`, the control plane on the folder `data` says how many machines.
 
-    `compress` and `compress_shard` stand instead of what the spec has under `training`.
+    `compress`, `compress_shard` and `sync_every` stand instead of what the spec has under `training`.
 
     Raises:
         UsageError: the spec cannot be read; names every mistake with its line.
@@ -77,7 +79,8 @@ def requested(path: Path, data: Path, *, live: bool, compress: str = "", compres
     """
     read = planfile.read(path)
     found = _live(read, data) if live else None
-    asked = {name: value for name, value in (("compress", compress), ("compress_shard", compress_shard)) if value}
+    better = {"compress": compress, "compress_shard": compress_shard, "sync_every": sync_every}
+    asked = {name: value for name, value in better.items() if value}
     spec = read.spec(live=found.fields if found is not None else None, training=asked)
     assert spec.topology is not None, "read_spec wants a cluster"
     if spec.transformer is not None:

@@ -23,7 +23,7 @@ Whatever cannot be read or made raises `PlanRefused`, whose message says what, w
 """
 
 from distroml.planner.balance import balanced_stages
-from distroml.planner.compressing import Candidate, Compressing, Tried, compressing
+from distroml.planner.compressing import Candidate, Compressing, Momenta, Tried, compressing
 from distroml.planner.explain import Counterfactual, Explainer, Sensitivity, explain
 from distroml.planner.feedback import Measurement, contradicts, learn
 from distroml.planner.fitting import Sample, fit_level, fit_levels
@@ -62,6 +62,7 @@ __all__ = [
     "MeasuredUnit",
     "Measurement",
     "ModelProfile",
+    "Momenta",
     "Plan",
     "PlanRefused",
     "Prediction",

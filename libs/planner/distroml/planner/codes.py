@@ -26,6 +26,9 @@ _TOPK_CHUNK = 65_536
 # Copies of an element while it is encoded: of a float16 the value and what arrives of it; of Top-K and random-K those
 # that were chosen, with their places.
 _HALVES_BYTES, _CHOSEN_BYTES, _DRAWN_BYTES = 8, 16, 32
+# Copies of all elements while single operations encode them as float32: the true ones, the decoded ones, what is lost,
+# and a byte each.
+_CODED_COPIES = 3.25
 
 
 class Message(NamedTuple):
@@ -105,11 +108,8 @@ def messages(spec: Spec, buffer: Buffer, ranks: int) -> list[Message]:
             count = min(buffer.elements, max(1, math.ceil(spec.ratio * buffer.elements)))
             return _exchanged([(_CODES[spec.payload], count)], ranks) if spec.payload else [Message("sum", 4 * count)]
         case "powersgd":
-            low = _low_rank(spec, buffer)
-            rest = _CODES["int8" if spec.payload == "int8" else "bf16"]
-            factors = _CODES[spec.payload]
-            first = _exchanged([(factors, low.basis), (rest, low.whole)], ranks)
-            return first + _exchanged([(factors, low.factor)], ranks)
+            first, second = _low_rank_rounds(spec, _low_rank(spec, buffer), ranks)
+            return first + second
         case _:
             return _exchanged([(code_of(spec), buffer.elements)], ranks)
 
@@ -135,10 +135,7 @@ def working_bytes(spec: Spec, buffer: Buffer, ranks: int) -> int:
     told = messages(spec, buffer, ranks)
     if spec.kind == "none" or not told:
         return 0
-    # What is gathered is there from all ranks; of two phases the scattered codes are still there, sent and got.
-    gathered = max((one.bytes * (1 + ranks) for one in told if one.how == "gather"), default=0)
-    scattered = max((3 * one.bytes + one.bytes // ranks for one in told if one.how == "scatter"), default=0)
-    n, at_once = buffer.elements, max(gathered, scattered)
+    n, at_once = buffer.elements, _in_messages(told, ranks)
     encoded = _part(n, ranks) if len(told) > 1 else n
     match spec.kind:
         case "fp16":
@@ -149,10 +146,51 @@ def working_bytes(spec: Spec, buffer: Buffer, ranks: int) -> int:
         case "randomk":
             return at_once + _DRAWN_BYTES * max(1, math.ceil(spec.ratio * n))
         case "powersgd":
-            low = _low_rank(spec, buffer)
-            return at_once + 4 * (4 * low.basis + 4 * low.factor + 2 * low.whole)
+            return _low_rank_working(spec, buffer, ranks)
         case _:
             return at_once
+
+
+def _in_messages(told: Sequence[Message], ranks: int) -> int:
+    """Bytes of messages that are there at once."""
+    # What is gathered is there from all ranks; of two phases the scattered codes are still there, sent and got.
+    gathered = max((one.bytes * (1 + ranks) for one in told if one.how == "gather"), default=0)
+    return max(gathered, max((3 * one.bytes + one.bytes // ranks for one in told if one.how == "scatter"), default=0))
+
+
+def _low_rank_working(spec: Spec, buffer: Buffer, ranks: int) -> int:
+    """PowerSGD's own tensors by the moments of its exchange, beside the residual that holds the gradients meanwhile."""
+    low = _low_rank(spec, buffer)
+    first, second = _low_rank_rounds(spec, low, ranks)
+    basis, factor, whole = 4 * low.basis, 4 * low.factor, 4 * low.whole
+    # What codes lose is kept apart: by every rank, and by the owners of parts.
+    whole_lost, factor_lost = 4 * _part(low.whole, ranks), 4 * _part(low.factor, ranks)
+    # Where the iteration began stays to the end, and the first factors do twice: as they travel, and by matrix.
+    lasting = factor + 2 * basis
+    # What the last round brought stays until the next one, or the end.
+    brought, brought_last = _brought(first, ranks), _brought(second, ranks)
+    # As float32 and in one phase factors are coded by single operations.
+    coded = [one for one in second if one.how != "sum"]
+    coding = _CODED_COPIES * factor if coded and not spec.payload else 0
+    sent = sum(one.bytes for one in coded[:1])
+    return max(
+        factor + 3 * basis,
+        factor + basis + 2 * whole + whole_lost + _in_messages(first, ranks),
+        lasting + 3 * factor + 2 * whole + whole_lost + brought,
+        lasting + 3 * factor + whole + factor_lost + max(round(brought + sent + coding), _in_messages(second, ranks)),
+        lasting + 5 * factor + whole + factor_lost + brought_last,
+    )
+
+
+def _brought(told: Sequence[Message], ranks: int) -> int:
+    """Bytes that the last of these rounds comes back with, in tensors of their own."""
+    return told[-1].bytes * ranks if told and told[-1].how == "gather" else 0
+
+
+def shard_working_bytes(spec: Spec, elements: int, ranks: int) -> int:
+    """What comes up beside a unit's gradients, `elements` of them, while they are summed along dp_shard as codes."""
+    # Codes as they are sent, as they come, and without their heads; the sum, and where torch wants it.
+    return 3 * shard_message(spec, elements, ranks).bytes + 8 * -(-elements // ranks)
 
 
 def shard_message(spec: Spec, elements: int, ranks: int) -> Message:
@@ -179,6 +217,15 @@ def _low_rank(spec: Spec, buffer: Buffer) -> _LowRank:
             factor += many * spec.rank * columns
             covered += many * rows * columns
     return _LowRank(round(basis), round(factor), max(0, buffer.elements - round(covered)))
+
+
+def _low_rank_rounds(spec: Spec, low: _LowRank, ranks: int) -> tuple[list[Message], list[Message]]:
+    """The rounds of the first factors, with what goes whole, and of the second ones."""
+    factors, rest = _CODES[spec.payload], _CODES["int8" if spec.payload == "int8" else "bf16"]
+    return (
+        _exchanged([(factors, low.basis), (rest, low.whole)], ranks),
+        _exchanged([(factors, low.factor)], ranks),
+    )
 
 
 def _part(elements: int, ranks: int) -> int:

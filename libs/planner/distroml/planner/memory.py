@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from distroml.planner.codes import Buffer, kept_bytes, shard_message, working_bytes
+from distroml.planner.codes import Buffer, kept_bytes, shard_working_bytes, working_bytes
 from distroml.planner.compressing import NONE, spec_of
 from distroml.planner.cost.chain import Chain, Span, saved_bytes
 from distroml.planner.cost.compute import rank_parameters
 from distroml.planner.cost.pipeline import in_flight
-from distroml.planner.moments import Step
+from distroml.planner.moments import Step, Sums
 from distroml.planner.plan import Plan
 from distroml.planner.prediction import BYTES, Corrections
 from distroml.planner.profile import Unit
@@ -26,6 +26,7 @@ from distroml.planner.topology import Device
 from distroml.planner.training import Training
 
 _MIB = 1 << 20
+_FLOAT32 = 4
 
 
 class _Unit(NamedTuple):
@@ -42,11 +43,13 @@ class Kept(NamedTuple):
         residuals: from step to step.
         working: beside gradients while a bucket is exchanged along dp_replicate.
         shard_working: the same of a unit along dp_shard.
+        bucket: of the largest bucket.
     """
 
     residuals: float = 0.0
     working: float = 0.0
     shard_working: float = 0.0
+    bucket: float = 0.0
 
 
 class _Lasting(NamedTuple):
@@ -117,6 +120,9 @@ class MemoryModel:
         parts["parameters"] = elements * item / plan.dp_shard
         parts["gradients"] = trainable * gradient / plan.dp_shard
         parts["optimizer"] = trainable * training.state_bytes(item) / plan.dp_shard
+        if training.compressing.sync_every:
+            # The parameters of the last meeting, and the outer momentum.
+            parts["optimizer"] += 2 * trainable * item
         parts["gathered"] = self._gathered(plan, elements, trainable, largest.elements)
         parts["transient"] = largest.transient_bytes
         parts["buffers"] = self._buffers(plan, held, microbatch, microbatches, parts["gradients"])
@@ -136,19 +142,18 @@ class MemoryModel:
         alone = plan.dp_shard == plan.tp == plan.pp == 1
         # Whole copies have buffers for gradients, as have engines with 32-bit sums.
         kept = alone or training.has_master(item)
-        if self.chain.profile.engine == "torch" and plan.pp == 1:
-            self._follow(parts, plan, microbatch, kept or microbatches > 1)
-        elif not kept and microbatches == 1 and plan.pp == 1:
-            self._come_and_go(parts, plan, lasting.held[0], microbatch)
-        working = lasting.kept.working
-        # Sums along dp_replicate run beside the passes; in a pipeline mostly after them, as in other engines.
         own = self.chain.profile.engine == "torch"
-        beside = alone or (own and plan.pp == 1)
-        parts["buffers"] += lasting.kept.shard_working + (working if beside else 0.0)
-        if plan.dp_replicate > 1 and not kept:
-            # Gradients move into the buckets one by one.
-            bucket = min(plan.bucket_mb * _MIB, whole) if own else whole
-            parts = self._after_passes(parts, whole, bucket + working)
+        sums = self._sums(plan, lasting.kept, alone=alone)
+        if own and plan.pp == 1:
+            self._follow(parts, plan, microbatch, kept or microbatches > 1, sums)
+        else:
+            if not kept and microbatches == 1 and plan.pp == 1:
+                self._come_and_go(parts, plan, lasting.held[0], microbatch)
+            # In a pipeline sums along dp_replicate come mostly after the passes, as in other engines of divided models.
+            parts["buffers"] += lasting.kept.shard_working + (lasting.kept.working if alone else 0.0)
+            if plan.dp_replicate > 1 and not kept:
+                buffers = sums.held(whole, end=True) if own else whole + lasting.kept.working
+                parts = self._after_passes(parts, whole, buffers)
         for part in BYTES[:-1]:
             parts[part] *= self.corrections.memory(part)
         moving = parts["gathered"] + parts["activations"] + parts["transient"] + parts["buffers"]
@@ -162,21 +167,41 @@ class MemoryModel:
         elements = sum(chain.trainable(plan.tp, span) for span in held)
         shard_working = 0.0
         if compressing.shard != NONE and plan.dp_shard > 1:
-            largest = math.ceil(self._largest(plan, held, 0).elements)
-            message = shard_message(spec_of(compressing.shard), largest, plan.dp_shard)
-            shard_working = 2 * message.bytes + 4 * largest / plan.dp_shard
+            shard_working = self._scattering(plan, self._largest(plan, held, 0).elements)
+        own, most = math.ceil(elements / plan.dp_shard), plan.bucket_mb * _MIB / item
         if not compressing.on or ranks == 1 or not elements:
-            return Kept(shard_working=shard_working)
-        own = math.ceil(elements / plan.dp_shard)
+            bucket = min(most, own) * item if ranks > 1 else 0.0
+            return Kept(shard_working=shard_working, bucket=bucket)
         whole = Buffer(own, chain.sides(plan.tp, plan.dp_shard, held))
-        buckets = max(1, math.ceil(own * item / (plan.bucket_mb * _MIB)))
+        buckets = max(1, math.ceil(own / most))
         each = Buffer(-(-own // buckets), tuple(one._replace(many=one.many / buckets) for one in whole.matrices))
-        specs = [spec_of(one.scheme) for one in compressing.candidates]
-        return Kept(
-            residuals=max(buckets * kept_bytes(spec, each, ranks) for spec in specs),
-            working=max(working_bytes(spec, each, ranks) for spec in specs),
-            shard_working=shard_working,
-        )
+        fullest = chain.fullest(plan.tp, plan.dp_shard, held, most)
+        specs = [spec_of(scheme) for scheme in compressing.schemes]
+        working = max(working_bytes(spec, fullest, ranks) for spec in specs)
+        if item != _FLOAT32:
+            # Codes are made of 32-bit copies.
+            working += _FLOAT32 * fullest.elements
+        residuals = float(max(buckets * kept_bytes(spec, each, ranks) for spec in specs))
+        if momenta := compressing.momenta:
+            residuals += momenta.kept_bytes * own
+            working = max(working, momenta.working_bytes * fullest.elements)
+        return Kept(residuals, working, shard_working, fullest.elements * item)
+
+    def _scattering(self, plan: Plan, elements: float) -> float:
+        """Bytes beside the gradients of so many elements while they are summed along dp_shard."""
+        shard = self.training.compressing.shard
+        if shard == NONE:
+            return 0.0
+        copied = 0 if self.chain.profile.parameter_itemsize == _FLOAT32 else _FLOAT32
+        return shard_working_bytes(spec_of(shard), math.ceil(elements), plan.dp_shard) + copied * elements
+
+    def _sums(self, plan: Plan, kept: Kept, *, alone: bool) -> Sums:
+        compressing = self.training.compressing
+        if compressing.sync_every:
+            # At a meeting the mean of a bucket comes up when its exchange is over.
+            return Sums(kept.bucket, max(kept.working, kept.bucket), at_end=True)
+        waits = compressing.momenta is not None and compressing.momenta.waits
+        return Sums(kept.bucket, kept.working, filled=not alone, at_end=waits)
 
     def _largest(self, plan: Plan, held: Sequence[Span], microbatch: int) -> _Unit:
         # One representative of each shape stands for all.
@@ -218,7 +243,7 @@ class MemoryModel:
         once = plan.pp > 1 and not keeps
         return kept + (trainable if once else largest) * gradient
 
-    def _follow(self, parts: dict[str, float], plan: Plan, microbatch: int, lasting: bool) -> None:
+    def _follow(self, parts: dict[str, float], plan: Plan, microbatch: int, lasting: bool, sums: Sums) -> None:
         """Put in what is there when this project's runtime holds most."""
         item, training = self.chain.profile.parameter_itemsize, self.training
         step = Step(
@@ -229,14 +254,12 @@ class MemoryModel:
             gradient_bytes=training.gradient_bytes(item),
             lasting=lasting,
             transient=lambda unit: self._transient(unit, plan),
+            sums=sums,
+            scattering=lambda elements: self._scattering(plan, elements),
         )
         copies = parts["gathered"] if plan.dp_shard == 1 else 0.0
-        begins_within = parts["gradients"] > plan.bucket_mb * _MIB
         parts.update(step.fullest()._asdict())
         parts["gathered"] += copies
-        if plan.dp_shard == plan.tp == 1 or not begins_within:
-            # Flat gradients are summed where they lie, and a bucket of all gradients is there only after the passes.
-            parts["buffers"] = 0.0
 
     def _come_and_go(self, parts: dict[str, float], plan: Plan, span: Span, microbatch: int) -> None:
         """Take gradients and activations at the moment of the backward pass when both together are largest."""

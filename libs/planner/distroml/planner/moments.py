@@ -9,6 +9,7 @@ until the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,12 +20,42 @@ from distroml.planner.profile import Unit
 
 
 class Moment(NamedTuple):
-    """Bytes at one moment beside parameters and optimizer state; what a collective works on counts as gathered."""
+    """Bytes at one moment beside parameters and optimizer state; what a collective works on counts as gathered.
+
+    What sums of gradients need beside these, along either axis of data-parallel ranks, is in `buffers`.
+    """
 
     activations: float
     gradients: float
     gathered: float
     transient: float
+    buffers: float = 0.0
+
+
+class Sums(NamedTuple):
+    """What sums along dp_replicate take up beside the gradients.
+
+    Attributes:
+        bucket: bytes of a full buffer; once so many gradients are whole, the first one is summed. 0: none are.
+        working: bytes beside the buffer that is being summed.
+        filled: whether gradients move into buffers that come up for them; else they lie in buffers all the time.
+        at_end: whether no sum begins before all gradients are whole.
+    """
+
+    bucket: float = 0.0
+    working: float = 0.0
+    filled: bool = False
+    at_end: bool = False
+
+    def held(self, whole: float, *, end: bool = False) -> float:
+        """Bytes once gradients of `whole` bytes are whole, and all of them at the `end`."""
+        if not self.bucket or not (end or (whole >= self.bucket and not self.at_end)):
+            return 0.0
+        if not self.filled:
+            return self.working
+        # One buffer comes up before its own gradients go, and while the one before it is summed.
+        second = min(self.bucket, whole - self.bucket) if end or whole >= 2 * self.bucket else 0.0
+        return max(min(self.bucket, whole), self.working + max(0.0, second))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +70,8 @@ class Step:
         gradient_bytes: of one element's gradient.
         lasting: gradients have a place all the time: buffers, or earlier microbatches' sums.
         transient: temporary bytes of one sample in a unit.
+        sums: along dp_replicate.
+        scattering: bytes beside the gradients of so many elements while they are scattered along dp_shard.
     """
 
     chain: Chain
@@ -48,6 +81,8 @@ class Step:
     gradient_bytes: float
     lasting: bool
     transient: Callable[[Unit], float]
+    sums: Sums
+    scattering: Callable[[float], float]
 
     def fullest(self) -> Moment:
         """The moment with most bytes."""
@@ -55,8 +90,9 @@ class Step:
 
     def _moments(self) -> Iterator[Moment]:
         first, stop, end = self.chain.first, self.chain.first + self.chain.blocks, len(self.chain.units)
-        # The optimizer's step. What it computes on the way, a few times its largest parameter, no profile tells.
-        yield Moment(0.0, self._sharded(self._trainable(0, end)), 0.0, 0.0)
+        # After the passes. What the optimizer computes on the way, a few times its largest parameter, no profile tells.
+        whole = self._trainable(0, end)
+        yield Moment(0.0, self._sharded(whole), 0.0, 0.0, self.sums.held(self._in_place(whole), end=True))
         around = self._around()
         behind = self._whole(self._trainable(stop, end))
         kept = around if self.plan.reshard_after_forward else around + self._gathered(first, stop)
@@ -70,30 +106,44 @@ class Step:
             there = around + behind + self._gathered(ahead, block + 1)
             there += self._whole(self._trainable(block + 1, min(block + 2, stop)))
             yield self._moment(block + 1, block + 1, there, unit=block)
-            yield self._moment(block, block + 1, there + own)
+            yield self._moment(block, block + 1, there + own, scattered=self._trainable(block, block + 1))
         if first:
             scattered = self._whole(self._trainable(first, min(first + 1, stop)))
             yield self._moment(first, first, around + behind + scattered, unit=0)
             outside = self._whole(self._outside())
-            yield self._moment(0, first, 2 * outside)
+            yield self._moment(0, first, 2 * outside, scattered=self._outside())
 
-    def _moment(self, saved: int, reached: int, gathered: float, unit: int | None = None) -> Moment:
+    def _moment(
+        self, saved: int, reached: int, gathered: float, unit: int | None = None, scattered: float = 0.0
+    ) -> Moment:
         """With what the first `saved` units saved, gradients from unit `reached` on, and `unit` at work."""
         activations = self.chain.saved(self.plan.tp, self.plan.sequence_parallel, self.plan.recompute)
         # What lies outside of the blocks is whole until it is scattered last: it is among what is gathered.
         upto = self.chain.first + self.chain.blocks if self.plan.dp_shard > 1 else len(self.chain.units)
+        done = self._trainable(reached, max(reached, upto))
         return Moment(
             activations.over((0, saved)) * self.microbatch,
-            self._sharded(self._trainable(reached, max(reached, upto))),
+            self._sharded(done),
             gathered,
             0.0 if unit is None else self.transient(self.chain.units[unit]) * self.microbatch,
+            self.sums.held(self._in_place(done)) + (self.scattering(scattered) if self.plan.dp_shard > 1 else 0.0),
         )
 
     def _blocks(self, first: int, stop: int) -> list[int]:
-        """Where the most can be: bytes change evenly along blocks that are alike."""
+        """Where the most can be: bytes change evenly along blocks that are alike, but where sums begin."""
         if self.chain.uniform:
-            return sorted({block for block in (first, first + 1, stop - 2, stop - 1) if first <= block < stop})
+            found = {first, first + 1, stop - 2, stop - 1, *self._departures(first, stop)}
+            return sorted(block for block in found if first <= block < stop)
         return list(range(first, stop))
+
+    def _departures(self, first: int, stop: int) -> Iterator[int]:
+        """The block at work when one buffer is full, and when two are."""
+        each = self._in_place(self._trainable(first, first + 1)) if first < stop else 0.0
+        if not each or not self.sums.bucket:
+            return
+        behind = 0.0 if self.plan.dp_shard > 1 else self._in_place(self._trainable(stop, len(self.chain.units)))
+        for buckets in (1, 2):
+            yield stop - 1 - max(0, math.ceil((buckets * self.sums.bucket - behind) / each))
 
     def _trainable(self, start: int, stop: int) -> float:
         return self.chain.trainable(self.plan.tp, (start, stop)) if start < stop else 0.0
@@ -120,8 +170,10 @@ class Step:
         """Bytes of gradients that are not scattered yet; where nothing is scattered they are where they stay."""
         return elements * self.gradient_bytes if self.plan.dp_shard > 1 else 0.0
 
-    def _sharded(self, elements: float) -> float:
-        """Bytes of gradients in their place."""
-        if self.lasting:
-            elements = self._trainable(0, len(self.chain.units))
+    def _in_place(self, elements: float) -> float:
+        """Bytes of gradients where they stay."""
         return elements * self.gradient_bytes / self.plan.dp_shard
+
+    def _sharded(self, elements: float) -> float:
+        """What they take up there."""
+        return self._in_place(self._trainable(0, len(self.chain.units)) if self.lasting else elements)

@@ -52,13 +52,15 @@ class Compressed:
     Attributes:
         scheme: along dp_replicate; "none" where no other rank has the same gradients.
         shard: along dp_shard.
-        sent_bytes: by axis, that the rank sends in a step for gradients.
-        dense_bytes: the same without compression.
+        sent_bytes: by axis, that the rank sends for gradients in a step; the mean of steps where replicas meet.
+        dense_bytes: the same without compression, in every step.
+        level_bytes: along dp_replicate by level of links, the mean of all ranks.
         codec_s: encoding and decoding, hidden or not.
         measured: whether that was measured here; else it is as fast as memory, which is a bound from below.
         residual_bytes: kept from step to step.
         working_bytes: messages and copies beside the gradients while they are exchanged.
         extra: steps to a loss beyond the dense run's, as a share of them, where they were known to the planner.
+        sync_every: steps from one exchange along dp_replicate to the next; 0: gradients are summed in each.
     """
 
     scheme: str
@@ -70,6 +72,8 @@ class Compressed:
     residual_bytes: float
     working_bytes: float
     extra: float = 0.0
+    level_bytes: Mapping[str, float] = field(default_factory=dict[str, float])
+    sync_every: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """The JSON object."""
@@ -78,11 +82,13 @@ class Compressed:
             "shard": self.shard,
             "sent_bytes": {axis: round(sent) for axis, sent in self.sent_bytes.items()},
             "dense_bytes": {axis: round(sent) for axis, sent in self.dense_bytes.items()},
+            "level_bytes": {level: round(sent) for level, sent in self.level_bytes.items()},
             "codec_seconds": self.codec_s,
             "codec_measured": self.measured,
             "residual_bytes": round(self.residual_bytes),
             "working_bytes": round(self.working_bytes),
             "extra_steps": self.extra,
+            "sync_every": self.sync_every,
         }
 
 

@@ -107,6 +107,13 @@ class Pricer:
                 "would come apart",
                 nearest="tp=1 works, or compress_shard=none",
             )
+        what = self.training.compressing.whole_only
+        if refused is None and what and plan.dp_replicate != plan.world_size:
+            return Refused(
+                reason=f"{what} is not possible with {plan.mesh_text}: it goes with replicas that are whole in one "
+                "process each",
+                nearest=f"dp_replicate={plan.world_size} works",
+            )
         return refused
 
     def samples(self, plan: Plan) -> tuple[int, int]:
@@ -172,7 +179,7 @@ class Pricer:
     def _compressed(self, plan: Plan, way: Way, kept: Kept) -> Compressed | None:
         """What compression does under the plan; None where none was asked for."""
         compressing = self.training.compressing
-        if not compressing.on and compressing.shard == NONE:
+        if not compressing.agrees and compressing.shard == NONE:
             return None
         schemes = {way.candidate.scheme: plan.dp_replicate, compressing.shard: plan.dp_shard}
         return Compressed(
@@ -189,6 +196,8 @@ class Pricer:
             residual_bytes=kept.residuals,
             working_bytes=kept.working + kept.shard_working,
             extra=way.candidate.extra,
+            level_bytes=way.level_bytes,
+            sync_every=compressing.sync_every,
         )
 
     def core_s(self, plan: Plan, *, least: bool = False) -> float:

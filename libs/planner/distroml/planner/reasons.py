@@ -104,10 +104,15 @@ def compression_lines(prediction: Prediction) -> list[str]:
         ("dp_replicate", "compress", found.scheme),
         ("dp_shard", "compress_shard", found.shard),
     ):
-        if scheme != NONE and found.dense_bytes.get(axis):
+        meets = axis == "dp_replicate" and found.sync_every
+        if scheme != NONE and found.dense_bytes.get(axis) and not meets:
             sent, dense = bytes_text(found.sent_bytes[axis]), bytes_text(found.dense_bytes[axis])
             lines.append(f"{option}={scheme}: a rank sends {sent} a step along {axis} instead of {dense}")
-    if lines:
+    if found.sync_every and found.dense_bytes.get("dp_replicate"):
+        sent, dense = bytes_text(found.sent_bytes["dp_replicate"]), bytes_text(found.dense_bytes["dp_replicate"])
+        told = f"sync_every={found.sync_every}: replicas meet once in so many steps, a rank sends {sent} a step"
+        lines.append(f"{told} along dp_replicate on average instead of {dense}")
+    if found.codec_s:
         how = "measured here" if found.measured else "at least: as fast as memory is"
         lines.append(f"encoding and decoding takes {seconds_text(found.codec_s)} a step ({how})")
     if found.residual_bytes or found.working_bytes:

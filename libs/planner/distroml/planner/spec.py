@@ -163,10 +163,11 @@ def _compressing(how: _Reader, problems: list[str]) -> Compressing:
     wanted = str(how.any("compress") or NONE)
     shard = cast("str", how.choice("compress_shard", SHARD_SCHEMES) or NONE)
     ms_per_mib = how.number("compress_ms_per_mib")
+    sync_every = cast("int | None", how.number("sync_every", whole=True)) or 0
     try:
         if read_wish(wanted) == AUTO:
             raise PlanRefused("auto chooses by what is measured on the machines; on paper name a scheme, such as int8")
-        return compressing(wanted, shard, tried=worked(ms_per_mib, wanted, shard))
+        return compressing(wanted, shard, tried=worked(ms_per_mib, wanted, shard), sync_every=sync_every)
     except (UnknownScheme, PlanRefused) as error:
         problems.append(f"{how.name('compress')}: {error}")
         return NO_COMPRESSION

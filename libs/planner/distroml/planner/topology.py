@@ -46,6 +46,8 @@ class Device:
         crowd: how many times as long a rank computes while all do, as if alone: above 1 where ranks share processors.
         step_s: constant part of a step that is none of the above.
         flash: whether attention by tiles is the usual kernel on it.
+        on_cpu: whether ranks exchange through processors: codes of gradients then go message by message, and sums may
+            go by a hierarchy of hosts.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Device:
     crowd: float = 1.0
     step_s: float = 0.0
     flash: bool = True
+    on_cpu: bool = False
 
     def __post_init__(self) -> None:
         if not self.flops:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-from torch.distributed._tools.mem_tracker import MemTracker
 
+from distroml.runtime.comm.algorithms import Choice, Timed
+from distroml.runtime.compress.optim import DGC, OuterNesterov
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel import ParallelModel, parallelize
+from distroml.runtime.parallel import Compression, ParallelModel, parallelize
+from distroml.runtime.parallel.parallelize import choose_plan, spread
+from libs.runtime.tests.profile import tracking
 
 # So many samples that the peak lies in the passes, not in what the optimizer computes on the way.
 WIDTH, SAMPLES = 64, 64
@@ -56,62 +61,112 @@ def loss(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return model(x).square().sum(), len(x)
 
 
-def peak(world: World, plan: str, **options: str) -> dict[str, int]:
-    """Bytes of the second step at its peak, as torch's trackers name them.
-
-    They see one thread: exchanges are made there, each at the moment at which it begins.
-    """
-    parallel = _spread(world, plan, **options)
-    exchange = parallel.exchange
-    if exchange is not None:
-        exchange._lane.begin = lambda job: job.do(None)
-    optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3, foreach=False)
-    x = batch()
-
-    def step(number: int) -> None:
-        parallel.finish(parallel.forward_backward([x], number))
-        optimizer.step()
-
-    step(1)
-    if parallel.plan.dp_shard > 1:
-        tracker: MemTracker = FSDPMemTracker(parallel.module, optimizer)
+def peak(world: World, plan: str, optimizer: str = "adamw", sync_every: int = 0, **options: str) -> dict[str, int]:
+    """Bytes of a step at its peak, as torch's trackers name them."""
+    parallel = _spread(world, plan, sync_every, **options)
+    if optimizer == "dgc":
+        moving: torch.optim.Optimizer = DGC(parallel.parameters(), lr=1e-3, warm_up_steps=8)
+        parallel.exchange_for(moving, Compression(options["compress"]), 0)
     else:
-        tracker = MemTracker()
-        tracker.track_external(parallel.module, optimizer, *parallel.gradients.flats)
-    for buffer in exchange.buffers if exchange is not None else ():
-        state = buffer.state
-        lasting = (state.residual, state.owned, *state.extra.values())
-        tracker.track_external(*(one for one in lasting if one is not None))
-    with tracker:
-        step(2)
-    snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+        moving = torch.optim.AdamW(parallel.parameters(), lr=1e-3, foreach=False)
+    x = batch()
+    found = tracking.peak(parallel, moving, lambda number: _step(parallel, moving, x, number))
     parallel.close()
-    return {str(getattr(kind, "value", kind)): size for kind, size in snapshot.items()}
+    return found
 
 
-def _spread(world: World, plan: str, **options: str) -> ParallelModel:
-    return parallelize(
-        Tower,
-        plan,
-        world=world,
-        loss=loss,
-        sample=batch(),
-        global_batch=SAMPLES * world.world_size,
-        microbatch=SAMPLES,
-        **options,
-    )
+def _step(parallel: ParallelModel, optimizer: torch.optim.Optimizer, x: torch.Tensor, number: int) -> None:
+    done = parallel.forward_backward([x], number)
+    if parallel.meetings is None:
+        parallel.finish(done)
+        optimizer.step()
+    else:
+        parallel.gradients.flush()
+        optimizer.step()
+        parallel.meetings.meet(number)
 
 
-def kept(world: World, plan: str, schemes: list[str]) -> list[dict[str, Any]]:
-    """What compression by each scheme keeps after two steps, and what it sent in the second one."""
+def _spread(world: World, plan: str, sync_every: int = 0, **options: str) -> ParallelModel:
+    asked: dict[str, Any] = {"loss": loss, "sample": batch()}
+    sizes = {"global_batch": SAMPLES * world.world_size, "microbatch": SAMPLES}
+    if not sync_every:
+        return parallelize(Tower, plan, world=world, **asked, **sizes, **options)
+    model = Tower()
+    return spread(
+        model, choose_plan(model, plan, world, **asked, **sizes), world, **asked, seed=0, precision="fp32",
+        compiled=False, compression=Compression(options.get("compress", "none"), outer=OuterNesterov(sync_every)),
+    )  # fmt: skip
+
+
+def kept(world: World, plan: str, schemes: list[str], hosts: str = "", layered: bool = False) -> list[dict[str, Any]]:
+    """What compression by each scheme keeps after two steps, and what it sent in the second one, by level of links.
+
+    Args:
+        world: of the pool.
+        plan: of all.
+        schemes: to be tried.
+        hosts: a letter for each rank, as if ranks ran on these; none: all on this one.
+        layered: whether sums then go by a hierarchy of hosts.
+    """
     found: list[dict[str, Any]] = []
     for scheme in schemes:
-        parallel = _spread(world, plan, compress=scheme)
-        assert parallel.exchange is not None
+        parallel = _on_hosts(world, hosts, lambda scheme=scheme: _spread(world, plan, compress=scheme))
+        exchange = parallel.exchange
+        assert exchange is not None
+        if hosts:
+            assert exchange.sums is not None
+            exchange.sums.choice = Choice((Timed(1, {"flat": 1.0, "hierarchical": 0.5 if layered else 2.0}),))
         for number in (1, 2):
-            parallel.exchange.wire.take()
+            exchange.wire.take()
             parallel.finish(parallel.forward_backward([batch()], number))
-        sent = {way[2]: size for way, size in parallel.exchange.wire.take().items()}
-        found.append({"state_bytes": parallel.exchange.state_bytes, "sent": sent.get(scheme, 0)})
+        sent = {way[1]: size for way, size in exchange.wire.take().items() if way[2] == scheme}
+        found.append({"state_bytes": exchange.state_bytes, "sent": sent})
         parallel.close()
+    return found
+
+
+def _on_hosts(world: World, hosts: str, make: Callable[[], ParallelModel]) -> ParallelModel:
+    """Made as if ranks ran on these hosts."""
+    if not hosts:
+        return make()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"DISTROML_HOST": hosts[world.rank], "DISTROML_CACHE": folder}
+        try:
+            return make()
+        finally:
+            del os.environ["DISTROML_HOST"], os.environ["DISTROML_CACHE"]
+
+
+def met(world: World, every: int, compress: str) -> dict[str, Any]:
+    """What replicas that meet keep for it, and what they send in the steps from one meeting to the next."""
+    parallel = _spread(world, "dp_replicate=2", every, compress=compress)
+    exchange, meetings = parallel.exchange, parallel.meetings
+    assert exchange is not None
+    assert meetings is not None
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
+    for number in range(1, 2 * every + 1):
+        if number == every + 1:
+            exchange.wire.take()
+        parallel.forward_backward([batch()], number)
+        parallel.gradients.flush()
+        optimizer.step()
+        if meetings.outer.due(number):
+            meetings.meet(number)
+    sent = sum(size for way, size in exchange.wire.take().items() if way[2] == compress)
+    outer = sum(one.nbytes for one in (*meetings.anchors().values(), *meetings.velocities().values()))
+    inner = sum(one.nbytes for state in optimizer.state.values() for one in state.values() if one.dim())
+    found = {"sent": sent, "state_bytes": exchange.state_bytes, "outer": outer, "inner": inner}
+    parallel.close()
+    return found
+
+
+def momenta(world: World, compress: str) -> int:
+    """What exchanges keep for deep gradient compression."""
+    parallel = _spread(world, "dp_replicate=2", compress=compress)
+    optimizer = DGC(parallel.parameters(), lr=1e-3)
+    parallel.exchange_for(optimizer, Compression(compress), 0)
+    _step(parallel, optimizer, batch(), 1)
+    assert parallel.exchange is not None
+    found = parallel.exchange.state_bytes
+    parallel.close()
     return found

@@ -1,26 +1,41 @@
 """Predicted bytes are those of a real step: saved tensors one by one, and the peak of a rank under a plan."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from distroml.planner import Device, Level, Prediction, Pricer, Topology, Training, compressing, parse_wish
 from distroml.planner.plan import DEFAULT_BUCKET_MB, Plan
+from distroml.runtime.compress.optim import DGC
 from distroml.runtime.profile import profile
+from distroml.runtime.profile.optimizers import kind_of, momenta_of
 from libs.runtime.tests.profile.memory_ranks import SAMPLES, WIDTH, Tower, batch, loss
 from tests.numerics.pool import Pool
 
+RANKS = "libs.runtime.tests.profile.memory_ranks"
 FLOAT = 4
 BLOCK = 8 * WIDTH * WIDTH
 OUTSIDE = WIDTH * WIDTH + 8 * WIDTH
 
 
-def predicted(plan: str, **options: str) -> dict[str, float]:
+def predicted(plan: str, **options: Any) -> dict[str, float]:
     return dict(prediction(plan, **options).bytes)
 
 
-def prediction(plan: str, compress: str = "none", compress_shard: str = "none") -> Prediction:
-    device = Device(name="cpu", flops={"fp32": 1e11}, memory_bytes=1e12, memory_bytes_per_s=1e10, margin=0.0)
-    topology = Topology(device=device, levels=(Level(name="node", extent=4, latency_s=1e-5, bytes_per_s=1e9),))
+def prediction(
+    plan: str,
+    compress: str = "none",
+    compress_shard: str = "none",
+    sync_every: int = 0,
+    optimizer: str = "adamw",
+    levels: tuple[Level, ...] = (Level(name="node", extent=4, latency_s=1e-5, bytes_per_s=1e9),),
+) -> Prediction:
+    device = Device(
+        name="cpu", flops={"fp32": 1e11}, memory_bytes=1e12, memory_bytes_per_s=1e10, margin=0.0, on_cpu=True
+    )
     wish = parse_wish(plan)
     chosen = Plan(
         dp_replicate=wish.dp_replicate or 1,
@@ -31,8 +46,22 @@ def prediction(plan: str, compress: str = "none", compress_shard: str = "none") 
         microbatch=SAMPLES,
         bucket_mb=wish.bucket_mb or DEFAULT_BUCKET_MB,
     )
-    training = Training(precision="fp32", compressing=compressing(compress, compress_shard))
+    make = dgc if optimizer == "dgc" else adamw
+    training = Training(
+        optimizer=kind_of(make),
+        precision="fp32",
+        compressing=compressing(compress, compress_shard, sync_every=sync_every, momenta=momenta_of(make, compress)),
+    )
+    topology = Topology(device=device, levels=levels)
     return Pricer(profile(Tower(), loss, batch()), topology, training, SAMPLES * chosen.dp).predict(chosen)
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters)
+
+
+def dgc(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return DGC(parameters, lr=1e-3, warm_up_steps=8)
 
 
 def test_saved_bytes_are_those_that_autograd_saves():
@@ -73,15 +102,22 @@ def test_gathered_blocks_are_counted_as_fsdp_holds_them():
         ("dp_shard=2,reshard=no", 2, {}),
         ("dp_replicate=2,dp_shard=2", 4, {}),
         ("dp_replicate=2,bucket_mb=0.1", 2, {"compress": "int8"}),
+        ("dp_replicate=2", 2, {"compress": "powersgd:4"}),
+        ("dp_replicate=4,bucket_mb=0.3", 4, {"compress": "powersgd:16+int8"}),
+        ("dp_replicate=2", 2, {"compress": "topk:0.01", "optimizer": "dgc"}),
+        ("dp_replicate=2", 2, {"compress": "int8", "sync_every": 2}),
         ("dp_shard=2", 2, {"compress_shard": "int8"}),
+        ("dp_replicate=2,dp_shard=2", 4, {"compress": "int8"}),
+        ("dp_replicate=2,dp_shard=2,bucket_mb=0.1", 4, {"compress": "powersgd:4"}),
     ],
 )
-def test_a_rank_needs_what_was_predicted(pool: Pool, plan: str, size: int, options: dict[str, str]):
+def test_a_rank_needs_what_was_predicted(pool: Pool, plan: str, size: int, options: dict[str, Any]):
     ours = predicted(plan, **options)
-    for real in pool.run("libs.runtime.tests.profile.memory_ranks:peak", size, plan=plan, **options):
+    for real in pool.run(f"{RANKS}:peak", size, plan=plan, **options):
         assert ours["parameters"] == real.get("Sharded Param", real.get("Parameter"))
-        steps = 4 * 10  # each parameter's count of steps
-        assert ours["optimizer"] == real.get("OptState", real.get("Optstate")) - steps
+        if not {"optimizer", "sync_every"} & options.keys():
+            steps = 4 * 10  # each parameter's count of steps
+            assert ours["optimizer"] == real.get("OptState", real.get("Optstate")) - steps
         assert sum(ours.values()) == pytest.approx(real["Total"], rel=0.05)
 
 
@@ -100,11 +136,51 @@ SCHEMES = ["bf16", "int8", "topk:0.01", "randomk:0.01+int8", "powersgd:4", "powe
     ],
 )
 def test_residuals_and_bytes_on_the_wire_are_those_that_were_predicted(pool: Pool, plan: str, size: int):
-    everywhere = pool.run("libs.runtime.tests.profile.memory_ranks:kept", size, plan=plan, schemes=SCHEMES)
+    everywhere = pool.run(f"{RANKS}:kept", size, plan=plan, schemes=SCHEMES)
     for place, scheme in enumerate(SCHEMES):
         ours = prediction(plan, scheme)
         assert ours.compressed is not None
         most = max(rank[place]["state_bytes"] for rank in everywhere)
         assert ours.bytes["residuals"] == pytest.approx(most, rel=0.03), scheme
-        sent = max(rank[place]["sent"] for rank in everywhere)
+        sent = max(sum(rank[place]["sent"].values()) for rank in everywhere)
         assert ours.compressed.sent_bytes["dp_replicate"] == pytest.approx(sent, rel=0.05), scheme
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("layered", [False, True])
+def test_what_goes_over_which_links_is_what_was_predicted(pool: Pool, layered: bool):
+    """Two hosts of two ranks, whose sums are made as the planner expects them to be."""
+    links = (
+        Level(name="node", extent=2, latency_s=0.0, bytes_per_s=1e9),
+        Level(name="cluster", extent=2, latency_s=0.0, bytes_per_s=1e7 if layered else 1e9),
+    )
+    schemes = ["int8", "powersgd:4", "randomk:0.05"]
+    everywhere = pool.run(f"{RANKS}:kept", 4, plan="dp_replicate=4", schemes=schemes, hosts="aabb", layered=layered)
+    for place, scheme in enumerate(schemes):
+        ours = prediction("dp_replicate=4", scheme, levels=links).compressed
+        assert ours is not None
+        for level, told in ours.level_bytes.items():
+            mean = sum(rank[place]["sent"].get(level, 0) for rank in everywhere) / len(everywhere)
+            assert told == pytest.approx(mean, rel=0.05), (scheme, level)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("compress", ["none", "int8"])
+def test_replicas_that_meet_send_and_keep_what_was_predicted(pool: Pool, compress: str):
+    ours = prediction("dp_replicate=2", compress, sync_every=2)
+    assert ours.compressed is not None
+    for real in pool.run(f"{RANKS}:met", 2, every=2, compress=compress):
+        assert 2 * ours.compressed.sent_bytes["dp_replicate"] == pytest.approx(real["sent"], rel=0.05)
+        assert ours.bytes["optimizer"] == pytest.approx(real["outer"] + real["inner"], rel=0.01)
+        assert ours.bytes["residuals"] == pytest.approx(real["state_bytes"], rel=0.03)
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(180)
+def test_velocities_are_kept_as_predicted(pool: Pool):
+    ours = predicted("dp_replicate=2", compress="topk:0.01", optimizer="dgc")
+    for real in pool.run(f"{RANKS}:momenta", 2, compress="topk:0.01"):
+        assert ours["residuals"] == pytest.approx(real, rel=0.03)
+        assert ours["optimizer"] == 0

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from distroml.runtime.profile.optimizers import description_of, kind_of
+from distroml.planner import Momenta
+from distroml.runtime.compress.optim import DGC, OneBitAdam
+from distroml.runtime.profile.optimizers import description_of, kind_of, momenta_of
 
 Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -25,6 +27,8 @@ def _make(kind: Any, **settings: Any) -> Make:
         (_make(torch.optim.Adam), "adamw"),
         (_make(torch.optim.AdamW), "adamw"),
         (_make(torch.optim.AdamW, amsgrad=True), "adamw"),
+        (_make(OneBitAdam, warm_up_steps=2), "adamw"),
+        (_make(DGC, lr=0.1), "sgd"),
     ],
 )
 def test_the_states_of_an_optimizer_decide_what_it_costs(make: Make, kind: str) -> None:
@@ -36,3 +40,15 @@ def test_settings_tell_optimizers_apart() -> None:
     assert same == description_of(_make(torch.optim.AdamW, lr=1e-3))
     assert same != description_of(_make(torch.optim.AdamW, lr=1e-3, amsgrad=True))
     assert same != description_of(_make(torch.optim.SGD, lr=1e-3))
+
+
+def test_what_is_exchanged_in_place_of_gradients_is_told() -> None:
+    assert momenta_of(_make(torch.optim.AdamW), "int8") is None
+    assert momenta_of(_make(OneBitAdam, warm_up_steps=2), "sign") == Momenta(first=("none",))
+    warm = Momenta(kept_bytes=4, working_bytes=1, first=("topk:0.25", "topk:0.0625", "topk:0.015625"))
+    assert momenta_of(_make(DGC, lr=0.1, warm_up_steps=3), "topk:0.01") == warm
+    held = momenta_of(_make(DGC, lr=0.1, clip=1.0), "topk:0.01")
+    assert held is not None
+    assert held.waits
+    with pytest.raises(ValueError, match="DGC masks"):
+        momenta_of(_make(DGC, lr=0.1), "int8")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
-from distroml.planner.codes import Sides
+from distroml.planner.buffers import Matrix, fullest
+from distroml.planner.codes import Buffer, Sides
 from distroml.planner.cost.collectives import all_reduce_s
 from distroml.planner.cost.compute import Measured, Roofline, rank_parameters
 from distroml.planner.plan import Recompute
@@ -77,6 +78,7 @@ class Chain:
         self._sizes: dict[int, Sizes] = {}
         self._saved: dict[tuple[int, bool, Recompute], Sums] = {}
         self._sides: dict[object, tuple[Sides, ...]] = {}
+        self._fullest: dict[object, Buffer] = {}
 
     def spans(self, stages: Sequence[int]) -> list[Span]:
         """The units of each stage: what comes before the chain lies on the first, what comes after on the last."""
@@ -171,6 +173,31 @@ class Chain:
                         counted[_as_matrix(shape, tp, shards)] += shape.many
             self._sides[key] = tuple(Sides(*sides, many) for sides, many in sorted(counted.items()))
         return self._sides[key]
+
+    def fullest(self, tp: int, shards: int, spans: Sequence[Span], most: float) -> Buffer:
+        """The largest buffer of up to `most` elements in which one rank sums gradients of these stages along
+        dp_replicate. What no profile tells the shapes of counts as vectors that may be cut anywhere.
+        """
+        key = (tp, shards, *spans, most)
+        if key not in self._fullest:
+            # The last parameters' gradients come first. What lies outside of the blocks FSDP sums later, apart.
+            places = [place for start, end in spans for place in range(start, end)][::-1]
+            parts = [[place for place in places if self._is_block(place) == inside] for inside in (True, False)]
+            found = [
+                fullest((sides for place in part for sides in self._matrices(place, tp, shards)), most)
+                for part in (parts if shards > 1 else [places])
+            ]
+            told = sum(one.rows * one.columns * one.many for one in self.sides(tp, shards, spans))
+            rest = sum(self.trainable(tp, span) for span in spans) / shards - told
+            self._fullest[key] = max(*found, Buffer(math.ceil(max(0.0, min(rest, most)))), key=lambda one: one.elements)
+        return self._fullest[key]
+
+    def _is_block(self, place: int) -> bool:
+        return self.first <= place < self.first + self.blocks
+
+    def _matrices(self, place: int, tp: int, shards: int) -> Iterator[Matrix]:
+        for shape in reversed(self.units[place].shapes):
+            yield from repeat(_as_matrix(shape, tp, shards), shape.many)
 
     def saved(self, tp: int, sequence: bool, recompute: Recompute) -> Sums:
         """Bytes per sample that forward passes leave on one tp rank, unit by unit."""

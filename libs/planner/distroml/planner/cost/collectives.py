@@ -17,7 +17,8 @@ def _rate(route: Route, collective: Collective) -> float:
     return min(hop.bytes_per_s(collective) for hop in route)
 
 
-def _members(route: Route) -> int:
+def members(route: Route) -> int:
+    """How many a group has that takes `route`."""
     return math.prod(hop.fan for hop in route)
 
 
@@ -32,10 +33,14 @@ def _ring_latency(route: Route, collective: Collective) -> float:
 
 def gather_s(route: Route, bytes_: float, *, count: int = 1, scatter: bool = False) -> float:
     """All-gathers, or reduce-scatters, of `bytes_` in all, in `count` calls. `bytes_` is the whole tensor's size."""
-    collective: Collective = "reduce_scatter" if scatter else "all_gather"
+    return ring_s(route, bytes_, "reduce_scatter" if scatter else "all_gather", count=count)
+
+
+def ring_s(route: Route, bytes_: float, collective: Collective, *, count: int = 1) -> float:
+    """Once around the ring of members, `count` times: `bytes_` in all, with links as they are under `collective`."""
     if not route or not bytes_:
         return 0.0
-    n = _members(route)
+    n = members(route)
     return count * _ring_latency(route, collective) + bytes_ * (n - 1) / n / _rate(route, collective)
 
 
@@ -46,7 +51,7 @@ def all_reduce_s(route: Route, bytes_: float, *, count: int = 1) -> float:
     """
     if not route or not bytes_:
         return 0.0
-    n, rate = _members(route), _rate(route, "all_reduce")
+    n, rate = members(route), _rate(route, "all_reduce")
     ring = 2 * (count * _ring_latency(route, "all_reduce") + bytes_ * (n - 1) / n / rate)
     if any(hop.level.rates for hop in route):
         return ring

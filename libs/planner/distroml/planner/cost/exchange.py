@@ -30,22 +30,21 @@ def shard_s(
     load: StageLoad,
     *,
     gather_bytes: int,
-    scatter_bytes: float,
+    scatters_s: float,
     times: int,
     again: bool,
     overlap: float,
 ) -> float:
     """Seconds of a step that gathers of parameters and scatters of gradients along dp_shard stand uncovered.
 
-    A unit at a time is gathered, `again` in the backward pass where it was freed, and its gradients are scattered:
-    `times` in a step. The first gather and the last scatter have nothing to hide behind.
+    A unit at a time is gathered, `again` in the backward pass where it was freed, and its gradients are scattered, in
+    `scatters_s` seconds for all: `times` in a step. The first gather and the last scatter have nothing to hide behind.
     """
     if not route:
         return 0.0
     units = max(1, load.units)
     gathers = gather_s(route, load.elements * gather_bytes, count=units)
-    scatters = gather_s(route, load.elements * scatter_bytes, count=units, scatter=True)
-    first, last = gathers / units, scatters / units
+    first, last = gathers / units, scatters_s / units
     forward = first + exposed_s(gathers - first, load.forward_s, overlap)
-    backward = last + exposed_s((gathers if again else 0.0) + scatters - last, load.backward_s, overlap)
+    backward = last + exposed_s((gathers if again else 0.0) + scatters_s - last, load.backward_s, overlap)
     return (forward + backward) * times

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from distroml.planner.codes import Buffer, Message, Sides, messages, shard_message
+from distroml.planner.codes import Buffer, Sides, messages, shard_message
 from distroml.planner.compressing import NONE, Candidate, spec_of
 from distroml.planner.cost.chain import Chain
-from distroml.planner.cost.collectives import all_reduce_s, exposed_s, gather_s, hidden
+from distroml.planner.cost.collectives import exposed_s, gather_s, hidden
 from distroml.planner.cost.core import Load
 from distroml.planner.cost.exchange import StageLoad, shard_s
+from distroml.planner.cost.moves import NOTHING, Moved, moved, summed, together
 from distroml.planner.plan import Axis, Plan
 from distroml.planner.topology import Device, Route
 from distroml.planner.training import Training
@@ -25,6 +26,9 @@ _MIB = 1 << 20
 _AGREEMENT_BYTES = 32
 # Of an element's gradient, residual and sum one read and one write at least.
 _CODEC_TRAFFIC_BYTES = 16
+# How often an outer step reads or writes an element: three times for the difference from the last meeting, the others
+# for the mean, the momentum, the new anchor and the parameters.
+_OUTER_TRAFFIC = 18
 
 
 class Way(NamedTuple):
@@ -37,6 +41,7 @@ class Way(NamedTuple):
         sent_bytes: by axis.
         dense_bytes: the same without compression.
         codec_s: encoding and decoding.
+        level_bytes: sent along dp_replicate by level of links, the mean of all ranks.
     """
 
     candidate: Candidate
@@ -45,14 +50,21 @@ class Way(NamedTuple):
     sent_bytes: Mapping[str, float]
     dense_bytes: Mapping[str, float]
     codec_s: float
+    level_bytes: Mapping[str, float]
 
 
 class _Sum(NamedTuple):
-    """One rank's sums along an axis: seconds on the wire and in codecs, bytes that it sends."""
+    """One rank's sums along an axis: seconds on the wire and in codecs, bytes that it sends, in all and by level."""
 
     wire_s: float
     codec_s: float
     sent_bytes: float
+    level_bytes: Mapping[str, float] = NOTHING.sent_bytes
+
+    def spread(self, steps: int) -> _Sum:
+        """The same, once in so many steps."""
+        levels = {level: sent / steps for level, sent in self.level_bytes.items()}
+        return _Sum(self.wire_s / steps, self.codec_s / steps, self.sent_bytes / steps, levels)
 
 
 class GradientCosts:
@@ -81,9 +93,9 @@ class GradientCosts:
         last: tuple[float, Way] | None = None
         for rank, slack in ends:
             shard, sharded = self._shard(plan, rank, count)
-            replicate, summed, dense = self._replicate(plan, rank, candidate)
+            replicate, exchanged, dense = self._replicate(plan, rank, candidate)
             if last is None or shard + replicate - slack > last[0]:
-                sent = {"dp_shard": sharded[0].sent_bytes, "dp_replicate": summed.sent_bytes}
+                sent = {"dp_shard": sharded[0].sent_bytes, "dp_replicate": exchanged.sent_bytes}
                 plain = {"dp_shard": sharded[1], "dp_replicate": dense}
                 last = (
                     shard + replicate - slack,
@@ -93,7 +105,8 @@ class GradientCosts:
                         replicate,
                         {axis: value for axis, value in sent.items() if plain[axis]},
                         {axis: value for axis, value in plain.items() if value},
-                        sharded[0].codec_s + summed.codec_s,
+                        sharded[0].codec_s + exchanged.codec_s,
+                        exchanged.level_bytes,
                     ),
                 )
         assert last is not None, "a plan has ranks"
@@ -114,17 +127,22 @@ class GradientCosts:
         device = self._device
         overlap = device.overlap if device.shard_overlap is None else device.shard_overlap
         dense = training.reduced_bytes(item)
-        coded, codec_s = float(dense), 0.0
+        coded, codec_s, units = float(dense), 0.0, max(1, rank.units)
+        direct_s = 0.0
         if training.compressing.shard != NONE and rank.elements:
-            unit = math.ceil(rank.elements / max(1, rank.units))
-            coded = shard_message(spec_of(training.compressing.shard), unit, ranks).bytes / unit
+            unit = math.ceil(rank.elements / units)
+            message = shard_message(spec_of(training.compressing.shard), unit, ranks)
+            coded = message.bytes / unit
             # Within the pass, on the thread that computes.
             codec_s = times * rank.elements * self._codec_s_per_element(training.compressing.shard, ranks)
+            # To each owner directly, which over several levels takes longer than a ring.
+            direct_s = moved(route, message, units, on_cpu=device.on_cpu).seconds
         uncovered = shard_s(
             route,
             StageLoad(elements=rank.elements, units=rank.units, forward_s=rank.forward, backward_s=rank.backward),
             gather_bytes=min(item, training.compute_itemsize),
-            scatter_bytes=coded,
+            # What was measured of scatters has the copies in it that sharding makes around them.
+            scatters_s=max(direct_s, gather_s(route, rank.elements * coded, count=units, scatter=True)),
             times=times,
             again=plan.reshard_after_forward and not keeps,
             overlap=hidden(route, overlap),
@@ -145,19 +163,37 @@ class GradientCosts:
         buckets = max(1, math.ceil(bytes_ / (plan.bucket_mb * _MIB)))
         dense_bytes = 2 * bytes_ * (plan.dp_replicate - 1) / plan.dp_replicate
         if candidate.scheme == NONE:
-            # `none` among others is exchanged as they are, and agreed upon.
-            known = all_reduce_s(route, _AGREEMENT_BYTES * buckets, count=buckets) if self._agrees else 0.0
-            summed = _Sum(all_reduce_s(route, bytes_, count=buckets) + known, 0.0, dense_bytes)
+            exchanged = self._plain(route, bytes_, buckets, dense_bytes)
         else:
-            summed = self._coded(plan, route, elements, buckets, candidate.scheme)
+            exchanged = self._coded(plan, route, elements, buckets, candidate.scheme)
+        laid_s = elements * item * device.copy_s_per_byte
+        if every := self._training.compressing.sync_every:
+            # Whoever meets does nothing else: parameters are laid into the buffers, and out of them again.
+            meeting_s = exchanged.wire_s + exchanged.codec_s + 2 * laid_s
+            meeting_s += elements * item * _OUTER_TRAFFIC / (device.memory_bytes_per_s * device.memory_efficiency)
+            return meeting_s / every + laid_s, exchanged.spread(every), dense_bytes
         slows = self._training.compressing.slows
-        beside_s = summed.wire_s + (1 - slows) * summed.codec_s
+        beside_s = exchanged.wire_s + (1 - slows) * exchanged.codec_s
         late_s = beside_s * self._late(plan)
         # The last bucket fills at the pass's very end and stands uncovered.
         last_s = (beside_s - late_s) / buckets
-        uncovered = slows * summed.codec_s + late_s + last_s
+        uncovered = slows * exchanged.codec_s + late_s + last_s
         uncovered += exposed_s(beside_s - late_s - last_s, rank.backward, hidden(route, device.overlap))
-        return uncovered + elements * item * device.copy_s_per_byte, summed, dense_bytes
+        return uncovered + laid_s, exchanged, dense_bytes
+
+    def _plain(self, route: Route, bytes_: float, buckets: int, sent_bytes: float) -> _Sum:
+        """Sums of gradients as they are, and what ranks agree upon where some may be exchanged as codes."""
+        on_cpu = self._device.on_cpu
+        whole = summed(route, bytes_, buckets, on_cpu=on_cpu)
+        wire_s = whole.seconds
+        if self._training.compressing.agrees:
+            known_s = self._agreeing(route, buckets).seconds
+            # Processors have both under way at once.
+            wire_s = max(wire_s, known_s) if on_cpu else wire_s + known_s
+        return _Sum(wire_s, 0.0, sent_bytes, whole.sent_bytes)
+
+    def _agreeing(self, route: Route, buckets: int) -> Moved:
+        return summed(route, _AGREEMENT_BYTES * buckets, buckets, on_cpu=self._device.on_cpu)
 
     def _late(self, plan: Plan) -> float:
         """The share of gradients whose sums along dp_replicate begin only when the backward pass is over.
@@ -168,7 +204,8 @@ class GradientCosts:
         chain, span = self._chain, (0, len(self._chain.units))
         own = chain.trainable(plan.tp, span)
         if plan.dp_shard == plan.tp == plan.pp == 1:
-            return 0.0
+            momenta = self._training.compressing.momenta
+            return float(momenta is not None and momenta.waits)
         if plan.pp > 1 or chain.profile.engine != "torch" or not own:
             return 1.0
         late = 0.0
@@ -179,17 +216,13 @@ class GradientCosts:
             late += own - chain.trainable(plan.tp, (chain.first, chain.first + chain.blocks))
         return min(1.0, max(0.0, late / own))
 
-    @property
-    def _agrees(self) -> bool:
-        return self._training.compressing.on
-
     def _coded(self, plan: Plan, route: Route, elements: float, buckets: int, scheme: str) -> _Sum:
         spec, ranks = spec_of(scheme), plan.dp_replicate
         told = messages(spec, self.bucket(plan, elements, buckets, scheme), ranks)
-        wire_s = sum(_message_s(route, one, ranks) for one in told) * buckets
-        wire_s += all_reduce_s(route, _AGREEMENT_BYTES * buckets, count=buckets)
+        rounds = together(moved(route, one, buckets, on_cpu=self._device.on_cpu) for one in told)
+        wire_s = rounds.seconds + self._agreeing(route, buckets).seconds
         codec_s = elements * self._codec_s_per_element(scheme, ranks)
-        return _Sum(wire_s, codec_s, buckets * sum(one.sent_bytes(ranks) for one in told))
+        return _Sum(wire_s, codec_s, buckets * sum(one.sent_bytes(ranks) for one in told), rounds.sent_bytes)
 
     def bucket(self, plan: Plan, elements: float, buckets: int, scheme: str) -> Buffer:
         """One of `buckets` equal ones of `elements` in all, as a scheme sees it.
@@ -209,12 +242,3 @@ class GradientCosts:
         if measured is not None:
             return measured
         return _CODEC_TRAFFIC_BYTES / (self._device.memory_bytes_per_s * self._device.memory_efficiency)
-
-
-def _message_s(route: Route, message: Message, ranks: int) -> float:
-    if message.how == "sum":
-        return all_reduce_s(route, message.bytes)
-    if message.how == "gather":
-        return gather_s(route, message.bytes * ranks)
-    # Every rank sends each other one its part: as much as a reduce-scatter.
-    return gather_s(route, message.bytes, scatter=True)

@@ -49,11 +49,14 @@ def drive(
             wanted = next(steps) if back is None else steps.send(back)
         except StopIteration:
             wanted = None
+        # The scheme has made of it what it wanted: two rounds' answers need not be there at once.
+        back = None
         settle()
         computing_s += time.perf_counter() - started
         if wanted is None:
             return Driven(rounds, computing_s)
         back = answer(wanted)
+        del wanted
         settle()
         rounds += 1
 

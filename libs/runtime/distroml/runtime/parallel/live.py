@@ -41,7 +41,7 @@ from distroml.runtime.parallel.weights import WeightSource
 from distroml.runtime.profile import ProfileRefused, profile
 from distroml.runtime.profile.codecs import codec_slows, time_codecs
 from distroml.runtime.profile.machine import measure_device
-from distroml.runtime.profile.optimizers import MakeOptimizer, description_of, kind_of
+from distroml.runtime.profile.optimizers import MakeOptimizer, description_of, kind_of, momenta_of
 from distroml.runtime.profile.probe import Probed, probe_links
 from distroml.runtime.profile.timing import time_units
 
@@ -69,6 +69,7 @@ class Workload:
         weights: values for a model without memory.
         compress: how gradients are summed along dp_replicate: "none", a scheme, or "auto".
         compress_shard: the same along dp_shard.
+        sync_every: steps from one meeting of replicas to the next, where they step by themselves; else 0.
     """
 
     model: nn.Module
@@ -81,13 +82,15 @@ class Workload:
     weights: WeightSource | None = None
     compress: str = "none"
     compress_shard: str = "none"
+    sync_every: int = 0
 
     @property
     def how(self) -> str:
         """What beside model, batch and machines tells one way of training from another."""
         packed = f" compress={self.compress}/{self.compress_shard}"
         plain = self.compress == self.compress_shard == "none"
-        return f"{self.precision} {description_of(self.optimizer)}{'' if plain else packed}"
+        apart = f" sync_every={self.sync_every}" if self.sync_every else ""
+        return f"{self.precision} {description_of(self.optimizer)}{'' if plain else packed}{apart}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,13 @@ def survey(work: Workload, world: World, cache: Path) -> Survey:
 def _compressing(work: Workload, world: World, collectives: Collectives) -> Compressing:
     """What compression of `work` costs here, timed where any is asked for. Collective."""
     ladder = [Candidate(rung.scheme, rung.extra) for rung in LADDER]
-    wanted = compressing(work.compress, work.compress_shard, ladder=ladder)
+    wanted = compressing(
+        work.compress,
+        work.compress_shard,
+        ladder=ladder,
+        sync_every=work.sync_every,
+        momenta=momenta_of(work.optimizer, work.compress),
+    )
     if not wanted.on and wanted.shard == "none":
         return wanted
     schemes = dict.fromkeys([*(one.scheme for one in wanted.candidates), wanted.shard])

@@ -33,7 +33,7 @@ from distroml.runtime.profile.probe import Probed
 Kept = TypeVar("Kept")
 
 # Another one where plans are priced or surveyed in another way: what was kept then is no answer any more.
-_METHOD = 4
+_METHOD = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ def measure_device(model: nn.Module, collectives: Collectives, optimizer: MakeOp
         crowd=1.0 if on_gpu else _crowd(collectives),
         tensor_s=slowest["tensor"],
         divided_tensor_s=slowest["divided"],
+        on_cpu=not on_gpu,
     )
 
 

@@ -8,7 +8,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from distroml.planner import Momenta
+from distroml.planner.compression import AUTO, parse_spec, read_wish
 from distroml.planner.training import Optimizer as Kind
+from distroml.runtime.compress.optim import CompressedOptimizer
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -28,6 +31,20 @@ def kind_of(make: MakeOptimizer) -> Kind:
     if kept == 0:
         return "sgd"
     return "momentum" if kept == 1 else "adamw"
+
+
+def momenta_of(make: MakeOptimizer, compress: str) -> Momenta | None:
+    """What the optimizer has exchanged in place of gradients, by the scheme of `compress`; None: gradients are.
+
+    Raises `ValueError` where it cannot be exchanged so; says what can.
+    """
+    made = make([nn.Parameter(torch.ones(_SHAPE))])
+    # Such an optimizer refuses `auto` where it is taken up.
+    if not isinstance(made, CompressedOptimizer) or read_wish(compress) == AUTO:
+        return None
+    scheme = parse_spec(compress)
+    made.check(scheme)
+    return made.momenta(scheme)
 
 
 def description_of(make: MakeOptimizer) -> str:

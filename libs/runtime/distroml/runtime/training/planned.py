@@ -68,10 +68,8 @@ class Planned:
             model, weights = source.to_survey()
             work = _workload(settings, sample, model, weights)
         if work is not None and searches:
-            wished = ["sequence_parallel=no"] if settings.compiled else []
-            if settings.compression.outer is not None:
-                wished += ["dp_shard=1", "tp=1", "pp=1"]
-            self._live = plan_live(work, world, parse_wish(",".join(wished) or "auto"), self._cache)
+            wished = "sequence_parallel=no" if settings.compiled else "auto"
+            self._live = plan_live(work, world, parse_wish(wished), self._cache)
         if self._live is not None:
             self.plan: Plan = self._live.plan
             return
@@ -199,6 +197,7 @@ def _workload(settings: Settings, sample: Any, model: nn.Module, weights: Weight
         weights=weights,
         compress=settings.compression.scheme,
         compress_shard=settings.compression.shard,
+        sync_every=settings.compression.outer.every if settings.compression.outer is not None else 0,
     )
 
 

@@ -6,12 +6,13 @@ exchanges its own velocity, residuals gather velocities, and the optimizer after
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from distroml.planner.compressing import Momenta
 from distroml.planner.compression import Spec
 from distroml.runtime.compress.optim.told import CompressedOptimizer, Parameters, checked_rate
 from distroml.runtime.compress.scheme import State
@@ -113,6 +114,10 @@ class DGC(CompressedOptimizer):
         ahead = ratios[self.made :]
         changes = [n for n, ratio in enumerate(ahead) if n == 0 or ratio != ahead[n - 1]]
         return [(n + 1, Spec("topk", ratio=ahead[n])) for n in changes]
+
+    def momenta(self, scheme: Spec) -> Momenta:
+        """See `CompressedOptimizer`: a float32 velocity, and for a moment a byte that tells which of it was told."""
+        return replace(super().momenta(scheme), kept_bytes=4, working_bytes=1, waits=self.clip is not None)
 
     def factor(self, norm: torch.Tensor, unit: torch.Tensor, world_size: int) -> torch.Tensor | None:
         """By which this rank's gradient is to be shortened: to nothing where it is no finite number anywhere.

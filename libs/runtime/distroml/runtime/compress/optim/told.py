@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from distroml.planner.compressing import Momenta
 from distroml.planner.compression import Spec
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
@@ -36,6 +37,10 @@ class CompressedOptimizer(Optimizer, ABC):
     @abstractmethod
     def schemes(self, scheme: Spec) -> list[tuple[int, Spec]]:
         """How many steps from now on which scheme holds, while it is not, or not yet, `scheme`; 1 is the next."""
+
+    def momenta(self, scheme: Spec) -> Momenta:
+        """What a planner has to know of what is exchanged by `scheme`."""
+        return Momenta(first=tuple(spec.name for _, spec in self.schemes(scheme) if spec != scheme))
 
     # Torch overloads it, so that a closure gives back its loss; here there is none to give.
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
