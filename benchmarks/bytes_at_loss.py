@@ -3,7 +3,12 @@
 Two ranks train the example GPT (or a convolutional net on scikit-learn's digits), each between two hosts of its own,
 so that bytes are what the interface sent: warm-up, scales, indices and all phases, headers too. A scheme keeps the loss
 where its mean over the seeds is at most the dense mean plus one standard deviation of the dense runs. torch's own hooks
-stand beside. Learning rate and all else are the same for all.
+stand beside. Learning rate and all else are the same for all schemes. Optimizers whose momentum travels, replicas that
+meet now and then, and plain SGD to hold them to, are asked for like schemes: "onebit:40", "dgc:0.01:0.05", "sync:10";
+`compression.stepping.way_of` has all of them, and what each has of its own.
+
+The first seed's training is over a link of --mbit, and all its steps together are a scheme's time, warm-up and meetings
+included; `auto` has that link with every seed, others none that is limited.
 
     sudo OMP_NUM_THREADS=1 python benchmarks/bytes_at_loss.py [--lesson digits] [--schemes powersgd:16+int8,int4]
 
@@ -20,18 +25,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from compression.contenders import Setting
 from compression.kept import Kept
 from compression.timing import SCRIPT, check_counted
-from links.namespaces import hosts
-from links.workers import workers
+from links.namespaces import Host, hosts
+from links.workers import TaskFailed, Workers, workers
 
 # One bucket: with more, torch's PowerSGD can match the wrong collectives on Gloo.
 BUCKET_MB = 25.0
@@ -40,7 +46,10 @@ HOOKS = ("ddp:bf16", "ddp:powersgd:16")
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What a lesson is trained with: `size` per rank and step in tokens or images, and what is to be reached."""
+    """What a lesson is trained with: `size` per rank and step in tokens or images, and what is to be reached.
+
+    `mbit` is of the link over which steps are timed, where nothing else is asked; 0: it is not limited.
+    """
 
     size: int
     steps: int
@@ -48,62 +57,75 @@ class Usual:
     schemes: str
     fewer_than_float32: float
     fewer_than_bf16: float
+    mbit: float
 
 
 LESSONS = {
-    "gpt": Usual(256, 400, 0.5e-3, "int8,int4,powersgd:16+int8,powersgd:4+int8,topk:0.01+int8,sign", 20, 10),
-    "digits": Usual(32, 200, 2e-3, "int8,int4,powersgd:8+int8,powersgd:4+int8,topk:0.01+int8,sign", 10, 5),
-    "small": Usual(256, 200, 2e-3, "int4,powersgd:4+int8", 1, 1),
+    "gpt": Usual(256, 400, 0.5e-3, "int8,int4,powersgd:16+int8,powersgd:4+int8,topk:0.01+int8,sign", 20, 10, 0),
+    "digits": Usual(32, 200, 2e-3, "int8,int4,powersgd:8+int8,powersgd:4+int8,topk:0.01+int8,sign", 10, 5, 100),
+    "small": Usual(256, 200, 2e-3, "int4,powersgd:4+int8", 1, 1, 0),
 }
 PLANNED, PLANNED_RANKS = "small", 4
 
-Trained = Callable[[str, int], tuple[float, float]]
-"""Of an exchange and a seed: the held-out loss at the end, and the bytes that one rank sent for gradients."""
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training came to: the held-out loss at its end, the bytes that one rank sent, and its steps' seconds."""
+
+    loss: float
+    sent_bytes: float
+    seconds: float
+
+
+Train = Callable[[str, int], Trained]
+"""With an exchange and a seed."""
+
+
+def _trained(kept: Kept, key: Sequence[object], ranks: Workers, task: Any, steps: int, source: Host | None) -> Trained:
+    """Train once. Bytes are those of the interface of `source`, or else as rank 0 counts them."""
+    found = kept.get(*key)
+    if found is None:
+        ranks.ask({**task, "do": "stand", "name": "it"}, 600)
+        before = source.sent_bytes() if source else 0
+        answers = ranks.ask({"do": "block", "name": "it", "steps": steps, "size": task["size"]}, 3600)
+        sent = counted = answers[0]["counted_bytes"]
+        if source:
+            sent = source.sent_bytes() - before
+            check_counted(task["setting"]["exchange"], counted, sent, steps)
+        seconds = sum(max(step) for step in zip(*(answer["seconds"] for answer in answers), strict=True))
+        found = kept.put([ranks.ask({"do": "end", "name": "it"}, 600)[0]["loss"], sent, seconds], *key)
+    return Trained(*found)
 
 
 @contextmanager
-def _two_hosts(kept: Kept, lesson: str, rate: float, steps: int, auto_mbit: float) -> Iterator[Trained]:
+def _two_hosts(kept: Kept, lesson: str, rate: float, steps: int, mbit: float) -> Iterator[Train]:
     size = LESSONS[lesson].size
     with hosts(2) as pair, workers(SCRIPT, 2, pair) as ranks:
 
-        def trained(exchange: str, seed: int) -> tuple[float, float]:
-            mbit = auto_mbit if exchange == "own:auto" else 0.0
-            key = ("bytes", lesson, exchange, rate, seed, size, steps, *([mbit] if mbit else []))
-            found = kept.get(*key)
-            if found is None:
-                setting = asdict(Setting(exchange, BUCKET_MB, rate))
-                stand = {"do": "stand", "name": "it", "setting": setting, "size": size, "seed": seed}
-                for host in pair:
-                    host.limit(mbit or None)
-                ranks.ask({**stand, "lesson": lesson}, 600)
-                before = pair[0].sent_bytes()
-                counted = ranks.ask({"do": "block", "name": "it", "steps": steps, "size": size}, 3600)[0]
-                sent = pair[0].sent_bytes() - before
-                check_counted(exchange, counted["counted_bytes"], sent, steps)
-                found = kept.put([ranks.ask({"do": "end", "name": "it"}, 600)[0]["loss"], sent], *key)
-            return found[0], found[1]
+        def train(exchange: str, seed: int) -> Trained:
+            limit = mbit if seed == 0 or exchange == "own:auto" else 0.0
+            for host in pair:
+                host.limit(limit or None)
+            setting = asdict(Setting(exchange, BUCKET_MB, rate))
+            task = {"setting": setting, "size": size, "seed": seed, "lesson": lesson}
+            key = ("trained", lesson, exchange, rate, seed, size, steps, limit)
+            return _trained(kept, key, ranks, task, steps, pair[0])
 
-        yield trained
+        yield train
 
 
 @contextmanager
-def _under_plan(kept: Kept, plan: str, rate: float, steps: int) -> Iterator[Trained]:
+def _under_plan(kept: Kept, plan: str, rate: float, steps: int) -> Iterator[Train]:
     size = LESSONS[PLANNED].size
     with workers(SCRIPT, PLANNED_RANKS) as ranks:
 
-        def trained(exchange: str, seed: int) -> tuple[float, float]:
-            key = ("planned", plan, exchange, rate, seed, size, steps)
-            found = kept.get(*key)
-            if found is None:
-                setting = asdict(Setting(exchange, BUCKET_MB, rate))
-                stand = {"do": "stand", "name": "it", "setting": setting, "size": size, "seed": seed}
-                ranks.ask({**stand, "lesson": PLANNED, "plan": plan}, 600)
-                counted = ranks.ask({"do": "block", "name": "it", "steps": steps, "size": size}, 3600)[0]
-                end = ranks.ask({"do": "end", "name": "it"}, 600)[0]
-                found = kept.put([end["loss"], counted["counted_bytes"]], *key)
-            return found[0], found[1]
+        def train(exchange: str, seed: int) -> Trained:
+            setting = asdict(Setting(exchange, BUCKET_MB, rate))
+            task = {"setting": setting, "size": size, "seed": seed, "lesson": PLANNED, "plan": plan}
+            key = ("planned", plan, exchange, rate, seed, size, steps, PLANNED_RANKS)
+            return _trained(kept, key, ranks, task, steps, None)
 
-        yield trained
+        yield train
 
 
 def main() -> int:
@@ -112,7 +134,7 @@ def main() -> int:
     parser.add_argument("--lesson", choices=("gpt", "digits"), default="gpt")
     parser.add_argument("--plan", help="of four ranks and a small GPT, such as dp_replicate=2,pp=2")
     parser.add_argument("--schemes", help="ours, separated by commas")
-    parser.add_argument("--auto-mbit", type=float, default=10.0, help="the link's rate while the scheme `auto` trains")
+    parser.add_argument("--mbit", type=float, help="rate of the link where that is limited; 0: never")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--learning-rate", type=float)
@@ -124,26 +146,32 @@ def main() -> int:
     steps = options.steps or (20 if options.quick else usual.steps)
     rate = options.learning_rate or usual.learning_rate
     seeds = 2 if options.quick else options.seeds
+    mbit = usual.mbit if options.mbit is None else options.mbit
     own = [f"own:{scheme}" for scheme in (options.schemes or usual.schemes).split(",")]
     kept = Kept(fresh=options.fresh)
     training = (
-        _under_plan(kept, options.plan, rate, steps)
-        if options.plan
-        else _two_hosts(kept, lesson, rate, steps, options.auto_mbit)
+        _under_plan(kept, options.plan, rate, steps) if options.plan else _two_hosts(kept, lesson, rate, steps, mbit)
     )
-    print(f"{options.plan or lesson}: {steps} steps, {seeds} seeds, learning rate {rate:g}")
-    print("exchange                   loss      sd  kept   MB sent  fewer than fp32  than bf16")
+    link = f", the first over {mbit:g} Mbit/s" if mbit and not options.plan else ""
+    print(f"{options.plan or lesson}: {steps} steps, {seeds} seeds{link}, learning rate {rate:g}")
+    print("exchange                   loss      sd  kept   MB sent  fewer than fp32  than bf16  seconds")
     bar = dense = 0.0
-    with training as trained:
+    with training as train:
         for exchange in ("own:none", *own) if options.plan else ("ddp", *own, *HOOKS):
-            runs = [trained(exchange, seed) for seed in range(seeds)]
-            loss, spread = statistics.mean(run[0] for run in runs), statistics.stdev(run[0] for run in runs)
-            sent = statistics.mean(run[1] for run in runs)
+            try:
+                runs = [train(exchange, seed) for seed in range(seeds)]
+            except TaskFailed as error:
+                if "NonFiniteError" not in str(error):
+                    raise
+                print(f"{exchange:<22} comes apart: {str(error).partition(';')[0]}", flush=True)
+                continue
+            loss, spread = statistics.mean(run.loss for run in runs), statistics.stdev(run.loss for run in runs)
+            sent = statistics.mean(run.sent_bytes for run in runs)
             if not dense:
                 bar, dense = loss + spread, sent
             print(
                 f"{exchange:<22} {loss:8.4f} {spread:7.4f}  {'yes' if loss <= bar else 'no':<4} {sent / 1e6:8.1f} "
-                f"{dense / sent:14.1f} {dense / 2 / sent:10.1f}",
+                f"{dense / sent:14.1f} {dense / 2 / sent:10.1f} {runs[0].seconds:11.1f}",
                 flush=True,
             )
     if not options.plan:

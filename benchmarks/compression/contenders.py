@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from compression.learning import Lesson, mean_loss
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
@@ -42,7 +41,7 @@ class Setting:
     """One contender.
 
     `exchange`: "ddp", "ddp:fp16", "ddp:bf16", "ddp:powersgd:RANK", "own:SPEC" for a scheme of ours, "own:auto" for
-    those that it chooses on the link that is there.
+    those that it chooses on the link that is there, "own:" and what `stepping.way_of` knows.
     """
 
     exchange: str
@@ -73,7 +72,7 @@ def adamw(model_parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model_parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
 
 
-def _warm_up(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+def warm_up(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
 
 
@@ -88,7 +87,7 @@ class Ddp:
             self.model, gradient_as_bucket_view=True, bucket_cap_mb=setting.bucket_mb
         )
         self._optimizer = adamw(self.model.parameters(), setting.learning_rate)
-        self._warm_up = _warm_up(self._optimizer)
+        self._warm_up = warm_up(self._optimizer)
         _, _, hook = setting.exchange.partition(":")
         if hook in ("fp16", "bf16"):
             made: Callable[..., Any] = (
@@ -130,7 +129,7 @@ class Own:
             compress=setting.exchange.partition(":")[2],
         )
         self._optimizer = adamw(self._parallel.parameters(), setting.learning_rate)
-        self._warm_up = _warm_up(self._optimizer)
+        self._warm_up = warm_up(self._optimizer)
         self._number = 0
         self.counted_bytes = 0
 
@@ -211,7 +210,7 @@ class Planned(Own):
         self.model = self._parallel.module
         self.world = replace(world, rank=self._parallel.mesh.dp_rank, world_size=self._parallel.mesh.dp_size)
         self._optimizer = adamw(self._parallel.parameters(), setting.learning_rate)
-        self._warm_up = _warm_up(self._optimizer)
+        self._warm_up = warm_up(self._optimizer)
         self._number = 0
         self.counted_bytes = 0
 
@@ -223,23 +222,3 @@ class Planned(Own):
         """Of all ranks together. Collective."""
         shares = lesson.held_out(self.world.rank, self.world.world_size)
         return mean_loss(self._parallel.measure(few) for share in shares for few in share.split(MICROBATCH))
-
-
-def contender(
-    lesson: Lesson, setting: Setting, seed: int, world: World, size: int, changes: Sequence[Change] | None = None
-) -> Contender:
-    """What `setting` names, with first weights by `seed`. Collective.
-
-    Args:
-        lesson, setting, seed, world: what is learnt, how, and by whom.
-        size: this rank's part of a step's batch.
-        changes: what "own:auto" is to repeat; None: it decides.
-    """
-    dist.barrier()
-    if setting.exchange == "own:auto":
-        if changes is None:
-            return Adapted(lesson, setting, seed, world, lesson.batch(seed, 0, size, world))
-        return Replayed(lesson, setting, seed, world, changes)
-    if setting.exchange.startswith("own:"):
-        return Own(lesson, setting, seed, world)
-    return Ddp(lesson, setting, seed)

@@ -14,8 +14,10 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from compression.contenders import CLIP, Adapted, Contender, Own, Planned, Setting, adamw, contender
+from compression.contenders import CLIP, Adapted, Contender, Own, Planned, Setting, adamw
 from compression.learning import LESSONS, Lesson, held_out_loss
+from compression.making import contender
+from compression.stepping import Stepped
 from links.serving import serve
 
 from distroml.runtime.compress.control import Change
@@ -64,7 +66,7 @@ class Rank:
         for step in range(1, steps + 1):
             made.step(what.batch(seed, step, size, self.world))
             if step % every == 0:
-                losses.append(held_out_loss(what, made.model, self.world))
+                losses.append(self._held_out(made, what))
                 if losses[-1] <= goal:
                     break
         made.close()
@@ -75,6 +77,8 @@ class Rank:
     ) -> dict[str, Any]:
         """Make a contender ready under a name, as whole copies or by a plan. Seconds: of choosing schemes."""
         what = self._lesson(lesson)
+        # The one before of that name may have come to no end.
+        self._made[name] = 0
         made: Contender = (
             Planned(what, Setting(**setting), plan, seed, self.world, size)
             if plan
@@ -108,9 +112,14 @@ class Rank:
         """The held-out loss of a standing contender, which is then let go."""
         made, what, _ = self._standing.pop(name)
         del self._made[name]
-        loss = made.held_out_loss(what) if isinstance(made, Planned) else held_out_loss(what, made.model, self.world)
+        loss = made.held_out_loss(what) if isinstance(made, Planned) else self._held_out(made, what)
         made.close()
         return {"loss": loss}
+
+    def _held_out(self, made: Contender, what: Lesson) -> float:
+        if isinstance(made, Stepped):
+            made.check_met()
+        return held_out_loss(what, made.model, self.world)
 
     def compute(self, steps: int, size: int, lesson: str = "gpt") -> dict[str, Any]:
         """Seconds of steps that exchange nothing: the limit of every contender."""

@@ -37,8 +37,8 @@ def test_the_newest_generations_schemes_and_why_they_changed():
     )
     assert list(job_compression.lines(summary)) == [
         "compression of generation 2: int8 (bucket 0), powersgd:4+int8 (bucket 1)",
-        "  from step 1: buckets 0–1 none → int8: slow links",
-        "  from step 43: bucket 1 int8 → powersgd:4+int8: the links do 10 Mbit/s",
+        "  from step 1: buckets 0–1 none → int8, LinkSlower: slow links",
+        "  from step 43: bucket 1 int8 → powersgd:4+int8, LinkSlower: the links do 10 Mbit/s",
     ]
 
 
@@ -73,6 +73,8 @@ def test_events_of_compression_are_one_line_in_words():
     changed = {"generation": "2", "bucket": 3, "from_scheme": "none", "to_scheme": "int8", "from_step": "12"}
     line = shown("SchemeChanged", **changed, reason="LinkSlower", why="slow")
     assert line == "generation=2 from_step=12 bucket=3 change=none→int8 reason=LinkSlower why=slow"
+    first = {name: value for name, value in changed.items() if name != "bucket"}
+    assert "from_step=12 bucket=0 change=" in shown("SchemeChanged", **first), "JSON leaves out a number that is 0"
     advised = {"step_seconds": 0.5, "exposed_seconds": 0.31, "predicted_step_seconds": 0.21, "faster": 2.34}
     line = shown("CompressionAdvised", generation="1", step="23", **advised, schemes="int8")
     assert line == "generation=1 step=500 ms exposed=310 ms with_auto=210 ms faster=2.3 times"

@@ -198,6 +198,7 @@ def test_compression_its_changes_and_what_auto_would_gain_are_shown(fed: Threade
     expect(row).to_have_count(1)
     expect(row).to_contain_text("none → powersgd:4+int8")
     expect(row).to_contain_text("the links do 10 Mbit/s")
+    expect(row).to_contain_text("LinkSlower")
     expect(page.locator("figure.chart").first).to_have_attribute("data-marks", re.compile("scheme@30"))
     fits(page)
     clean(watched)

@@ -23,12 +23,13 @@ def lines(summary: t.JobSummary) -> Iterator[str]:
         yield f"compression of generation {newest}: {', '.join(parts)}"
         ways: dict[tuple[int, str, str, str], list[int]] = {}
         for change in changes:
-            way = (change.from_step, change.from_scheme, change.to_scheme, change.why or change.reason)
+            reason = f"{change.reason}: {change.why}" if change.why else change.reason
+            way = (change.from_step, change.from_scheme, change.to_scheme, reason)
             ways.setdefault(way, []).append(change.bucket)
         if len(ways) > MAX_CHANGES:
             yield f"  {len(ways) - MAX_CHANGES} earlier changes"
-        for (step, old, new, why), numbers in list(ways.items())[-MAX_CHANGES:]:
-            yield f"  from step {step}: {buckets(numbers)} {old} → {new}: {why}"
+        for (step, old, new, reason), numbers in list(ways.items())[-MAX_CHANGES:]:
+            yield f"  from step {step}: {buckets(numbers)} {old} → {new}, {reason}"
     if summary.HasField("advice"):
         yield advice(summary.advice)
 
@@ -74,7 +75,8 @@ def event_words(type_: str, body: dict[str, Any]) -> dict[str, Any]:
             return {
                 "generation": body.get("generation", 0),
                 "from_step": body.get("from_step", 0),
-                "bucket": body.get("bucket", 0),
+                # As a text: a number that is 0 is left out of the line.
+                "bucket": str(body.get("bucket", 0)),
                 "change": f"{body.get('from_scheme', '')}→{body.get('to_scheme', '')}",
                 "reason": body.get("reason", ""),
                 "why": body.get("why", ""),

@@ -60,7 +60,7 @@ def test_the_first_choice_already_fits_the_link(rate, least, most):
     else:
         said = begun(state)
         assert {change.bucket for change in said} == {n for n, s in enumerate(state.schemes) if s != "none"}
-        assert all(change.from_step == 1 and "Mbit/s" in change.why for change in said)
+        assert all(change.from_step == 1 and change.why.endswith("bit/s") for change in said)
 
 
 def test_a_bucket_that_hides_behind_the_pass_loses_less_than_the_last_one():
@@ -195,6 +195,31 @@ def test_two_dense_steps_on_a_link_that_collapsed_are_enough():
     training.run(60)
     assert training.changes[0].from_step <= 50 + 1 + training.setting.lead
     assert training.changes[0].reason == "LinkSlower"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "most"), [(1000, 50, 5), (10_000, 100, 5), (50, 1000, 25), (100, 10_000, 25)]
+)
+def test_a_slow_link_shows_at_once_and_a_fast_one_at_the_next_probe(before, after, most):
+    """So few steps before the first scheme is another, and forty before all are at rest."""
+    for seed in range(3):
+        changed = 61 + 7 * seed
+        training = Training(
+            setting(), lambda step, at=changed: mbit(before if step < at else after), noise=0.1, seed=seed
+        )
+        training.run(changed + 60)
+        later = [change for change in training.changes if change.from_step > changed]
+        assert later[0].reason == ("LinkSlower" if after < before else "LinkFaster")
+        assert later[0].from_step <= changed + most
+        assert later[-1].from_step <= changed + 40
+
+
+def test_what_changes_say_is_in_units_that_people_read():
+    training = Training(setting(), lambda step: mbit(2_000 if step < 50 else 8), compute_s=0.9)
+    training.run(60)
+    slower = next(change for change in training.changes if change.reason == "LinkSlower")
+    assert slower.why.startswith("the links do 8 Mbit/s: a step of 20.1 s becomes one of 1.09 s")
+    assert begun(first(setting(), mbit(2_000), 0.01))[0].why == "the links between the ranks do 2 Gbit/s"
 
 
 def test_a_probe_is_made_every_twenty_steps_while_something_is_compressed():

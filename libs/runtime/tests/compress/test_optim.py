@@ -126,6 +126,20 @@ def test_elements_without_gradients_stay_where_they_are() -> None:
         assert direction.abs().max() < 10
 
 
+def test_after_the_warm_up_no_element_steps_farther_than_adam_could() -> None:
+    """A code gives an element of almost no variance the magnitude of its block."""
+    adam = FrozenVariance(2)
+    assert adam.longest == pytest.approx(7.27, rel=1e-2)
+    assert FrozenVariance(2, betas=(0.99, 0.9)).longest == float("inf")
+    state = AdamState.like(torch.zeros(4))
+    usual = torch.tensor([1e-6, 1.0, 1.0, 1.0])
+    for _ in range(2):
+        adam.direction(usual.clone(), state, 1.0)
+    direction = adam.direction(torch.tensor([-0.1, 0.1, -0.1, 0.0]), state, 1.0)
+    corrected = 0.1 / (1 - 0.9**3)
+    assert direction.tolist() == pytest.approx([-adam.longest, corrected, -corrected, 0.0], rel=1e-4)
+
+
 def test_a_variance_without_warm_up_is_refused() -> None:
     with pytest.raises(ValueError, match="1 step or more"):
         FrozenVariance(0)

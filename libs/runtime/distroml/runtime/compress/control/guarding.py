@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from distroml.runtime.compress.control.model import NONE, Course, Measured, Seen, State, Watched
 from distroml.runtime.compress.control.penalties import LADDER, rung
+from distroml.runtime.compress.control.timing import time_words
 
 # A residual may grow for as long as its scheme needs to tell everything once; windows of so many steps show the trend.
 _WINDOW = 50
@@ -104,7 +105,7 @@ def trips(state: State, measured: Measured) -> list[Trip]:
         why = f"the loss is {course.fast:.4g} after {course.best:.4g}"
         return [Trip(number, "LossRose", why) for number in lossy]
     if state.step_before_s > 0 and state.step_n >= _SHOWN_AFTER and state.step_s > _SLOWER * state.step_before_s:
-        why = f"steps take {1e3 * state.step_s:.0f} ms, and took {1e3 * state.step_before_s:.0f} ms before the change"
+        why = f"steps take {time_words(state.step_s)}, and took {time_words(state.step_before_s)} before the change"
         return [Trip(number, "NotFaster", why) for number in lossy]
     return []
 

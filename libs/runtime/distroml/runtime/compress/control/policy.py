@@ -14,7 +14,7 @@ from distroml.runtime.compress.control import guarding
 from distroml.runtime.compress.control.choosing import HIDDEN, Choice, choose, judge, offers_of
 from distroml.runtime.compress.control.estimating import caution, sampled
 from distroml.runtime.compress.control.model import NONE, Change, Link, Measured, Setting, State, Watched
-from distroml.runtime.compress.control.timing import timing
+from distroml.runtime.compress.control.timing import time_words, timing
 
 # Between two changes, so that a step is measured under each.
 _HOLD_STEPS = 10
@@ -99,8 +99,8 @@ def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State,
     if not moved:
         reason = "Faster" if found.penalty > held.penalty else "LessLossy"
     why = (
-        f"the links do {_rate(state.link)}: a step of {1e3 * held.timing.step_s:.3g} ms becomes "
-        f"{1e3 * found.timing.step_s:.3g} ms, {100 * found.timing.exposed:.0f} % of it for communication"
+        f"the links do {_rate(state.link)}: a step of {time_words(held.timing.step_s)} becomes one of "
+        f"{time_words(found.timing.step_s)}, {100 * found.timing.exposed:.0f} % of it for communication"
     )
     buckets = list(state.buckets)
     changes: list[Change] = []
@@ -197,4 +197,6 @@ def link_of(setting: Setting, step_s: float, exposed_s: float) -> Link:
 
 def _rate(link: Link) -> str:
     mbit = 8e-6 / link.s_per_byte if link.s_per_byte > 0 else math.inf
-    return f"{mbit:.3g} Mbit/s" if mbit < 10_000 else "over 10 Gbit/s"
+    if mbit >= 10_000:
+        return "over 10 Gbit/s"
+    return f"{mbit / 1e3:.3g} Gbit/s" if mbit >= 999.5 else f"{mbit:.3g} Mbit/s"

@@ -21,6 +21,11 @@ class Timing:
         return self.exposed_s / self.step_s if self.step_s > 0 else 0.0
 
 
+def time_words(seconds: float) -> str:
+    """Of a step, for people."""
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{1e3 * seconds:.3g} ms"
+
+
 def wire_s(link: Link, offer: Offer) -> float:
     """Seconds on the wire of one exchange."""
     return offer.rounds * link.latency_s + offer.sent_bytes * link.s_per_byte

@@ -5,6 +5,7 @@ Adam is not linear in gradients, so error feedback does not fit it; with a froze
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,14 @@ class FrozenVariance:
         if self.warm_up_steps < 1:
             raise ValueError(f"the variance needs a warm-up of 1 step or more, not {self.warm_up_steps}")
 
+    @property
+    def longest(self) -> float:
+        """Of a mean of gradients over the root of a mean of their squares, whatever the gradients (Cauchy-Schwarz)."""
+        beta, beta_of_squares = self.betas
+        if beta**2 >= beta_of_squares:
+            return math.inf  # squares are forgotten before what they are of
+        return (1.0 - beta) / math.sqrt((1.0 - beta_of_squares) * (1.0 - beta**2 / beta_of_squares))
+
     def lossy(self, state: AdamState) -> bool:
         """Whether the next exchange may be lossy."""
         return state.step >= self.warm_up_steps
@@ -66,10 +75,12 @@ class FrozenVariance:
         """Where to go, from the exchanged `flat`; `state` is one step further.
 
         Elements whose gradients were all zero in the warm-up, padding among them, stay where they are: over their
-        variance of 0 the errors of a code would be steps without bound.
+        variance of 0 the errors of a code would be steps without bound. Over a variance that is merely small they are
+        steps a million times too long, so that after the warm-up none is longer than Adam's own could be.
         """
         beta, beta_of_squares = self.betas
-        if self.lossy(state):
+        lossy = self.lossy(state)
+        if lossy:
             torch.div(flat, unit, out=state.mean)
         else:
             gradient = flat / unit
@@ -80,6 +91,8 @@ class FrozenVariance:
         seen = min(state.step, self.warm_up_steps)
         spread = (state.square / (1.0 - beta_of_squares**seen)).sqrt_().add_(self.eps)
         direction = state.mean / (1.0 - beta**state.step) / spread
+        if lossy:
+            direction.clamp_(-self.longest, self.longest)
         return direction.masked_fill_(state.square == 0, 0.0)
 
 
