@@ -9,12 +9,14 @@ from collections.abc import Mapping
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from deploy.docker import images
 from deploy.docker.__main__ import EXAMPLE, write_environment
 from deploy.docker.engine import obstacle
 from deploy.docker.requirements import needed
 from deploy.stack import StackError, registry
+from distroml.agent.agent import DOWN_S
 from distroml.agent.settings import AgentSettings
 from distroml.checkpoint.settings import CheckpointSettings
 from distroml.relay.settings import RelaySettings
@@ -167,6 +169,12 @@ def test_nobody_waits_for_what_only_observes_and_what_is_waited_for_is_checked()
             assert (images.COMPOSE.parent / volume).exists()
 
 
+def test_an_agent_is_given_the_time_to_end_its_workers_with_itself():
+    assert SERVICES["agent"]["init"]
+    assert float(SERVICES["agent"]["stop_grace_period"].removesuffix("s")) > DOWN_S
+    assert "/node/down" in (ROOT / "services" / "agent" / "Dockerfile").read_text()
+
+
 def test_nats_acknowledges_what_is_on_disk():
     assert "sync_interval: always" in (ROOT / "deploy" / "docker" / "nats.conf").read_text()
 
@@ -210,6 +218,11 @@ def test_every_package_of_an_image_is_pinned_to_a_version_that_the_project_takes
         versions = pinned.get(requirement.name, [])
         assert versions, f"{requirement.name} has no pin: run `make pins`"
         assert all(requirement.specifier.contains(version) for version in versions), f"{text}: run `make pins`"
+    # The same torch built for CPUs alone, where an index that pip is told of has it, goes before the one for GPUs.
+    (torch,) = (Requirement(line) for line in pins if line.startswith("torch=="))
+    (version,) = pinned["torch"]
+    assert torch.specifier.contains(f"{version}+cpu")
+    assert Version(f"{version}+cpu") > Version(version)
 
 
 def test_who_cannot_start_an_engine_is_told_why():

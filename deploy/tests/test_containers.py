@@ -1,18 +1,23 @@
-"""Our images are built and run by the compose file as it stands, on an engine of the test's own.
+"""Our images are built and run by the compose file as it stands, on an engine of the test's own, and train there.
 
-The servers' images are stand-ins with the stack's own programs, for no registry of images is asked; the agent's has no
-torch, which would take minutes: training is tested elsewhere. Where no engine can be started, one line says why.
+The servers' images are stand-ins with the stack's own programs, for no registry of images is asked. The agent's is
+built without torch, which would take minutes and gigabytes: where it trains, the packages of this interpreter are
+mounted behind its own, read-only. `TORCH_IN_IMAGE=1` builds it with torch as anybody does. Where no engine can be
+started, one line says why.
 """
 
 import contextlib
 import http.client
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 from deploy.docker import engine, images, standins
 from deploy.docker.__main__ import write_environment
@@ -23,8 +28,26 @@ from deploy.stack.running import free_ports
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 TAG = "tested"
 PROJECT = "distroml-tested"
+TORCH_IN_IMAGE = os.environ.get("TORCH_IN_IMAGE", "") == "1"
 # Dockerfiles are given what the stand-in for Python's image lacks, and spared a compiler and torch.
-ARGUMENTS = {"PYTHON_IMAGE": standins.BASE, "BUILD_PACKAGES": "", "TRAINING_EXTRAS": ""}
+ARGUMENTS = {"PYTHON_IMAGE": standins.BASE, "BUILD_PACKAGES": ""} | ({} if TORCH_IN_IMAGE else {"TRAINING_EXTRAS": ""})
+NODES = 2
+# The example, so small that most of its time goes into reading what it learns.
+SMALL = """
+[model]
+layers = 1
+width = 32
+heads = 2
+context = 32
+[training]
+steps = 6
+checkpoint_every = 3
+[evaluation]
+windows = 16
+global_batch = 8
+[sample]
+length = 20
+"""
 PORTS = (
     "SCHEDULER_PORT",
     "RENDEZVOUS_PORT",
@@ -42,6 +65,7 @@ class Containers:
         self.environment, self.file = environment, file
         lines = (line.partition("=") for line in file.read_text().splitlines() if line and not line.startswith("#"))
         self.told = {name: value for name, _, value in lines}
+        self.files = [images.COMPOSE]
 
     def docker(self, *words):
         done = subprocess.run(["env", "docker", *words], env=self.environment, capture_output=True, text=True)
@@ -49,8 +73,8 @@ class Containers:
         return done.stdout
 
     def compose(self, *words):
-        given = ("--file", str(images.COMPOSE), "--env-file", str(self.file), "--project-name", PROJECT)
-        return self.docker("compose", *given, *words)
+        files = [word for file in self.files for word in ("--file", str(file))]
+        return self.docker("compose", *files, "--env-file", str(self.file), "--project-name", PROJECT, *words)
 
     def inside(self, service, *command):
         return self.compose("exec", "-T", service, *command)
@@ -84,7 +108,9 @@ def containers(tmp_path_factory):
         write_environment(file)
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         with file.open("a") as more:
-            more.writelines(f"{name}={value}\n" for name, value in {"DISTROML_TAG": TAG, **ports}.items())
+            # One worker on each node: what they say to one another goes from container to container.
+            own = {"DISTROML_TAG": TAG, "DISTROML_SLOTS": 1, **ports}
+            more.writelines(f"{name}={value}\n" for name, value in own.items())
         found = Containers(environment, file)
         found.compose("down", "--volumes", "--timeout", "5")
         try:
@@ -95,7 +121,17 @@ def containers(tmp_path_factory):
             found.docker("image", "prune", "--force")
 
 
-def test_the_platform_comes_up_in_containers_and_outlives_crashes(containers, tmp_path, monkeypatch):
+@pytest.fixture
+def outside(containers, tmp_path, monkeypatch):
+    """The command line of this machine is told of the containers: by the published ports and the token."""
+    token = tmp_path / "token"
+    token.write_text(containers.told["DISTROML_TOKEN"])
+    monkeypatch.setenv("DISTROML_TOKEN_FILE", str(token))
+    for name in ("SCHEDULER", "RENDEZVOUS", "CHECKPOINT", "TELEMETRY"):
+        monkeypatch.setenv(f"DISTROML_{name}", f"127.0.0.1:{containers.told[f'{name}_PORT']}")
+
+
+def test_the_platform_comes_up_in_containers_and_outlives_crashes(containers, outside):
     containers.compose("config", "--quiet")
     containers.compose("up", "--detach", "--no-build", "--wait", "--wait-timeout", "240", *images.SERVICES)
     assert containers.states() == dict.fromkeys((*images.SERVICES, *standins.SERVERS), "healthy")
@@ -110,17 +146,13 @@ def test_the_platform_comes_up_in_containers_and_outlives_crashes(containers, tm
         history = containers.docker("history", "--no-trunc", images.reference(name, TAG))
         assert not [secret for secret in secrets(containers.told) if secret in history + json.dumps(shown)]
         base = json.loads(containers.docker("image", "inspect", standins.BASE))[0]["Size"]
-        assert shown["Size"] - base < 250 << 20
         packages = containers.inside(name, "pip", "list", "--format", "freeze").lower()
-        assert "torch" not in packages
+        trains = name == "agent" and TORCH_IN_IMAGE
+        assert ("torch==" in packages) == trains
+        assert trains or shown["Size"] - base < 250 << 20
         assert "grpcio==" in packages
 
-    # From this machine, by the published ports and the token.
-    token = tmp_path / "token"
-    token.write_text(containers.told["DISTROML_TOKEN"])
-    monkeypatch.setenv("DISTROML_TOKEN_FILE", str(token))
-    for name in ("SCHEDULER", "RENDEZVOUS", "CHECKPOINT", "TELEMETRY"):
-        monkeypatch.setenv(f"DISTROML_{name}", f"127.0.0.1:{containers.told[f'{name}_PORT']}")
+    # From this machine.
     (node,) = json.loads(distroml("nodes", "--json"))
     assert node["slots"]
     port = int(containers.told["DASHBOARD_PORT"])
@@ -140,6 +172,58 @@ def test_the_platform_comes_up_in_containers_and_outlives_crashes(containers, tm
     containers.wait_healthy()
     assert json.loads(distroml("nodes", "--json"))[0]["id"] == node["id"]
     assert "verified" in distroml("replay", "--verify")
+
+
+def test_a_job_trains_in_containers_on_two_nodes(containers, outside, tmp_path):
+    if not TORCH_IN_IMAGE:
+        containers.files[1:] = [borrowed_torch(containers, tmp_path)]
+    containers.compose(
+        *("up", "--detach", "--no-build", "--wait", "--wait-timeout", "240", "--scale", f"agent={NODES}"),
+        *images.SERVICES,
+    )
+    deadline = time.monotonic() + 60
+    while len(nodes := json.loads(distroml("nodes", "--json"))) < NODES:
+        assert time.monotonic() < deadline, containers.compose("logs", "--tail", "20", "agent")
+
+    code = tmp_path / "code"
+    shutil.copytree(images.ROOT / "examples" / "gpt", code, ignore=shutil.ignore_patterns("__pycache__"))
+    (code / "small.toml").write_text(SMALL)
+    words = ("--bundle", str(code), "--workers", str(NODES), "--name", "gpt", "train.py", "--config", "small.toml")
+    # It follows the job, and ends with 0 only when that succeeded.
+    assert "held-out loss" in distroml("run", *words)
+
+    assert json.loads(distroml("job", "show", "gpt", "--json"))["state"] == "JOB_STATE_SUCCEEDED"
+    (formed,) = happened("gpt", "GenerationFormed")
+    assert {member["node"] for member in formed["generation"]["members"]} == {node["id"] for node in nodes}
+    assert "[0] data: " in distroml("job", "logs", "gpt")
+    # What is committed lies in the store of objects, which the catalogue reads byte by byte.
+    assert [int(one["step"]) for one in happened("gpt", "Committed")] == [3, 6]
+    assert json.loads(distroml("checkpoints", "verify", "gpt", "--json"))["sound"]
+
+
+def borrowed_torch(containers, folder):
+    """A compose file that has agents import this interpreter's packages where their image has none of that name."""
+    ask = "import sys, sysconfig; print(*sys.version_info[:2], sysconfig.get_path('purelib'))"
+    *version, site = containers.docker(
+        "run", "--rm", "--network", "none", images.reference("agent", TAG), "python3", "-c", ask
+    ).split()
+    if version != [str(part) for part in sys.version_info[:2]]:
+        assert not os.environ.get("CI"), "the torch of this interpreter fits the image's"
+        pytest.skip(f"this interpreter's torch is for another Python than the image's {'.'.join(version)}")
+    mine = Path(pytest.__file__).parents[1]
+    # Folders that such a file names come behind all others, unlike those of PYTHONPATH.
+    names = folder / "borrowed.pth"
+    names.write_text("/opt/borrowed\n")
+    volumes = [f"{mine}:/opt/borrowed:ro", f"{names}:{site}/borrowed.pth:ro"]
+    file = folder / "borrowed.yaml"
+    file.write_text(yaml.safe_dump({"services": {"agent": {"volumes": volumes}}}))
+    return file
+
+
+def happened(job, name):
+    """What the job's events of this name say."""
+    events = [json.loads(line) for line in distroml("events", job, "--json").splitlines()]
+    return [event["data"] for event in events if event["type"].endswith("." + name)]
 
 
 def secrets(told):

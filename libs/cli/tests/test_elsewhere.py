@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from distroml.cli.client import call
 from distroml.cli.errors import UsageError
 from distroml.cli.main import app
 from distroml.cli.objects import deployment_of, location_of
@@ -33,6 +34,18 @@ def test_what_the_environment_names_is_taken(token_file):
     assert found.endpoints.services["checkpoint"] == "127.0.0.1:3"
     assert (found.token, found.endpoints.dashboard) == ("secret", "http://127.0.0.1:5")
     assert "secret" not in repr(found)
+
+
+def test_a_dashboard_that_nobody_named_has_no_address_and_shows_no_token(tmp_path, token_file, monkeypatch):
+    async def page(plane):
+        return plane.login_url
+
+    monkeypatch.delenv("DISTROML_DASHBOARD", raising=False)
+    for name, value in (SERVICES | {"DISTROML_TOKEN_FILE": str(token_file)}).items():
+        monkeypatch.setenv(name, value)
+    assert call(tmp_path, page) == ""
+    monkeypatch.setenv("DISTROML_DASHBOARD", "http://127.0.0.1:5")
+    assert call(tmp_path, page) == "http://127.0.0.1:5/login?token=secret"
 
 
 def test_an_environment_without_services_leaves_it_to_the_data_folder(token_file):

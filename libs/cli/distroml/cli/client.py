@@ -48,8 +48,8 @@ class Plane:
 
     @property
     def login_url(self) -> str:
-        """The dashboard's address with the token that opens it."""
-        return f"{self.endpoints.dashboard}/login?token={self.token}"
+        """The dashboard's address with the token that opens it; empty where nobody said where the dashboard is."""
+        return f"{self.endpoints.dashboard}/login?token={self.token}" if self.endpoints.dashboard else ""
 
 
 @asynccontextmanager

@@ -69,7 +69,8 @@ class Follower:
         """Follow until the job is final; returns the exit code. Ctrl-C cancels the job, a second one leaves it."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        self._status(f"job {self._job.id} ({self._job.spec.name}) · {self._plane.login_url}")
+        page = f" · {url}" if (url := self._plane.login_url) else ""
+        self._status(f"job {self._job.id} ({self._job.spec.name}){page}")
         logs = asyncio.create_task(self._print_logs())
         try:
             async for job in watch(self._plane, self._job.id):
