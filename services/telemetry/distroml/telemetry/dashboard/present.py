@@ -358,6 +358,9 @@ def event_row(event: EventRow) -> Row:
     inner = body.get("generation")
     if isinstance(inner, dict):
         body = {**body, **cast("dict[str, object]", inner)}
+    if isinstance(worker := body.get("worker"), str):
+        # The page is the job's.
+        body = {**body, "worker": worker.removeprefix(f"{event.stream.rpartition('/')[2]}.")}
     words = [form.format(_word(body[k])) for k, form in _EVENT_WORDS.items() if body.get(k)]
     clean = name == "Exited" and (body.get("expected") or not (body.get("code") or body.get("signal")))
     tone = "mute"
