@@ -338,8 +338,10 @@ async def found_or_recalled(plane: Plane, job: str) -> tuple[jobs_pb2.Job, bool]
     try:
         return await _get(plane, job), False
     except RemoteError as error:
-        id_ = job.rpartition("/")[2]
+        *_, project, _, id_ = ("", "", *job.split("/"))
         if error.status is not StatusCode.NOT_FOUND or (past := await past_job(plane, id_)) is None:
+            raise
+        if project not in ("", past.job.spec.project):
             raise
     past.job.position = past.position
     return past.job, True
