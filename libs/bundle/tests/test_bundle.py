@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def test_ignored_files_and_foreign_links_stay_out(tmp_path: Path) -> None:
     with tarfile.open(bundle.path) as tar:
         assert sorted(tar.getnames()) == [".distromlignore", "a.py", "alias.py"]
     assert bundle.skipped_links == ("passwd",)
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_one() -> None:
+    # Root may read everything, and nobody else may look into pytest's folders.
+    mine = os.geteuid()
+    with tempfile.TemporaryDirectory() as scratch:
+        code = tree(Path(scratch), {"train.py": "", "secret/data.py": ""})
+        code.chmod(0o755)
+        (code / "secret").chmod(0)
+        try:
+            os.seteuid(65534 if mine == 0 else mine)
+            with pytest.raises(BundleError, match=r"cannot read .*/secret: Permission denied; name it in"):
+                pack(code, code / "b.tar.gz")
+        finally:
+            os.seteuid(mine)
+            (code / "secret").chmod(0o700)
 
 
 def test_a_folder_past_the_cap_is_refused_with_its_largest_files(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from distroml.cli.doctor import control_plane, machine
 from distroml.cli.errors import UsageError
+from distroml.cli.plane.control import connect_or_fail, stop
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
 from distroml.cli.plane.ports import dashboard_port, free_ports
 
@@ -70,6 +72,23 @@ def nobody() -> Generator[None]:
         yield
     finally:
         os.seteuid(mine)
+
+
+def test_a_folder_into_which_one_may_not_look_is_not_taken_for_one_without_a_control_plane(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path / "data")
+    folder.prepare()
+    folder.path.chmod(0o000)
+    tmp_path.chmod(0o755)
+    try:
+        with nobody():
+            for ask in (connect_or_fail, stop):
+                with pytest.raises(UsageError, match=f"{folder.path} may not be read by this user: Permission"):
+                    ask(folder)
+            assert [found.verdict for found in control_plane(folder.path)] == ["problem"]
+            # What comes after may need modules that only root can read.
+            assert any(found.check == "disk" for found in machine(folder.path / "below"))
+    finally:
+        folder.path.chmod(0o700)
 
 
 def test_a_folder_without_write_permission_is_refused_with_what_to_do(tmp_path: Path) -> None:

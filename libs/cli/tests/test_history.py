@@ -86,5 +86,8 @@ async def test_a_forgotten_job_is_recalled_and_an_unknown_one_is_the_schedulers_
     assert await found_or_recalled(asked, "job-5") == (KEPT[0], False)
     recalled, from_history = await found_or_recalled(asked, "job-2")
     assert (recalled.reason, recalled.position, from_history) == ("history", "log:9.0", True)
-    with pytest.raises(RemoteError, match="there is no such job"):
-        await found_or_recalled(asked, "job-9")
+    PAST[3].spec.project = "theirs"
+    assert (await found_or_recalled(asked, "projects/theirs/jobs/job-2"))[0].id == "job-2"
+    for unknown in ("job-9", "projects/ours/jobs/job-2"):
+        with pytest.raises(RemoteError, match="there is no such job"):
+            await found_or_recalled(asked, unknown)

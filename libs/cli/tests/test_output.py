@@ -2,6 +2,7 @@
 
 import pytest
 
+from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.cli import output
 
 
@@ -24,6 +25,16 @@ def test_a_terminal_gets_colours_that_do_not_move_columns(
     monkeypatch.setattr(output.out, "_force_terminal", True)
     output.table(("STATE", "X"), [(output.state_text("JOB_STATE_FAILED"), "y")], empty="none")
     assert capsys.readouterr().out.splitlines()[1] == "\x1b[1;31mfailed\x1b[0m  y"
+
+
+def test_what_is_said_of_a_job_is_shown_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    for reason, message in (("Exception", "KeyError: '[/INST]' is no [dim] of x[bold]"), ("", "runs"), ("Paused", "")):
+        output.out.print(output.job_text(jobs_pb2.JOB_STATE_FAILED, reason, message))
+    assert capsys.readouterr().out.splitlines() == [
+        "failed Exception: KeyError: '[/INST]' is no [dim] of x[bold]",
+        "failed: runs",
+        "failed Paused",
+    ]
 
 
 def test_durations_and_sizes() -> None:

@@ -87,6 +87,8 @@ def test_what_the_control_plane_knows_stands_above_the_file(tmp_path: Path):
         ("", "a spec is a mapping"),
         ("- a\n", "a spec is a mapping"),
         ("model: [\n", "is no YAML"),
+        ("model: " + "[" * 5000, "is no YAML"),
+        ("batch: {global: 2026-13-45}\n", "is no YAML"),
         ("batch: {global: .inf}\n", "batch.global must be a whole number"),
         ("batch: {global: true}\n", "batch.global must be a whole number"),
         ("batch: {global: 8}\nbatch: {global: 9}\n", "line 2: batch is given twice"),

@@ -71,6 +71,12 @@ def test_a_broken_generation_counts_as_a_restart_and_survivors_wait() -> None:
     assert {w.state for w in evolve(view, formed(2, 20)).workers} == {"running"}
 
 
+def test_a_worker_that_was_seen_to_fail_stays_failed_where_its_member_is_lost_too() -> None:
+    gone = f.MemberLost(at_ms=11, generation=1, node="n", cause="worker exited", workers=(W0, W1))
+    view = view_of(SUBMITTED, formed(1, 3), exited(1, 10), gone)
+    assert {w.worker: w.state for w in view.workers} == {W0: "lost", W1: "failed"}
+
+
 def test_a_recovery_lasts_from_the_loss_to_the_first_step_of_the_next_generation() -> None:
     view = view_of(SUBMITTED, formed(1, 3), exited(1, 10), broken(1, 12), formed(2, 900))
     (row,) = recoveries(view, {1: span(1, 5), 2: span(31, 2010)})

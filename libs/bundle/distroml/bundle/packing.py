@@ -64,13 +64,12 @@ def pack(root: Path, archive: Path, *, cap_bytes: int = DEFAULT_CAP_BYTES) -> Bu
 
     spec = pathspec.GitIgnoreSpec.from_lines([*ALWAYS_IGNORED, *_ignore_lines(root)])
     skipped: list[str] = []
-    members = sorted(_walk(root.resolve(), spec, skipped))
-    total = 0
-    sizes: list[tuple[int, str]] = []
-    for name, path in members:
-        size = path.stat().st_size
-        sizes.append((size, name))
-        total += size
+    try:
+        members = sorted(_walk(root.resolve(), spec, skipped))
+        sizes = [(path.stat().st_size, name) for name, path in members]
+    except OSError as error:
+        raise BundleError(f"cannot read {error.filename}: {error.strerror}; name it in {IGNORE_FILE}") from error
+    total = sum(size for size, _ in sizes)
     if total > cap_bytes:
         largest = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for size, name in sorted(sizes, reverse=True)[:5])
         raise BundleError(
@@ -100,8 +99,13 @@ def _ignore_lines(root: Path) -> list[str]:
         raise BundleError(f"cannot read {file}: {error}") from error
 
 
+def _refuse(error: OSError) -> None:
+    raise error
+
+
 def _walk(root: Path, spec: pathspec.GitIgnoreSpec, skipped: list[str]) -> Iterator[tuple[str, Path]]:
-    for folder, folders, files in os.walk(root):
+    # A folder that cannot be listed is no empty one.
+    for folder, folders, files in os.walk(root, onerror=_refuse):
         here = Path(folder)
         for name in list(folders):
             relative = (here / name).relative_to(root).as_posix()

@@ -31,7 +31,12 @@ class Format(StrEnum):
     HF = "hf"
 
 
-Step = Annotated[int, typer.Option("--step", min=0, help="The checkpoint's step.")]
+_MOST_STEPS = 2**63 - 1
+
+Step = Annotated[int, typer.Option("--step", min=0, max=_MOST_STEPS, help="The checkpoint's step.")]
+NewestStep = Annotated[
+    int, typer.Option("--step", min=0, max=_MOST_STEPS, help="The checkpoint's step [default: the newest].")
+]
 
 
 @app.command(name="list")
@@ -78,7 +83,7 @@ def list_(job: JobName, data: Data, json: Json = False) -> None:
 def verify(
     job: JobName,
     data: Data,
-    step: Annotated[int, typer.Option(min=0, help="The checkpoint's step [default: the newest].")] = 0,
+    step: NewestStep = 0,
     json: Json = False,
 ) -> None:
     """Read every byte of a checkpoint and compare it with its hash."""
@@ -129,7 +134,7 @@ def export(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Job id or name; or a stand-alone run's folder.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder for the files.")],
     data: Data,
-    step: Annotated[int, typer.Option(min=0, help="The checkpoint's step [default: the newest].")] = 0,
+    step: NewestStep = 0,
     format_: Annotated[
         Format, typer.Option("--format", help="Plain safetensors; or hf: with config.json, for from_pretrained.")
     ] = Format.SAFETENSORS,

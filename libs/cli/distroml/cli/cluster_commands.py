@@ -46,7 +46,7 @@ def queue(data: Data, json: Json = False) -> None:
                 entry.job,
                 entry.name,
                 str(entry.priority),
-                f"{entry.workers.min}..{entry.workers.max}",
+                str(low) if (low := entry.workers.min) == (high := entry.workers.max) else f"{low}..{high}",
                 entry.reason,
                 output.age(entry.submitted_at),
                 entry.message,

@@ -41,7 +41,7 @@ def doctor(data: Data, json: Json = False) -> None:
     else:
         marks = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
         for finding in findings:
-            output.out.print(f"{marks[finding.verdict]}  {finding.check:<14} {finding.text}")
+            output.out.print(f"{marks[finding.verdict]}  {finding.check:<14} {output.escape(finding.text)}")
             if finding.advice:
                 output.out.print(f"{'':>9}{'':<14} → {finding.advice}", markup=False)
     raise typer.Exit(EXIT_JOB_FAILED if any(f.verdict == "problem" for f in findings) else EXIT_DONE)
@@ -95,7 +95,8 @@ def machine(data: Path) -> Iterator[Finding]:
 
     memory = psutil.virtual_memory()
     yield Finding("machine", "ok", f"{os.cpu_count()} cores, {output.size(memory.available)} of memory free")
-    place = next(folder for folder in (data, *data.parents) if folder.exists())
+    # Unlike a path's own `exists`, this is no error where one may not look.
+    place = next(folder for folder in (data, *data.parents) if os.path.exists(folder))
     free = shutil.disk_usage(place).free
     verdict: Verdict = "ok" if free > 5e9 else "warning" if free > 1e9 else "problem"
     advice = "" if verdict == "ok" else f"free space on the file system of {place}, or give another folder with --data"
@@ -128,10 +129,11 @@ def control_plane(data: Path) -> Iterator[Finding]:
             yield Finding(name, "ok" if healthy else "problem", address, "" if healthy else "see what runs there")
         return
     folder = DataFolder(data)
-    if not (data / "format.json").exists():
-        yield Finding("data folder", "ok", f"{data} is not in use yet")
-        return
     try:
+        folder.check_readable()
+        if not (data / "format.json").exists():
+            yield Finding("data folder", "ok", f"{data} is not in use yet")
+            return
         deployment = folder.deployment()
     except CliError as error:
         yield Finding("data folder", "problem", error.message, error.hint)

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.cli import job_compression, job_end, job_plan, output
@@ -52,6 +53,28 @@ class Pace:
         return text
 
 
+@dataclass(slots=True)
+class Heard:
+    """How many lines of a job's output came, and when the last one did."""
+
+    lines: int = 0
+    last_s: float = 0.0
+
+    def one(self) -> None:
+        """Another line came."""
+        self.lines += 1
+        self.last_s = time.monotonic()
+
+    async def quiet(self, coming: asyncio.Task[None]) -> None:
+        """Wait, at the end of the job, until nothing comes any more."""
+        began = time.monotonic()
+        while not coming.done() and time.monotonic() - began < LIMIT_S:
+            quiet_for = time.monotonic() - max(began, self.last_s)
+            if quiet_for > (QUIET_S if self.lines else NOTHING_S):
+                return
+            await asyncio.sleep(0.1)
+
+
 class Follower:
     """Prints a job's changes of state on stderr and its workers' output on stdout."""
 
@@ -62,8 +85,7 @@ class Follower:
         self._said = ""
         self._pace = Pace()
         self._interrupts = 0
-        self._lines = 0
-        self._last_line = 0.0
+        self._heard = Heard()
 
     async def to_the_end(self) -> int:
         """Follow until the job is final; returns the exit code. Ctrl-C cancels the job, a second one leaves it."""
@@ -81,7 +103,7 @@ class Follower:
                 if job.reason == "ExceedsCapacity":
                     self._status(f"{job.message}; cancelling")
                     await self._cancel()
-            await self._output_ends(logs)
+            await self._heard.quiet(logs)
             known = await job_plan.summary(self._plane, self._job.id)
             self._say("note", job_end.untrained(self._job, known))
             self._say("warning", job_compression.unused(self._job, known))
@@ -90,14 +112,6 @@ class Follower:
             logs.cancel()
             await asyncio.gather(logs, return_exceptions=True)
         return EXIT_DONE if self._job.state == jobs_pb2.JOB_STATE_SUCCEEDED else EXIT_JOB_FAILED
-
-    async def _output_ends(self, logs: asyncio.Task[None]) -> None:
-        began = time.monotonic()
-        while not logs.done() and time.monotonic() - began < LIMIT_S:
-            quiet_for = time.monotonic() - max(began, self._last_line)
-            if quiet_for > (QUIET_S if self._lines else NOTHING_S):
-                return
-            await asyncio.sleep(0.1)
 
     def _tell(self, job: jobs_pb2.Job) -> None:
         if self._json:
@@ -127,7 +141,7 @@ class Follower:
         request = jobs_pb2.StreamLogsRequest(job=self._job.id, follow=True)
         while True:
             # A stream that begins again begins with the first line: what was printed is passed over.
-            skip = self._lines
+            skip = self._heard.lines
             try:
                 async for batch in self._plane.jobs.StreamLogs(request):
                     for line in batch.lines:
@@ -143,8 +157,7 @@ class Follower:
                 await asyncio.sleep(0.5)
 
     def _print_line(self, line: jobs_pb2.LogLine) -> None:
-        self._lines += 1
-        self._last_line = time.monotonic()
+        self._heard.one()
         if self._json:
             output.print_json_line({"log": output.as_dict(line)})
         else:
@@ -161,6 +174,28 @@ class Follower:
     async def _cancel(self) -> None:
         with contextlib.suppress(RemoteError):
             await self._plane.jobs.CancelJob(jobs_pb2.CancelJobRequest(job=self._job.id, request_id=fresh_id("req")))
+
+
+async def to_the_end_of(plane: Plane, job: str, lines: Coroutine[Any, Any, None], heard: Heard) -> None:
+    """Let `lines` come until the job is final and they have come; a job that is final already has its lines shown."""
+
+    async def ends() -> None:
+        async for answer in watch(plane, job):
+            if answer.state in FINAL:
+                return
+
+    coming, ending = asyncio.create_task(lines), asyncio.create_task(ends())
+    try:
+        await asyncio.wait((coming, ending), return_when=asyncio.FIRST_COMPLETED)
+        if ending.done() and ending.exception() is None:
+            await heard.quiet(coming)
+        for task in (coming, ending):
+            if task.done():
+                task.result()
+    finally:
+        coming.cancel()
+        ending.cancel()
+        await asyncio.gather(coming, ending, return_exceptions=True)
 
 
 async def watch(plane: Plane, job: str) -> AsyncGenerator[jobs_pb2.Job]:

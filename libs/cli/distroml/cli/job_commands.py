@@ -18,10 +18,10 @@ from distroml.api.telemetry.v1 import telemetry_pb2
 from distroml.cli import job_compression, job_end, job_plan, log_search, output
 from distroml.cli.client import Plane, call
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, UsageError
-from distroml.cli.following import FINAL, watch
+from distroml.cli.following import FINAL, Heard, to_the_end_of, watch
 from distroml.cli.history_commands import past_job, past_jobs
 from distroml.cli.objects import open_objects
-from distroml.cli.options import Data, Follow, JobName, Json
+from distroml.cli.options import MOST_INT, Data, Follow, JobName, Json
 from distroml.cli.spec import parse_workers
 from distroml.events import fresh_id
 from distroml.observability import trace
@@ -145,7 +145,7 @@ def show(job: JobName, data: Data, json: Json = False) -> None:
     ]
     for name, text in rows:
         if text:
-            output.out.print(f"{name:>11}  {text}")
+            output.out.print(f"{name:>11}  {text if name == 'state' else output.escape(text)}")
 
 
 @app.command()
@@ -153,9 +153,12 @@ def logs(
     job: JobName,
     data: Data,
     follow: Follow = False,
-    rank: Annotated[list[int] | None, typer.Option("--rank", "-r", min=0, help="Only this rank; repeatable.")] = None,
+    rank: Annotated[
+        list[int] | None, typer.Option("--rank", "-r", min=0, max=MOST_INT, help="Only this rank; repeatable.")
+    ] = None,
     tail: Annotated[
-        int | None, typer.Option("--tail", "-n", min=0, help="Only the last N lines; 0 for all.", show_default=False)
+        int | None,
+        typer.Option("--tail", "-n", min=0, max=MOST_INT, help="Only the last N lines; 0 for all.", show_default=False),
     ] = None,
     search: Annotated[
         str, typer.Option("--search", "-s", help='Only lines with these words, in any case; "in quotes" as they stand.')
@@ -165,9 +168,15 @@ def logs(
     level: Annotated[str, typer.Option(help="Only lines of this level and graver ones, such as warning.")] = "",
     json: Json = False,
 ) -> None:
-    """What the workers wrote. Searching looks at all that is kept and shows the newest 200 matches (-n for more)."""
+    """What the workers wrote. Searching looks at all that is kept and shows the newest 200 matches (-n for more).
+
+    Following ends with the job.
+    """
+
+    heard = Heard()
 
     def show(line: jobs_pb2.LogLine | telemetry_pb2.LogRecord) -> None:
+        heard.one()
         if json:
             output.print_json_line(output.as_dict(line))
         else:
@@ -181,7 +190,7 @@ def logs(
             sys.stdout.flush()
 
     if not (search or since or until or level):
-        call(data, stream)
+        call(data, lambda plane: to_the_end_of(plane, job, stream(plane), heard) if follow else stream(plane))
         return
     if follow:
         raise UsageError("a search does not follow", hint="leave --follow out, or search without it")
@@ -207,12 +216,14 @@ def watch_job(job: JobName, data: Data, json: Json = False) -> None:
 
     async def follow(plane: Plane) -> int:
         last = ""
+        # Who watches is patient with a scheduler that restarts; one that is not there at all is told at once.
+        await _get(plane, job)
         async for answer in watch(plane, job):
             if json:
                 output.print_json_line(output.as_dict(answer))
             else:
-                state = output.state_text(jobs_pb2.JobState.Name(answer.state))
-                line = f"{state} {answer.reason} {answer.message} step {progress_text(answer) or '-'}"
+                step = progress_text(answer)
+                line = output.job_text(answer.state, answer.reason, answer.message) + f" · step {step}" * bool(step)
                 if line != last:
                     output.out.print(line)
                 last = line
@@ -250,10 +261,10 @@ def explain(
         told |= ({"note": noted} if noted else {}) | ({"warning": unused} if unused else {})
         output.print_json(told | ({"alternatives": [msgspec.to_builtins(one) for one in others]} if plans else {}))
         return
-    output.out.print(f"{output.state_text(jobs_pb2.JobState.Name(answer.job.state))} {answer.reason}: {answer.message}")
+    output.out.print(output.job_text(answer.job.state, answer.reason, answer.message))
     output.out.print(f"slots: {answer.free_slots} free of {answer.total_slots}")
     for step in answer.next_steps:
-        output.out.print(f"  → {step}")
+        output.out.print(f"  → {step}", markup=False)
     for line in job_plan.lines(chosen[-1], others=not plans) if chosen else ():
         output.out.print(line, markup=False)
     for line in (*job_compression.lines(known), *(text for text in (noted, unused) if text)):
@@ -301,14 +312,17 @@ def resize(
     json: Json = False,
 ) -> None:
     """Change the number of workers, while running too."""
-    low, high = parse_workers(workers)
+    low, high = parse_workers(workers, "WORKERS")
     request = jobs_pb2.ResizeJobRequest(job=job, request_id=fresh_id("req"), min_workers=low, max_workers=high)
     _steer(data, json, lambda p: p.jobs.ResizeJob(request))
 
 
 @app.command()
 def priority(
-    job: JobName, value: Annotated[int, typer.Argument(help="Higher goes first.")], data: Data, json: Json = False
+    job: JobName,
+    value: Annotated[int, typer.Argument(min=-1_000_000, max=1_000_000, help="Higher goes first.")],
+    data: Data,
+    json: Json = False,
 ) -> None:
     """Change the job's place in the queue."""
     request = jobs_pb2.SetPriorityRequest(job=job, request_id=fresh_id("req"), priority=value)
@@ -324,8 +338,10 @@ async def found_or_recalled(plane: Plane, job: str) -> tuple[jobs_pb2.Job, bool]
     try:
         return await _get(plane, job), False
     except RemoteError as error:
-        id_ = job.rpartition("/")[2]
+        *_, project, _, id_ = ("", "", *job.split("/"))
         if error.status is not StatusCode.NOT_FOUND or (past := await past_job(plane, id_)) is None:
+            raise
+        if project not in ("", past.job.spec.project):
             raise
     past.job.position = past.position
     return past.job, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,16 +12,19 @@ from typing import Any, cast
 import yaml
 
 from distroml.cli.errors import UsageError
+from distroml.cli.options import MOST_INT
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What one field of a job file takes: its type in words, and the fields below it."""
+    """What one field of a job file takes: its type in words, the fields below it, the largest whole number."""
 
     kind: str
     below: Mapping[str, Field] = field(default_factory=dict[str, "Field"])
+    most: int = MOST_INT
 
 
+_KINDS = {"seq": "list", "map": "mapping"}
 _INT, _TEXT, _TEXTS, _MAP = Field("whole number"), Field("text"), Field("list of texts"), Field("mapping of texts")
 SCHEMA: Mapping[str, Field] = {
     "name": _TEXT,
@@ -40,7 +44,7 @@ SCHEMA: Mapping[str, Field] = {
     "compress": _TEXT,
     "sync_every": _INT,
     "backend": _TEXT,
-    "log_cap_bytes": _INT,
+    "log_cap_bytes": Field("whole number", most=2**63 - 1),
 }
 
 
@@ -64,7 +68,7 @@ def read(path: Path) -> JobFile:
         raise UsageError(f"cannot read the job file {path}: {error}") from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path} is no YAML: {error}") from error
     problems: list[str] = []
     values: dict[str, Any] = {}
@@ -106,7 +110,12 @@ def _value(node: yaml.Node, wanted: Field, name: str, problems: list[str]) -> An
         return _mapping(node, wanted.below, name + ".", problems)
     tag = node.tag.rpartition(":")[2]
     if wanted.kind.startswith("whole number") and tag == "int":
-        return int(str(node.value).replace("_", ""), 0)
+        # YAML 1.1 takes 010 and 1:30 for numbers, too, and few mean 8 and 90 by them.
+        with contextlib.suppress(ValueError):
+            number = int(str(node.value).replace("_", ""), 0)
+            if abs(number) > wanted.most:
+                problems.append(f"line {_line(node)}: `{name}` is too large a number")
+            return number
     if wanted.kind == "text" and isinstance(node, yaml.ScalarNode) and tag == "str":
         return str(node.value)
     if wanted.kind == "list of texts" and isinstance(node, yaml.SequenceNode):
@@ -117,6 +126,6 @@ def _value(node: yaml.Node, wanted: Field, name: str, problems: list[str]) -> An
         pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
         if all(isinstance(value, yaml.ScalarNode) for _, value in pairs):
             return {str(key.value): str(value.value) for key, value in pairs}
-    shown = repr(str(node.value))[:40] if isinstance(node, yaml.ScalarNode) else f"a {tag}"
+    shown = repr(str(node.value))[:40] if isinstance(node, yaml.ScalarNode) else f"a {_KINDS.get(tag, tag)}"
     problems.append(f"line {_line(node)}: `{name}` takes a {wanted.kind}, not {shown}")
     return None

@@ -16,6 +16,8 @@ NEWEST: Final = 200
 """How many matches are shown where nobody says how many."""
 
 _PAGE: Final = 1000
+# 0 stands for no limit in a request.
+_FIRST_MS: Final = 1
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -27,9 +29,9 @@ def moment_ms(text: str, option: str, *, now_ms: int | None = None) -> int:
     """
     if ago := re.fullmatch(r"(\d+)([smhd])", text.strip()):
         now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-        return max(0, now - int(ago[1]) * _UNITS_S[ago[2]] * 1000)
+        return max(_FIRST_MS, now - int(ago[1]) * _UNITS_S[ago[2]] * 1000)
     try:
-        return int(datetime.fromisoformat(text.strip()).astimezone(UTC).timestamp() * 1000)
+        return max(_FIRST_MS, int(datetime.fromisoformat(text.strip()).astimezone(UTC).timestamp() * 1000))
     except (ValueError, OverflowError):
         raise UsageError(
             f"{option} {text!r} is no time", hint="give 10m, 2h or 1d for so long ago, or 2026-11-26T08:00"

@@ -9,6 +9,9 @@ import typer
 
 from distroml.cli.plane.datafolder import Profile, default_data
 
+MOST_INT = 2**31 - 1
+"""The largest whole number that fits into most fields of the contract."""
+
 Data: TypeAlias = Annotated[
     Path,
     typer.Option(

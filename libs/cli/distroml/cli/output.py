@@ -14,7 +14,10 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from distroml.api.scheduler.v1 import jobs_pb2
 
 # Colours and width follow the terminal; a pipe gets plain text.
 out = Console(highlight=False, soft_wrap=True)
@@ -98,6 +101,12 @@ def state_text(name: str) -> str:
     short = name.removeprefix("JOB_STATE_").removeprefix("NODE_STATE_")
     style = STATE_STYLES.get(short)
     return f"[{style}]{short.lower()}[/]" if style else short.lower()
+
+
+def job_text(state: jobs_pb2.JobState.ValueType, reason: str, message: str) -> str:
+    """`queued WaitingForSlots: why`: the state coloured, the rest as it stands; an error may well hold `[/INST]`."""
+    said = f" {reason}" * bool(reason) + f": {message}" * bool(message)
+    return state_text(jobs_pb2.JobState.Name(state)) + escape(said)
 
 
 def age(stamp: Timestamp) -> str:

@@ -31,6 +31,8 @@ def up(
     endpoints = control.running(folder)
     if endpoints is not None:
         folder.check_profile(profile)
+        if slots is not None or dashboard_port is not None:
+            output.err.print("it keeps its slots and its dashboard's port: other ones need `distroml down` first")
     fresh = endpoints is None
     if endpoints is None:
         with output.err.status("starting the control plane …"):

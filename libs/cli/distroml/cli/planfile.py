@@ -79,7 +79,8 @@ def read(path: Path) -> PlanFile:
     try:
         node = yaml.compose(text, Loader=_Loader)
         values: object = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # A day such as 2026-13-45 is a ValueError.
         raise UsageError(f"{path} is no YAML: {error}") from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}: a spec is a mapping of `model`, `cluster`, `batch` and `training`")

@@ -15,22 +15,23 @@ from distroml.cli import job_plan, output
 from distroml.cli.checkpoint_commands import job_id
 from distroml.cli.client import STREAM_OWNERS, Plane, call
 from distroml.cli.errors import EXIT_DONE, EXIT_JOB_FAILED, UsageError
-from distroml.cli.options import Data, Follow, Json
+from distroml.cli.options import MOST_INT, Data, Follow, Json
 
 
 def events(
     data: Data,
-    job: Annotated[str, typer.Argument(metavar="[JOB]", help="Only this job's events.")] = "",
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Only this job's events.")] = "",
     follow: Follow = False,
     after: Annotated[str, typer.Option(help="Only events after this position.")] = "",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="At most this many; 0 for all.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, max=MOST_INT, help="At most this many; 0 for all.")] = 0,
     json: Json = False,
 ) -> None:
     """Print the event log, oldest first."""
 
     async def stream(plane: Plane) -> None:
         id_ = await job_id(plane, job) if job else ""
-        request = jobs_pb2.ListEventsRequest(job=id_, after=after, follow=follow, limit=limit)
+        place = await full_position(plane, after) if after else ""
+        request = jobs_pb2.ListEventsRequest(job=id_, after=place, follow=follow, limit=limit)
         async for page in plane.jobs.ListEvents(request):
             for event in page.events:
                 if json:
@@ -67,7 +68,7 @@ def short(value: object, width: int = 60) -> str:
 
 def replay(
     data: Data,
-    job: Annotated[str, typer.Argument(metavar="[JOB]", help="Only this job's streams.")] = "",
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Only this job's streams.")] = "",
     at: Annotated[str, typer.Option("--at", help="Print the state as it was at this position.")] = "",
     verify: Annotated[bool, typer.Option("--verify", help="Fold the whole log and compare with stored state.")] = False,
     mend: Annotated[
@@ -100,7 +101,7 @@ async def state_at(plane: Plane, job: str, at: str) -> list[replay_pb2.StreamSta
     if not job:
         raise UsageError("`replay --at` wants a job", hint="distroml replay JOB --at POSITION")
     id_ = await job_id(plane, job)
-    position = at if ":" in at else await full_position(plane, at)
+    position = await full_position(plane, at)
     states: list[replay_pb2.StreamState] = []
     for name in STREAM_OWNERS:
         answer = await plane.replay[name].StateAt(replay_pb2.StateAtRequest(job=id_, position=position))
@@ -108,11 +109,13 @@ async def state_at(plane: Plane, job: str, at: str) -> list[replay_pb2.StreamSta
     return states
 
 
-async def full_position(plane: Plane, short_form: str) -> str:
-    """`12.0`, as `events` prints it, with the log's id in front."""
+async def full_position(plane: Plane, text: str) -> str:
+    """`12.0`, as `events` prints it, with the log's id in front; a whole position as it is."""
+    if ":" in text:
+        return text
     page = await plane.jobs.ListJobs(jobs_pb2.ListJobsRequest(page_size=1))
     log = page.position.rpartition(":")[0]
-    return f"{log}:{short_form}"
+    return f"{log}:{text}"
 
 
 async def verify_all(

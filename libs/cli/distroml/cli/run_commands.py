@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -28,9 +29,11 @@ Workers = Annotated[str, typer.Option("--workers", "-w", help="Number of workers
 Name = Annotated[str, typer.Option(help="Job name [default: the script's].")]
 Env = Annotated[list[str] | None, typer.Option("--env", "-e", metavar="NAME=VALUE", help="Environment; repeatable.")]
 BundleRoot = Annotated[Path | None, typer.Option("--bundle", help="Folder with the code [default: this one].")]
-Priority = Annotated[int, typer.Option(min=-1000, max=1000, help="Higher goes first.")]
-MaxFailures = Annotated[int | None, typer.Option(min=0, help="Worker failures before the job fails [default: 3].")]
-Keep = Annotated[int | None, typer.Option(min=1, help="Committed checkpoints to keep [default: 3].")]
+Priority = Annotated[int, typer.Option(min=-1_000_000, max=1_000_000, help="Higher goes first.")]
+MaxFailures = Annotated[
+    int | None, typer.Option(min=0, max=1_000_000, help="Worker failures before the job fails [default: 3].")
+]
+Keep = Annotated[int | None, typer.Option(min=1, max=10_000, help="Committed checkpoints to keep [default: 3].")]
 Compress = Annotated[
     str,
     typer.Option(
@@ -42,6 +45,7 @@ SyncEvery = Annotated[
     int,
     typer.Option(
         min=0,
+        max=1_000_000,
         help="Where the script does not say, replicas step by themselves and meet after so many steps (local SGD, "
         "DiLoCo) [default: gradients are summed at every step].",
         show_default=False,
@@ -54,6 +58,10 @@ Backend = Annotated[
         "auto, nccl on GPUs and gloo elsewhere].",
     ),
 ]
+# What a job file has a field for.
+_OF_A_SCRIPT = frozenset(
+    {"workers", "name", "env", "bundle", "priority", "max_failures", "keep", "compress", "sync_every", "backend"}
+)
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -107,11 +115,14 @@ def run(
 
 
 def submit(
+    context: typer.Context,
     data: Data,
     script: Annotated[
         list[str] | None, typer.Argument(metavar="[SCRIPT [ARGS]…]", help="Python script and its arguments.")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-F", help="Job file (YAML) instead of a script.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-F", help="Job file (YAML) instead of a script; see docs/jobs.md.")
+    ] = None,
     workers: Workers = "1",
     name: Name = "",
     env: Env = None,
@@ -130,6 +141,8 @@ def submit(
     if (file is None) == (not script):
         raise UsageError("give a script, or a job file with --file", hint="distroml submit train.py --epochs 3")
     if file is not None:
+        if given := _given(context, _OF_A_SCRIPT):
+            raise UsageError(f"{', '.join(given)} goes with a script, not with --file", hint=f"write it into {file}")
         from distroml.cli import jobfile  # YAML is slow to import, and needed here only
 
         request = spec.from_job_file(jobfile.read(file).values, file)
@@ -154,16 +167,24 @@ def submit(
     if dry_run:
         output.out.print(f"the job is valid; it would be {output.state_text(jobs_pb2.JobState.Name(job.state))}")
         if job.message:
-            output.out.print(job.message)
+            output.out.print(job.message, markup=False)
         return
     output.out.print(f"submitted {job.id} ({job.spec.name})")
     output.out.print(f"next: distroml job watch {job.id} · distroml job logs {job.id} -f")
 
 
+def _given(context: typer.Context, names: Collection[str]) -> list[str]:
+    """Which of these options somebody typed, as they are typed."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    typed = sorted(name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
+    return [f"--{name.replace('_', '-')}" for name in typed]
+
+
 async def _submit(plane: Plane, request: spec.Request, *, dry_run: bool = False, request_id: str = "") -> jobs_pb2.Job:
     bundle = await spec.upload(plane, request.root)
     if bundle.skipped_links:
-        output.fail(f"links that leave {request.root} were not packed: {', '.join(bundle.skipped_links[:5])}")
+        left_out = ", ".join(bundle.skipped_links[:5])
+        output.err.print(f"links that leave {request.root} were not packed: {left_out}", markup=False)
     wanted = jobs_pb2.JobSpec()
     wanted.CopyFrom(request.spec)
     wanted.bundle = bundle.sha256

@@ -17,6 +17,7 @@ from distroml.bundle import Bundle, BundleError, pack
 from distroml.cli import output
 from distroml.cli.client import Plane
 from distroml.cli.errors import UsageError
+from distroml.cli.options import MOST_INT
 from distroml.cli.plane.elsewhere import named
 from distroml.planner.compression import UnknownScheme, read_wish
 from distroml.workerlink.backends import MPI, UnknownBackend, read_backend
@@ -102,15 +103,17 @@ def from_job_file(values: Mapping[str, Any], path: Path) -> Request:
     return Request(spec=_with_environment(spec), root=root)
 
 
-def parse_workers(text: str) -> tuple[int, int]:
-    """`4` or `2..8`."""
+def parse_workers(text: str, where: str = "--workers") -> tuple[int, int]:
+    """`4` or `2..8`; raises `UsageError` for what is no such number or range, given at `where`."""
     low, _, high = text.partition("..")
     try:
         bounds = int(low), int(high or low)
     except ValueError:
-        raise UsageError(f"--workers takes a number or a range such as 2..8, not {text!r}") from None
+        raise UsageError(f"{where} takes a number or a range such as 2..8, not {text!r}") from None
     if not 1 <= bounds[0] <= bounds[1]:
-        raise UsageError(f"--workers {text}: the smallest number must be at least 1 and not above the largest")
+        raise UsageError(f"{where} {text}: the smallest number must be at least 1 and not above the largest")
+    if bounds[1] > MOST_INT:
+        raise UsageError(f"{where} {text}: so many workers nobody has")
     return bounds
 
 
@@ -156,9 +159,11 @@ def resolve_root(command: Sequence[str], bundle: Path | None, here: Path) -> Pat
     """The folder to pack: the one named, else the working folder if the script lies in it, else the script's.
 
     Raises:
-        UsageError: the script does not exist.
+        UsageError: the script or the folder does not exist.
     """
     if bundle is not None:
+        if not bundle.is_dir():
+            raise UsageError(f"there is no folder {bundle}", hint="name the folder with the code, or leave it out")
         return bundle.resolve()
     if command[0] == "-m":
         return here.resolve()

@@ -186,7 +186,7 @@ def _of_step(state: Catalogue, job: str, step: int) -> Checkpoint:
     if checkpoint is None:
         raise NotFound(
             reasons.UNKNOWN_CHECKPOINT,
-            f"{job} has no checkpoint of step {step}; `distroml checkpoints {job}` lists what there is",
+            f"{job} has no checkpoint of step {step}; `distroml checkpoints list {job}` shows what there is",
             job=job,
         )
     return checkpoint

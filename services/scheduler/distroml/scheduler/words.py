@@ -15,7 +15,11 @@ Say = Callable[[Any], str]
 
 def _gang(placement: Any) -> str:
     workers = sum(len(part.slots) for part in placement)
-    return f"{workers} worker{'s' * (workers != 1)} on {', '.join(part.node for part in placement)}"
+    return f"{_workers(workers)} on {', '.join(part.node for part in placement)}"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count != 1)}"
 
 
 def _category(number: int) -> str:
@@ -46,7 +50,7 @@ _WORDS: Final[Mapping[str, Say]] = {
     "scheduler.job.CancelRequested": lambda m: f"asked to end{_by(m.actor)}" + (f": {m.why}" if m.why else ""),
     "scheduler.job.Cancelled": lambda m: "cancelled",
     "rendezvous.generation.GenerationFormed": lambda m: (
-        f"generation {m.generation.number} formed with {m.generation.world_size} workers"
+        f"generation {m.generation.number} formed with {_workers(m.generation.world_size)}"
     ),
     "rendezvous.generation.MemberLost": lambda m: f"{m.node} left generation {m.generation}: {m.cause}",
     "rendezvous.generation.GenerationBroken": lambda m: f"generation {m.number} broke: {m.message or m.cause}",

@@ -85,7 +85,9 @@ def stop(folder: DataFolder) -> bool:
 
     Raises:
         CliError: it did not end in time.
+        UsageError: nobody may look, since the folder is somebody else's.
     """
+    folder.check_readable()
     if not folder.is_locked():
         return _end_leftovers(folder)
     pid = _supervisor_pid(folder)
@@ -128,9 +130,15 @@ def _reap(ended: int = 0) -> None:
 
 
 def connect_or_fail(folder: DataFolder) -> Endpoints:
-    """The running control plane's endpoints; raises `Unreachable` where none runs."""
+    """The running control plane's endpoints.
+
+    Raises:
+        Unreachable: none runs.
+        UsageError: nobody may look, since the folder is somebody else's.
+    """
     endpoints = running(folder)
     if endpoints is None:
+        folder.check_readable()
         raise Unreachable(f"no control plane runs on {folder.path}", hint="start one with `distroml up`")
     return endpoints
 

@@ -140,6 +140,18 @@ class DataFolder:
                 hint="give an empty or a new folder with --data",
             )
 
+    def check_readable(self) -> None:
+        """Raise `UsageError` where there is a folder into which this user may not look."""
+        try:
+            (self.path / "endpoints.json").open("rb").close()
+        except PermissionError as error:
+            raise UsageError(
+                f"the data folder {self.path} may not be read by this user: {error.strerror}",
+                hint="ask its owner, or give another one with --data or DISTROML_DATA",
+            ) from error
+        except OSError:
+            return
+
     def token(self) -> str:
         """The deployment's token; raises `UsageError` where it cannot be read."""
         try:

@@ -296,4 +296,5 @@ def _deleted(checkpoint: Checkpoint, at_ms: int, why: str) -> Deleted:
 
 
 def _unknown(what: str) -> Rejection:
-    return Rejection(reasons.UNKNOWN_CHECKPOINT, f"the job has no {what}; `distroml checkpoints` lists what there is")
+    lists = "`distroml checkpoints list JOB` shows what there is"
+    return Rejection(reasons.UNKNOWN_CHECKPOINT, f"the job has no {what}; {lists}")

@@ -66,11 +66,17 @@ _FAILED_STEPS: dict[FailureCategory, tuple[str, ...]] = {
         "`distroml job logs JOB` shows what it did last",
         "raise `hang_timeout_s` if it was only slow",
     ),
-    FailureCategory.SETUP: ("check the bundle, interpreter and environment of the job", "`distroml job events JOB`"),
+    FailureCategory.SETUP: (
+        "check the bundle, interpreter and environment of the job",
+        "`distroml events JOB` shows what was done",
+    ),
     FailureCategory.NODE_LOST: ("`distroml nodes` shows which nodes are lost", "raise `retry.max_preemptions`"),
     FailureCategory.PREEMPTED: ("raise `retry.max_preemptions`, or leave it unlimited",),
     FailureCategory.NON_FINITE: ("look at the loss and the gradient norm before it", "lower the learning rate"),
-    FailureCategory.CORRUPTION: ("`distroml checkpoints JOB` shows which checkpoints are sound", "check the storage"),
+    FailureCategory.CORRUPTION: (
+        "`distroml checkpoints list JOB` shows which checkpoints are sound",
+        "check the storage",
+    ),
     FailureCategory.RENDEZVOUS_TIMEOUT: ("`distroml nodes` shows whether the nodes can be reached",),
 }
 

@@ -138,7 +138,7 @@ class JobPage:
                     self._events = Events([present.event_row(e) for e in events])
             with ui.element("div").classes("grid two"):
                 self._checkpoints = self._table("Checkpoints", _CHECKPOINTS, "No checkpoint yet")
-                self._recoveries = self._table("Recoveries", _RECOVERIES, "Nothing broke so far")
+                self._recoveries = self._table("Recoveries", _RECOVERIES, "No recovery so far")
             self._foot = ui.label("").classes("foot mono")
         self._note_sent(history)
         self._marks = marks

@@ -163,7 +163,7 @@ def facts(detail: JobDetail, now_ms: int) -> list[Row]:
     view, live = detail.view, detail.live
     state, *_ = shown_state(view)
     fresh = state == "running" and not stalled(now_ms, live.at_ms, live.step_s)
-    mesh = _mesh(view)
+    mesh, wanted = _mesh(view), "–".join(map(str, dict.fromkeys((view.min_workers, view.max_workers))))
     restarts = ", ".join(f"{n} × {cause.replace('_', ' ')}" for cause, n in view.restarts)
     done = [r for r in detail.recoveries if r.first_step_at_ms]
     fast = f"last recovery {recovery_s(done[-1]):.1f} s" if done else ""
@@ -193,7 +193,7 @@ def facts(detail: JobDetail, now_ms: int) -> list[Row]:
             "key": "world",
             "label": "World size",
             "value": str(view.world_size or live.world_size or "–"),
-            "sub": mesh or (f"{view.min_workers}–{view.max_workers} wanted" if view.max_workers else ""),
+            "sub": mesh or (f"{wanted} wanted" if view.max_workers else ""),
         },
         {
             "key": "generation",
@@ -334,7 +334,7 @@ _EVENT_WORDS: Mapping[str, str] = {
     "step": "step {}",
     "number": "generation {}",
     "to_scheme": "to {}",
-    "world_size": "{} workers",
+    "world_size": "world size {}",
     "reason": "{}",
     "message": "{}",
     "cause": "{}",
@@ -358,6 +358,9 @@ def event_row(event: EventRow) -> Row:
     inner = body.get("generation")
     if isinstance(inner, dict):
         body = {**body, **cast("dict[str, object]", inner)}
+    if isinstance(worker := body.get("worker"), str):
+        # The page is the job's.
+        body = {**body, "worker": worker.removeprefix(f"{event.stream.rpartition('/')[2]}.")}
     words = [form.format(_word(body[k])) for k, form in _EVENT_WORDS.items() if body.get(k)]
     clean = name == "Exited" and (body.get("expected") or not (body.get("code") or body.get("signal")))
     tone = "mute"

@@ -132,8 +132,10 @@ class Dashboard:
         _add_shared_head()
 
         async def jobs(state: str = "", q: str = "", page: str = "1") -> None:
+            # Anybody may type an address; the database counts to 2**63.
+            number = int(page) if page.isdecimal() and len(page) < 10 else 1
             try:
-                await JobsPage(self, group=state, text=q, page=int(page) if page.isdecimal() else 1).build()
+                await JobsPage(self, group=state, text=q, page=number).build()
             except HistoryAway as error:
                 say_away(self, error)
 

@@ -192,7 +192,13 @@ def _membership(
                 ),
             )
         case f.MemberLost(generation=number, workers=gone):
-            view = _workers(view, lambda w: replace(w, state="lost", message=fact.cause) if w.worker in gone else w)
+            # One that was seen to fail has said more than that it is gone.
+            view = _workers(
+                view,
+                lambda w: (
+                    replace(w, state="lost", message=fact.cause) if w.worker in gone and w.state != "failed" else w
+                ),
+            )
             lost = fact.at_ms
             return _generation(
                 view,

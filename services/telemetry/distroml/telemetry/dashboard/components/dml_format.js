@@ -35,9 +35,8 @@ export function compact(n) {
   if (a >= 1e6) return (n / 1e6).toFixed(2) + " M";
   if (a >= 1e4) return (n / 1e3).toFixed(1) + " k";
   if (a >= 100) return n.toFixed(0);
-  if (a >= 1) return n.toPrecision(4).replace(/\.?0+$/, "");
-  if (a === 0) return "0";
-  return n.toPrecision(3);
+  // As a number again, so that 0.500 on an axis is 0.5.
+  return String(Number(n.toPrecision(a >= 1 ? 4 : 3)));
 }
 
 const ticking = new Set();
