@@ -22,6 +22,7 @@ from distroml.cli.plane.datafolder import SERVICES, DataFolder, Endpoints
 from distroml.cli.replay_commands import event_dict
 
 REPOSITORY = Path(__file__).parents[2]
+_POLL_S = (0.1, 1.0)
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Cli:
             return "UNREACHABLE"
         return jobs_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
 
-    def wait_state(self, job: str, *states: str, timeout: float = 90) -> str:
+    def wait_state(self, job: str, *states: str, timeout: float = 180) -> str:
         return str(wait_for(lambda: (s := self.state(job)) in states and s, timeout, lambda: self.explain(job)))
 
     def explain(self, job: str) -> str:
@@ -111,12 +112,15 @@ class Plane:
 
 
 def wait_for(check: Callable[[], Any], timeout: float = 60, describe: Callable[[], str] = lambda: "") -> Any:
-    """Poll until `check` gives something true; fails with `describe()` at the deadline."""
+    """Poll until `check` gives something true; fails with `describe()` at the deadline.
+
+    Most of the time goes to whoever is waited for: a check that takes long is made less often.
+    """
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
+    while (began := time.monotonic()) < deadline:
         if value := check():
             return value
-        time.sleep(0.1)
+        time.sleep(min(max(_POLL_S[0], 3 * (time.monotonic() - began)), _POLL_S[1]))
     raise AssertionError(f"not within {timeout} s: {describe()}")
 
 

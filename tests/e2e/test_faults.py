@@ -16,7 +16,7 @@ from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import SERVICES, DataFolder
 from tests.e2e.conftest import Cli, Plane, tails, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 STEPS = 60
 JOBS = Path(__file__).parent / "jobs"
 
@@ -72,7 +72,7 @@ def test_a_killed_rank_is_replaced_and_the_result_is_the_same_to_the_bit(
     plane: Plane, slow: Slow, undisturbed: str, rank: int
 ) -> None:
     job = slow.submit("2", STEPS)
-    wait_for(lambda: step_of(plane, job) >= 20, 60, lambda: plane.cli.explain(job))
+    wait_for(lambda: step_of(plane, job) >= 20, 150, lambda: plane.cli.explain(job))
     os.kill(pid_of_rank(plane, job, rank), signal.SIGKILL)
     slow.open()
     assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
@@ -83,23 +83,23 @@ def test_a_killed_rank_is_replaced_and_the_result_is_the_same_to_the_bit(
 
 def test_a_stopped_worker_is_found_killed_and_replaced(plane: Plane, slow: Slow, undisturbed: str) -> None:
     job = slow.submit("2", STEPS)
-    wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
+    wait_for(lambda: step_of(plane, job) >= 10, 150, lambda: plane.cli.explain(job))
     os.kill(pid_of_rank(plane, job, 1), signal.SIGSTOP)
     slow.open()
-    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(plane.folder)
+    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
     assert {e["category"] for e in data(plane, job, "GenerationBroken")} == {"FAILURE_CATEGORY_HANG"}
     assert end_fingerprint(plane, job) == undisturbed
 
 
 def test_every_service_dies_by_kill_9_and_training_does_not_notice(plane: Plane, slow: Slow) -> None:
     job = slow.submit("2", 150)
-    wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
+    wait_for(lambda: step_of(plane, job) >= 10, 150, lambda: plane.cli.explain(job))
     for service in SERVICES:
         before = plane.pid(service)
         os.kill(before, signal.SIGKILL)
         wait_for(lambda b=before, s=service: (now := _pid(plane, s)) and now != b, 30)
     slow.open()
-    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(plane.folder)
+    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
     assert len(data(plane, job, "GenerationFormed")) == 1, "no service's death restarts training"
     assert "replay verified" in plane.cli("replay", "--verify").stdout
 
@@ -113,14 +113,14 @@ def _pid(plane: Plane, service: str) -> int | None:
 
 def test_all_services_stopped_for_long_and_training_does_not_notice(plane: Plane, slow: Slow) -> None:
     job = slow.submit("2", 150)
-    wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
+    wait_for(lambda: step_of(plane, job) >= 10, 150, lambda: plane.cli.explain(job))
     before = {service: plane.pid(service) for service in SERVICES}
     for pid in before.values():
         os.kill(pid, signal.SIGSTOP)
     # The supervisor notices the silence and puts new processes in their place.
     wait_for(lambda: all((now := _pid(plane, s)) and now != pid for s, pid in before.items()), 60)
     slow.open()
-    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(plane.folder)
+    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
     assert len(data(plane, job, "GenerationFormed")) == 1
     assert "replay verified" in plane.cli("replay", "--verify").stdout
 
@@ -129,7 +129,7 @@ def test_pause_frees_the_slots_and_resume_goes_on_from_the_checkpoint(
     plane: Plane, slow: Slow, undisturbed: str
 ) -> None:
     job = slow.submit("2", STEPS)
-    wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
+    wait_for(lambda: step_of(plane, job) >= 10, 150, lambda: plane.cli.explain(job))
     plane.cli("job", "pause", job)
     plane.cli.wait_state(job, "PAUSED")
     assert not any(slot["job"] for node in plane.cli.json("nodes") for slot in node["slots"])
@@ -144,10 +144,10 @@ def test_pause_frees_the_slots_and_resume_goes_on_from_the_checkpoint(
 
 def test_resize_while_running(plane: Plane, slow: Slow) -> None:
     job = slow.submit("2", 100)
-    wait_for(lambda: step_of(plane, job) >= 10, 60, lambda: plane.cli.explain(job))
+    wait_for(lambda: step_of(plane, job) >= 10, 150, lambda: plane.cli.explain(job))
     plane.cli("job", "resize", job, "3")
     slow.open()
-    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(plane.folder)
+    assert plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(plane.folder)
     sizes = [int(e["generation"]["world_size"]) for e in data(plane, job, "GenerationFormed")]
     assert sizes[0] == 2
     assert sizes[-1] == 3
@@ -166,7 +166,7 @@ def own_plane(tmp_path: Path) -> Iterator[Plane]:
 def test_the_whole_control_plane_dies_and_the_job_goes_on(own_plane: Plane, tmp_path: Path) -> None:
     slow = Slow(own_plane, tmp_path / "gate")
     job = slow.submit("2", 150)
-    wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
+    wait_for(lambda: step_of(own_plane, job) >= 10, 150, lambda: own_plane.cli.explain(job))
     workers = [pid_of_rank(own_plane, job, rank) for rank in (0, 1)]
     victims = [own_plane.endpoints.supervisor, *(own_plane.pid(service) for service in SERVICES)]
     for pid in victims:
@@ -175,7 +175,7 @@ def test_the_whole_control_plane_dies_and_the_job_goes_on(own_plane: Plane, tmp_
     assert all(Path(f"/proc/{pid}").exists() for pid in workers), "workers outlive the control plane"
     control.start(own_plane.folder, slots=2)
     slow.open()
-    assert own_plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(own_plane.folder)
+    assert own_plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(own_plane.folder)
     assert len(data(own_plane, job, "GenerationFormed")) == 1
     assert "replay verified" in own_plane.cli("replay", "--verify").stdout
 
@@ -183,7 +183,7 @@ def test_the_whole_control_plane_dies_and_the_job_goes_on(own_plane: Plane, tmp_
 def test_the_supervisor_alone_dies_and_up_goes_on(own_plane: Plane, tmp_path: Path) -> None:
     slow = Slow(own_plane, tmp_path / "gate")
     job = slow.submit("2", 150)
-    wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
+    wait_for(lambda: step_of(own_plane, job) >= 10, 150, lambda: own_plane.cli.explain(job))
     before = {service: own_plane.pid(service) for service in SERVICES}
     os.kill(own_plane.endpoints.supervisor, signal.SIGKILL)
     # At once: some of its services are still on their way out.
@@ -192,7 +192,7 @@ def test_the_supervisor_alone_dies_and_up_goes_on(own_plane: Plane, tmp_path: Pa
     assert again.services == own_plane.endpoints.services, "whoever knew the services finds them again"
     assert not before.items() & {service: own_plane.pid(service) for service in SERVICES}.items()
     slow.open()
-    assert own_plane.cli.wait_state(job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", tails(own_plane.folder)
+    assert own_plane.cli.wait_state(job, "SUCCEEDED", "FAILED") == "SUCCEEDED", tails(own_plane.folder)
     assert len(data(own_plane, job, "GenerationFormed")) == 1
     assert "replay verified" in own_plane.cli("replay", "--verify").stdout
     own_plane.cli("down")
@@ -202,7 +202,7 @@ def test_the_supervisor_alone_dies_and_up_goes_on(own_plane: Plane, tmp_path: Pa
 def test_down_ends_what_a_dead_supervisor_left_and_the_job_comes_back(own_plane: Plane, tmp_path: Path) -> None:
     slow = Slow(own_plane, tmp_path / "gate")
     job = slow.submit("2", 4000)
-    wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
+    wait_for(lambda: step_of(own_plane, job) >= 10, 150, lambda: own_plane.cli.explain(job))
     workers = {pid_of_rank(own_plane, job, rank) for rank in (0, 1)}
     services = {own_plane.pid(service) for service in SERVICES}
     os.kill(own_plane.endpoints.supervisor, signal.SIGKILL)
@@ -228,7 +228,7 @@ def test_down_ends_what_a_dead_supervisor_left_and_the_job_comes_back(own_plane:
 def test_down_leaves_no_process_behind(own_plane: Plane, tmp_path: Path, agent: str) -> None:
     slow = Slow(own_plane, tmp_path / "gate")
     job = slow.submit("2", 4000)
-    wait_for(lambda: step_of(own_plane, job) >= 10, 60, lambda: own_plane.cli.explain(job))
+    wait_for(lambda: step_of(own_plane, job) >= 10, 150, lambda: own_plane.cli.explain(job))
     workers = {pid_of_rank(own_plane, job, rank) for rank in (0, 1)}
     if agent == "alive":
         own_plane.cli("down")

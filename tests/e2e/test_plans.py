@@ -13,7 +13,7 @@ from distroml.planner.picture import Drawing
 from tests.e2e.conftest import Plane, tails
 
 JOBS = Path(__file__).parent / "jobs"
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
 def test_a_plan_is_told_measured_and_explained(plane: Plane, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from distroml.cli.plane.datafolder import DataFolder
 from tests.e2e.conftest import REPOSITORY, Cli, Plane, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 JOBS = Path(__file__).parent / "jobs"
 ALL_REDUCE = """

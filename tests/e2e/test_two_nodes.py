@@ -20,7 +20,7 @@ from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import SERVICES, DataFolder
 from tests.e2e.conftest import Cli, Plane, tails, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 JOBS = Path(__file__).parent / "jobs"
 STEPS = 60
 NODE_TTL_S = 6
@@ -134,7 +134,7 @@ class Running:
         def there() -> bool:
             return any(int(e["step"]) >= step and int(e["generation"]) >= generation for e in self.data("Committed"))
 
-        wait_for(there, 90, lambda: self.plane.cli.explain(self.job) + self.words())
+        wait_for(there, 150, lambda: self.plane.cli.explain(self.job) + self.words())
 
     def worker_of(self, node: str) -> int:
         return next(int(e["pid"]) for e in reversed(self.data("worker.Started")) if f".{node}." in str(e["worker"]))
@@ -142,7 +142,7 @@ class Running:
     def finish(self) -> str:
         """The fingerprint of its last step."""
         self.gate.touch()
-        assert self.plane.cli.wait_state(self.job, "SUCCEEDED", "FAILED", timeout=120) == "SUCCEEDED", self.words()
+        assert self.plane.cli.wait_state(self.job, "SUCCEEDED", "FAILED") == "SUCCEEDED", self.words()
         last = self.data("StepRecorded")[-1]
         assert int(last["step"]) == STEPS
         return str(last["fingerprint"])

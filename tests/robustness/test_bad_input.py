@@ -16,7 +16,7 @@ from distroml.cli.plane.datafolder import SERVICES, DataFolder
 from distroml.rpc.settings import PEERS
 from tests.e2e.conftest import Cli, Plane, plane, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 JOBS = Path(__file__).parents[1] / "e2e" / "jobs"
 __all__ = ["plane"]
 
@@ -30,7 +30,7 @@ def test_garbage_on_every_port_and_socket_hurts_nobody_a_running_job_least(plane
 
     wait_for(
         lambda: any(e["type"] == "checkpoint.Committed" for e in plane.cli.events(job)),
-        60,
+        150,
         lambda: plane.cli.explain(job),
     )
     (generation,) = formed()
@@ -98,7 +98,7 @@ def test_a_flipped_byte_in_the_newest_checkpoint_falls_back_to_the_one_before(pl
     def committed() -> list[int]:
         return [int(c["step"]) for c in plane.cli.json("checkpoints", "list", job) if c["state"] == "Committed"]
 
-    wait_for(lambda: len(committed()) >= 2, 60, lambda: plane.cli.explain(job))
+    wait_for(lambda: len(committed()) >= 2, 150, lambda: plane.cli.explain(job))
     plane.cli("job", "pause", job)
     plane.cli.wait_state(job, "PAUSED")
     newest, before = sorted(committed())[-1], sorted(committed())[-2]

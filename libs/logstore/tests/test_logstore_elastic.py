@@ -16,11 +16,14 @@ from elasticsearch import AsyncElasticsearch
 from deploy.stack.running import Running
 from distroml.logstore import Line, LogStoreDown, Query
 from distroml.logstore.conformance import T0_MS, LogSearchConformance, Store, block, line
-from distroml.logstore.elastic import ElasticLogSearch, Shipper, Upkeep, check_server
+from distroml.logstore.elastic import ElasticLogSearch, Shipper, Upkeep, check_server, connect
 from distroml.logstore.elastic.template import TEMPLATE, VERSION, ensure_template, stream_of
 from distroml.logstore.settings import ElasticSettings
 from distroml.observability import bound, trace
 from distroml.observability.logs import JsonFormatter
+
+# The server begins within the first test that asks for it: a minute on a busy machine.
+pytestmark = pytest.mark.timeout(300)
 
 
 class Shipping:
@@ -44,6 +47,47 @@ class Shipping:
         await asyncio.wait([task])
 
 
+class Wire:
+    """What carries bytes to the server; cut, nobody reaches it. Its own death: `tests/e2e/whole/test_logs.py`."""
+
+    def __init__(self, server: Running) -> None:
+        self._server = server
+        self._port = 0
+        self._carried: set[asyncio.StreamWriter] = set()
+
+    async def lay(self) -> str:
+        """Carry on, at the address that this gives."""
+        self._listening = await asyncio.start_server(self._carry, "127.0.0.1", self._port)
+        self._port = self._listening.sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{self._port}"
+
+    def cut(self) -> None:
+        self._listening.close()
+        for writer in self._carried:
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_connection("127.0.0.1", self._server.port)
+        ends = {writer, forth}
+        self._carried |= ends
+        await asyncio.gather(self._pump(reader, forth), self._pump(back, writer))
+        self._carried -= ends
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def wire(server: Running) -> AsyncIterator[Wire]:
+    made = Wire(server)
+    yield made
+    made.cut()
+
+
 class TestElasticLogSearch(LogSearchConformance):
     @pytest.fixture
     async def store(self, client: AsyncElasticsearch, settings: ElasticSettings) -> AsyncIterator[Store]:
@@ -61,22 +105,23 @@ class TestElasticLogSearch(LogSearchConformance):
 
 
 async def test_what_waits_through_an_outage_arrives_and_every_line_is_counted(
-    server: Running, client: AsyncElasticsearch
+    server: Running, client: AsyncElasticsearch, wire: Wire
 ) -> None:
     assert await check_server(client) == server.server.version
-    shipping = Shipping(client, "outage", max_bytes=400_000)
-    search = ElasticLogSearch(client, "outage")
-    async with shipping.running() as shipper:
+    over = connect(ElasticSettings(urls=(await wire.lay(),)))
+    shipping = Shipping(over, "outage", max_bytes=400_000)
+    search = ElasticLogSearch(over, "outage")
+    async with over, shipping.running() as shipper:
         shipper.add(block(line("job-a", "before")))
         assert await shipper.flush(60)
-        server.kill()
+        wire.cut()
         for number in range(2000):
             shipper.add(block(line("job-a", f"during {number} {'x' * 100}", at=1 + number)))
         while not shipping.told or shipping.told[-1] is None:
             await asyncio.sleep(0.05)
         with pytest.raises(LogStoreDown, match="not reached"):
             await search.search(Query(job="job-a"))
-        await asyncio.to_thread(server.restart)
+        await wire.lay()
         assert await shipper.flush(60)
         # What may have been sent before is sent again after a crash of the agent.
         shipper.add(block(line("job-a", "before")))
@@ -87,7 +132,7 @@ async def test_what_waits_through_an_outage_arrives_and_every_line_is_counted(
     assert shipping.counts["full"] > 0
     assert there + shipping.counts["full"] == 2001
     assert shipping.counts["shipped"] == there + 1
-    newest = await search.search(Query(job="job-a", newest_first=True, limit=1))
+    newest = await ElasticLogSearch(client, "outage").search(Query(job="job-a", newest_first=True, limit=1))
     assert newest.lines[0].text.startswith("during 1999 ")
 
 

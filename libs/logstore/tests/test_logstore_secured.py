@@ -26,6 +26,8 @@ from distroml.logstore.elastic import ElasticLogSearch, Shipper, Upkeep, check_s
 from distroml.logstore.elastic.template import stream_of
 from distroml.logstore.settings import ENDPOINTS, ElasticSettings
 
+# The server may begin within them: a minute on a busy machine.
+pytestmark = pytest.mark.timeout(240)
 BASIC = "Basic " + base64.b64encode(b"distroml:opensesame").decode()
 API_KEY = "ApiKey bm9ib2R5OmtleQ=="
 _PASSED = ("Content-Type", "X-Elastic-Product")

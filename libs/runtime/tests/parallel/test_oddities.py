@@ -18,8 +18,7 @@ PLANS = {
     "tp=2,pp=2,dp_replicate=2": 8,
 }
 QUIRKS = {
-    "tied": {"tied": True},
-    "unused on some ranks, and on all": {"late": True, "unused": True},
+    "tied; unused on some ranks, and on all": {"tied": True, "late": True, "unused": True},
     "frozen": {"frozen": True, "tied": True},
 }
 
