@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from distroml.manifest import Keys, encode, hash_of, merge, reachable, read_manifest, read_shard
-from distroml.objectstore import ObjectStore
+from distroml.manifest import Keys, ManifestError, encode, hash_of, merge, reachable, read_manifest, read_shard
+from distroml.objectstore import NoSuchObject, ObjectDamaged, ObjectStore
 from distroml.workerlink import CheckpointRef, SaveOpened
 
 log = logging.getLogger("distroml.runtime.checkpoint")
@@ -72,7 +72,7 @@ class LocalCatalogue:
     def _commit(self, save_id: str, step: int, world_size: int) -> CheckpointRef:
         prefix = f"{self._keys.root}shards/{save_id}/"
         deadline = time.monotonic() + _COMMIT_S
-        while len(found := self._store.list(prefix)) < world_size:
+        while len(found := self._store.list(prefix, limit=max(1000, world_size))) < world_size:
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"only {len(found)} of {world_size} shards were there after {_COMMIT_S:.0f} s")
             time.sleep(_POLL_S)
@@ -101,11 +101,22 @@ class LocalCatalogue:
             held |= reachable(manifest)
             saves.add(manifest.save_id)
         for ref in old:
-            manifest = read_manifest(self._store.get(self._keys.manifest(ref.manifest_hash)), ref.manifest_hash)
-            self._store.delete(f"{self._prefix}{ref.step:012d}")
-            self._store.delete(self._keys.manifest(ref.manifest_hash))
-            for key in reachable(manifest) - held:
-                self._store.delete(key)
-            if manifest.save_id not in saves:
-                for info in self._store.list(f"{self._keys.root}shards/{manifest.save_id}/"):
-                    self._store.delete(info.key)
+            self._delete(ref, held, saves)
+
+    def _delete(self, ref: CheckpointRef, held: set[str], saves: set[str]) -> None:
+        """Delete a checkpoint, and its data but for the objects and the saves that kept ones hold."""
+        own = self._keys.manifest(ref.manifest_hash)
+        try:
+            manifest = read_manifest(self._store.get(own), ref.manifest_hash)
+        except (ManifestError, NoSuchObject, ObjectDamaged):
+            # What it reached is not known any more; those behind it must go all the same.
+            manifest = None
+        self._store.delete(f"{self._prefix}{ref.step:012d}")
+        self._store.delete(own)
+        if manifest is None:
+            return
+        for key in reachable(manifest) - held:
+            self._store.delete(key)
+        if manifest.save_id not in saves:
+            for info in self._store.list(f"{self._keys.root}shards/{manifest.save_id}/"):
+                self._store.delete(info.key)
