@@ -1,9 +1,9 @@
 """Which small segments are sealed anew together with what comes after them: pure.
 
 Each seal makes an object, by the age of what waits more often than by its size. So a segment takes those before it
-along that are no larger than it is by then, up to a bound. Each is larger than all that are newer, then, or would be too
-large together with them: a few small ones are left at the end, and before them segments of half the bound and more on
-average. A byte is written anew only into a segment at least twice as large, some dozen times at most.
+along that are no larger than it is by then, up to a bound. Each is larger than all that are newer, then, or would be
+too large together with them: a few small ones are left at the end, and before them segments of half the bound and more
+on average. A byte is written anew only into a segment at least twice as large, some dozen times at most.
 """
 
 from __future__ import annotations
