@@ -74,6 +74,24 @@ def test_one_that_fails_leaves_the_others_their_turn_and_all_findings_are_writte
     assert "were over before this one" in late[0]["why"]
 
 
+def test_ranks_that_wait_for_one_another_are_all_heard_whatever_they_say(tmp_path: Path) -> None:
+    """A pipe holds 64 KiB: rank 1 says more than that before rank 0, which waits for it, comes to its end."""
+    program = """
+import os, pathlib, sys, time
+done = pathlib.Path(sys.argv[1])
+if os.environ["RANK"] == "1":
+    print("x" * 1_000_000)
+    done.touch()
+while not done.exists():
+    time.sleep(0.01)
+print("end", flush=True)
+"""
+    lab = Lab("cpu", tmp_path, 30.0)
+    (first, short), (second, long) = lab.ranks(2, "-c", program, str(tmp_path / "done"))
+    assert (first, short) == (0, "end\n")
+    assert (second, len(long)) == (0, 1_000_000 + len("\nend\n"))
+
+
 def test_whoever_submits_jobs_has_a_control_plane_first() -> None:
     def names(*asked: str) -> list[str]:
         return [check.__name__ for check in gpu_check.with_what_they_need(asked)]

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,12 +140,11 @@ class Lab:
             for rank in range(count)
         ]  # fmt: skip
         try:
-            deadline = time.monotonic() + min(self.left_s, _RANKS_S)
-            said = [process.communicate(timeout=max(deadline - time.monotonic(), 1.0))[0] for process in running]
+            said = _heard(running, min(self.left_s, _RANKS_S))
         except subprocess.TimeoutExpired:
             for process in running:
                 process.send_signal(signal.SIGABRT)  # it says where it is
-            where = "\n".join(process.communicate(timeout=20.0)[0][-2500:] for process in running)
+            where = "\n".join(text[-2500:] for text in _heard(running, 20.0))
             raise Failed(f"{count} ranks of `{' '.join(arguments)}` were not done in time:\n{where}") from None
         finally:
             for process in running:
@@ -223,6 +223,20 @@ class Lab:
         """Those of the job's events whose type ends so."""
         lines = self.distroml("events", job, "--json").splitlines()
         return [event for event in map(json.loads, lines) if event["type"].endswith(kind)]
+
+
+def _heard(running: Sequence[subprocess.Popen[str]], timeout_s: float) -> list[str]:
+    """All that each says to its end, read from all at once: one whose pipe is full stands still, and others with it.
+
+    Raises:
+        subprocess.TimeoutExpired: one has not ended by then; it can be heard once more.
+    """
+
+    def hear(process: subprocess.Popen[str]) -> str:
+        return process.communicate(timeout=timeout_s)[0]
+
+    with ThreadPoolExecutor(len(running)) as readers:
+        return list(readers.map(hear, running))
 
 
 def succeeded(lab: Lab, job: str, shown: dict[str, Any]) -> None:

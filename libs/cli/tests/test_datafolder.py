@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,28 @@ def test_two_control_planes_cannot_share_a_folder(tmp_path: Path) -> None:
         folder.lock()
     os.close(held)
     assert not folder.is_locked()
+
+
+def test_looking_whether_a_folder_is_taken_keeps_nobody_from_taking_it(tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.prepare()
+    os.close(folder.lock())
+    looking = ExitStack()
+    assert looking.enter_context(folder.kept_free())
+    # Nor does who looks take another one who looks for a control plane.
+    assert not folder.is_locked()
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        looking.close()
+
+    held = folder.lock(sleep=sleep)
+    assert len(waited) == 1
+    assert folder.is_locked()
+    with folder.kept_free() as free:
+        assert not free
+    os.close(held)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from distroml.eventstore.relay.memory import MemoryLog, MemoryOutbox
 from distroml.eventstore.relay.reader import LogReader
 from distroml.eventstore.relay.relay import Relay
 from distroml.eventstore.segments import SegmentLog
+from distroml.objectstore import ObjectStoreDown
 from distroml.objectstore.memory import open_object_store
 from distroml.statestore.memory import MemoryDatabase, open_state_store
 from libs.eventstore.tests.log_parts import LOG, events_of, history
@@ -135,15 +136,17 @@ class TestWithoutLog(EventStoreConformance):
             yield stores
 
 
-def reader_of(trimmed, sealed, log, begins):
-    """A reader of `COMMITS` with the first `trimmed` out of the outbox, cut into segments at the places `sealed`."""
+def reader_of(log, begins, page_commits=512):
+    """A reader of `COMMITS`, all of them in its outbox, of these events in its log, and of what will be sealed."""
     outbox, objects = MemoryOutbox(), open_object_store()
     for one in COMMITS:
         outbox.add(one)
     parts = MemoryLog()
     parts.events, parts.begins = list(log), begins
     parts.whole = bool(log) and log[-1] in [one.events[-1] for one in COMMITS]
-    return LogReader(LOG, outbox, parts, SegmentLog(objects, LOG), Cursors(open_state_store())), outbox, objects
+    cursors = Cursors(open_state_store())
+    reader = LogReader(LOG, outbox, parts, SegmentLog(objects, LOG), cursors, page_commits=page_commits)
+    return reader, outbox, objects
 
 
 @settings(max_examples=150, deadline=None)
@@ -158,7 +161,8 @@ def test_wherever_a_commit_lies_it_is_read_once_and_in_order(data):
     begins = end_of(COMMITS[begin - 1].revision) if begin else BEGINNING
 
     async def check():
-        reader, outbox, objects = reader_of(trimmed, cuts, log, begins if log else None)
+        page_commits = data.draw(st.sampled_from([1, 4, 512]))
+        reader, outbox, objects = reader_of(log, begins if log else None, page_commits)
         segments, start = SegmentLog(objects, LOG), 0
         for cut in cuts:
             await segments.seal(COMMITS[start - 1].revision if start else 0, COMMITS[start:cut])
@@ -189,6 +193,73 @@ def test_wherever_a_commit_lies_it_is_read_once_and_in_order(data):
             assert list(await reader.read_stream(stream, after=version, limit=limit)) == events[version:][:limit]
 
     asyncio.run(check())
+
+
+class Counted(MemoryOutbox):
+    """An outbox that counts what it is made to list."""
+
+    listed = 0
+
+    async def pending(self, *, after, limit):
+        found = await super().pending(after=after, limit=limit)
+        self.listed += len(found)
+        return found
+
+
+class Away:
+    """A store of objects that nobody answers for."""
+
+    def list(self, *_args, **_keywords):
+        raise ObjectStoreDown("no S3")
+
+
+LONG = history(600)
+
+
+@asynccontextmanager
+async def long_outbox(*, sealed=0, logged=0):
+    """A reader by pages of ten over an outbox of `LONG`, which segments and a log have up to there; 0: are away."""
+    outbox, objects, log = Counted(), open_object_store(), MemoryLog() if logged else Gone()
+    for one in LONG:
+        outbox.add(one)
+    if sealed:
+        await SegmentLog(objects, LOG).seal(0, LONG[:sealed])
+    if logged:
+        await log.publish(await log.tail(), BEGINNING, events_of(LONG[:logged]))
+    segments, state = SegmentLog(objects if sealed else Away(), LOG), open_state_store()
+    yield LogReader(LOG, outbox, log, segments, Cursors(state), page_commits=10), outbox, log
+    await state.close()
+
+
+def of_stream(stream):
+    return [one for one in events_of(LONG) if one.stream == stream]
+
+
+@pytest.mark.parametrize("where", [{"sealed": 590}, {"logged": 590}, {"sealed": 300, "logged": 590}])
+@pytest.mark.parametrize("after", [0, 400, 790])
+async def test_of_a_long_outbox_only_what_nobody_else_has_is_listed(where, after):
+    """JetStream or S3 is away for long: nothing leaves the outbox, and each read costs no more for it."""
+    async with long_outbox(**where) as (reader, outbox, _):
+        for _ in range(5):
+            outbox.listed = 0
+            assert await reader.read_stream("s/a/1", after=after, limit=10_000) == of_stream("s/a/1")[after:]
+            assert outbox.listed <= 20
+        assert outbox.listed <= 10
+
+
+async def test_a_limit_ends_the_listing_of_a_long_outbox():
+    async with long_outbox() as (reader, outbox, _):
+        assert await reader.read_stream("s/a/1", limit=3) == of_stream("s/a/1")[:3]
+        assert outbox.listed == 10
+
+
+async def test_what_was_passed_over_is_listed_when_the_log_that_had_it_is_lost():
+    for where in ({"logged": 590}, {"sealed": 300, "logged": 590}):
+        async with long_outbox(**where) as (reader, _, log):
+            everything = of_stream("s/a/1")
+            assert await reader.read_stream("s/a/1", after=100, limit=10_000) == everything[100:]
+            log.delete()
+            assert await reader.read_stream("s/a/1", after=100, limit=10_000) == everything[100:]
 
 
 async def test_a_cursor_that_is_no_place_is_told():

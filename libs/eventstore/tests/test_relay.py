@@ -19,8 +19,9 @@ SOON = SealPolicy(bytes=4000, age_s=0.1)
 
 
 @asynccontextmanager
-async def relaying(outbox, log, objects, *, policy=SOON, reload_bytes=1 << 20):
-    relay = Relay(outbox, log, SegmentLog(objects, LOG), reload_bytes=reload_bytes, policy=policy)
+async def relaying(outbox, log, objects, *, policy=SOON, reload_bytes=1 << 20, merge_bytes=1 << 20):
+    segments = SegmentLog(objects, LOG, merge_bytes=merge_bytes)
+    relay = Relay(outbox, log, segments, reload_bytes=reload_bytes, policy=policy)
     task = asyncio.create_task(relay.run())
     yield relay
     task.cancel()
@@ -117,7 +118,7 @@ async def test_a_deleted_log_is_filled_again_from_segments_and_outbox():
 
 async def test_of_a_long_log_the_newest_segments_are_filled_in():
     outbox, log, objects = filled(COMMITS), MemoryLog(), open_object_store()
-    async with relaying(outbox, log, objects, reload_bytes=1):
+    async with relaying(outbox, log, objects, reload_bytes=1, merge_bytes=0):
         await until(lambda: outbox.trimmed == COMMITS[-1].revision)
         names = await SegmentLog(objects, LOG).names()
         assert len(names) > 3

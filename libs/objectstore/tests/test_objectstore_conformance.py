@@ -2,12 +2,19 @@ import pytest
 
 from distroml.objectstore import filesystem, memory
 from distroml.objectstore.conformance import ObjectStoreConformance
+from distroml.objectstore.later import LaterObjectStore
 
 
 class TestMemory(ObjectStoreConformance):
     @pytest.fixture
     def store(self):
         return memory.open_object_store()
+
+
+class TestLater(ObjectStoreConformance):
+    @pytest.fixture
+    def store(self):
+        return LaterObjectStore(memory.open_object_store)
 
 
 class TestFilesystem(ObjectStoreConformance):

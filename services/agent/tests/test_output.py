@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from grpc.aio import Channel
 
+from distroml.agent.adapters.delivery import Tell, Through
 from distroml.agent.adapters.lines import Finish, Finished, Follow, LinesHere
 from distroml.agent.adapters.output import READ_BYTES, SKIP_BYTES, OutputTail
 from distroml.agent.adapters.shipping import LineShipping
 from distroml.agent.adapters.telemetry import TelemetryPush
 from distroml.agent.domain.allowance import Allowance
-from distroml.agent.shipper import Following
+from distroml.agent.shipper import Arrivals, Following
 from distroml.api.telemetry.v1 import telemetry_pb2 as pb
 from distroml.logstore import MAX_BLOCK_LINES, Block, Line
 from distroml.rpc import connect
@@ -24,11 +27,30 @@ class Sink:
         self.lines: list[Line] = []
         self.allowed = 1 << 40
         self.owed = self.limited_lines = self.limited_bytes = 0
-        self.off = False
+        self.off = self.away = False
+        self.under_way: list[Callable[[], None]] = []
+        self.arrived: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Block, through: Through) -> None:
         assert 0 < block.count <= MAX_BLOCK_LINES
         self.lines += block.lines()
+        self._take(through, {"shipped": block.count})
+
+    def _take(self, through: Through, counts: dict[str, int]) -> None:
+        if self.away:
+            self.under_way.append(lambda: through(counts))
+        else:
+            through(counts)
+
+    def tell(self, stream: str) -> Tell:
+        def tell(at: int, counts: Mapping[str, int], limited_bytes: int) -> None:
+            assert at >= self.arrived.get(stream, 0)
+            self.arrived[stream] = at
+            self.counts.update(counts)
+            self.limited_bytes += limited_bytes
+
+        return tell
 
     def allow(self, wanted: int) -> int:
         granted = min(wanted, self.allowed)
@@ -38,10 +60,10 @@ class Sink:
     def owe(self, spent: int) -> None:
         self.owed += spent
 
-    def limited(self, lines: int, size: int, note: Block) -> None:
-        assert f"{lines} lines ({size} bytes) were not shipped" in note.texts()[0]
+    def limited(self, lines: int, note: Block, through: Through) -> None:
+        assert f"{lines} lines (" in note.texts()[0]
         self.limited_lines += lines
-        self.limited_bytes += size
+        self._take(through, {"limited": lines})
 
     @property
     def texts(self) -> list[str]:
@@ -53,8 +75,9 @@ def sink() -> Sink:
     return Sink()
 
 
-def tail(folder: Path, sink: Sink) -> OutputTail:
-    return OutputTail(folder, pb.LogRecord(job="job-1", worker="w", rank=1, incarnation=2, generation=3), sink)
+def tail(folder: Path, sink: Sink, arrived: dict[str, int] | None = None) -> OutputTail:
+    record = pb.LogRecord(job="job-1", worker="w", rank=1, incarnation=2, generation=3)
+    return OutputTail(folder, record, sink, sink.tell, arrived)
 
 
 async def test_lines_carry_their_place_and_what_they_say_of_themselves(tmp_path: Path, sink: Sink) -> None:
@@ -65,6 +88,7 @@ async def test_lines_carry_their_place_and_what_they_say_of_themselves(tmp_path:
     assert reader.look()
     reader.place(rank=0, generation=4)
     await reader.finish()
+    reader.save()
     assert [(x.stream, x.offset, x.level, x.trace_id, x.rank, x.generation) for x in sink.lines] == [
         ("stdout", 0, "", "", 1, 3),
         ("stdout", 5, "error", trace, 1, 3),
@@ -110,6 +134,8 @@ async def test_every_line_of_a_loud_worker_is_handed_on_or_counted(tmp_path: Pat
     size = (tmp_path / "stdout").stat().st_size
     shipped = sum(len(text) + 1 for text in sink.texts)
     assert shipped + sink.limited_bytes == size
+    assert sink.counts == {end: n for end, n in [("shipped", len(sink.texts)), ("limited", sink.limited_lines)] if n}
+    assert sink.arrived == {"stdout": size}
     assert shipped <= allowed + READ_BYTES
     assert sink.owed <= READ_BYTES
 
@@ -155,13 +181,71 @@ def test_a_loud_reader_leaves_the_others_theirs() -> None:
     assert 7000 < got["loud"] <= 10_000
 
 
+async def test_who_goes_on_after_a_crash_hands_on_what_had_not_arrived_and_counts_it_once(tmp_path: Path) -> None:
+    """Each time some of what was read has arrived, in any order, and then the reader is killed."""
+    long = f"{'y' * 100_000}\n"
+    (tmp_path / "stdout").write_text("".join(f"{n}\n" for n in range(10_000)) + long + "after\n")
+    size = (tmp_path / "stdout").stat().st_size
+    arrived, counts, seen = dict[str, int](), Counter[str](), set[int]()
+    for survivors in ([2, 0], [0, 1], [1], []):
+        sink = Sink()
+        sink.away = True
+        reader = tail(tmp_path, sink, arrived)
+        while reader.look():
+            pass
+        assert sink.lines[0].offset == arrived.get("stdout", 0)
+        seen |= {one.offset for one in sink.lines}
+        for index in survivors:
+            sink.under_way[index]()
+        arrived |= sink.arrived
+        counts += sink.counts
+        assert not reader.arrived
+    sink = Sink()
+    reader = tail(tmp_path, sink, arrived)
+    while reader.look():
+        pass
+    assert reader.arrived
+    assert sink.arrived == {"stdout": size}
+    assert counts + sink.counts == {"shipped": 10_002}
+    assert len(seen) == 10_002
+
+
+async def test_what_is_kept_is_how_far_lines_have_arrived(tmp_path: Path, sink: Sink) -> None:
+    (tmp_path / "stdout").write_text("first\n")
+    reader, sink.away = tail(tmp_path, sink), True
+    reader.look()
+    (tmp_path / "stderr").write_text("second\nno end")
+    await reader.finish()
+    sink.under_way[0]()
+    reader.save()
+    other = Sink()
+    other.away = True
+    await tail(tmp_path, other).finish()
+    assert other.texts == ["second", "no end"]
+    for through in sink.under_way[1:]:
+        through()
+    reader.save()
+    assert not tail(tmp_path, other).look()
+
+
+class Kept:
+    """A log store that takes all lines at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def add(self, block: Block, count: Callable[[str, int], None]) -> None:
+        self.lines += block.lines()
+        count("shipped", block.count)
+
+
 class Metered(LineShipping):
     """A node's shipping by a clock that the test sets."""
 
     def __init__(self, channel: Channel, bytes_per_s: int) -> None:
-        super().__init__(TelemetryPush(channel, "node-1"), bytes_per_s=bytes_per_s, count=lambda *_, **__: None)
+        super().__init__(TelemetryPush(channel, "node-1"), bytes_per_s=bytes_per_s)
         self.now_s = 0.0
-        self.store = Sink()
+        self.store = Kept()
         self._left = Allowance(bytes_per_s, self.now_s)
 
     def allow(self, wanted: int) -> int:
@@ -171,7 +255,7 @@ class Metered(LineShipping):
 async def test_a_loud_stdout_leaves_stderr_its_share(tmp_path: Path) -> None:
     channel = connect("127.0.0.1:1", "token")
     shipping = Metered(channel, 100_000)
-    reader = LinesHere(shipping).follow(tmp_path, pb.LogRecord(worker="w"))
+    reader = LinesHere(shipping, lambda *_: None).follow(tmp_path, pb.LogRecord(worker="w"))
     with (tmp_path / "stdout").open("a") as loud, (tmp_path / "stderr").open("a") as quiet:
         for look in range(40):
             loud.write("out\n" * 25_000)
@@ -181,7 +265,7 @@ async def test_a_loud_stdout_leaves_stderr_its_share(tmp_path: Path) -> None:
             reader.look()
             shipping.now_s += 0.25
     await channel.close(None)
-    assert isinstance(shipping.store, Sink)
+    assert isinstance(shipping.store, Kept)
     told = [line.text for line in shipping.store.lines if line.stream == "stderr"]
     assert told == [f"warning {look}" for look in range(40)]
 
@@ -189,15 +273,15 @@ async def test_a_loud_stdout_leaves_stderr_its_share(tmp_path: Path) -> None:
 async def test_nothing_is_read_once_the_rest_is_another_process_s(tmp_path: Path) -> None:
     channel = connect("127.0.0.1:1", "token")
     shipping, said = Metered(channel, 100_000), list[object]()
-    following = Following(shipping, said.append)
+    following = Following(shipping, Arrivals(said.append), said.append)
     running = asyncio.create_task(following.run())
     for name in ("ended", "runs"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "stdout").write_text("first\n")
         following.told(Follow(str(tmp_path / name), pb.LogRecord(worker=name).SerializeToString()))
-    sink = shipping.store
-    assert isinstance(sink, Sink)
-    while len(sink.texts) < 2:
+    store = shipping.store
+    assert isinstance(store, Kept)
+    while len(store.lines) < 2:
         await asyncio.sleep(0.01)
     following.told(Finish(str(tmp_path / "ended")))
     await following.close()
@@ -206,8 +290,8 @@ async def test_nothing_is_read_once_the_rest_is_another_process_s(tmp_path: Path
         file.write("second\n")
     await asyncio.wait_for(running, 10)
     await channel.close(None)
-    assert sink.texts == ["first", "first"]
-    # What was saved is what was read.
+    assert [line.text for line in store.lines] == ["first", "first"]
+    # What was saved is what has arrived, and telemetry is away.
     other = Sink()
     tail(tmp_path / "runs", other).look()
-    assert other.texts == ["second"]
+    assert other.texts == ["first", "second"]

@@ -70,6 +70,9 @@ more noise
             "killed by the kernel for want of memory: Killed process 5",
         ),
         (ExitRecord(signal=15, ended_by="orphan"), {}, Category.NODE_LOST, None),
+        (ExitRecord(code=0, ended_by="orphan"), {}, Category.NODE_LOST, None),
+        (ExitRecord(code=0, ended_by="holder told to end"), {}, Category.NODE_LOST, None),
+        (ExitRecord(signal=15, ended_by="holder told to end"), {}, Category.SIGNAL, "killed by SIGTERM"),
         (ExitRecord(signal=15, ended_by=DOWN), {}, Category.NODE_LOST, None),
         (ExitRecord(code=0, ended_by=DOWN), {}, Category.NODE_LOST, None),
         (ExitRecord(signal=9), {"intent": Intent.HANG, "why": "no progress"}, Category.HANG, "no progress"),
@@ -91,6 +94,7 @@ def test_why_a_worker_ended(record: ExitRecord, facts: dict[str, object], catego
     if message is not None:
         assert verdict.message == message
     assert verdict.expected == (known["intent"] in (Intent.BROKEN, Intent.STOP, Intent.DRAIN))
+    assert verdict.succeeded == (record == ExitRecord())
 
 
 def test_over_mpi_a_failure_says_that_all_ranks_end_with_it() -> None:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from distroml.agent.adapters.lines import LinesApart, ShipperEnded
+from distroml.agent.adapters.lines import (
+    Arrived,
+    Delivered,
+    Finish,
+    Finished,
+    Follow,
+    LinesApart,
+    ShipperEnded,
+    Tail,
+)
 from distroml.api.telemetry.v1 import telemetry_pb2 as pb
 from distroml.logstore import Line
 from services.agent.tests.plane import Plane, until
@@ -87,6 +96,30 @@ async def test_lines_leave_by_a_process_that_may_die(
     assert counted["limited"] > LOUD / 2
     assert len(shipped) + counted["limited"] == LOUD
     assert sum(len(text) + 1 for text in shipped) + counted["bytes"] == (folders[1] / "stdout").stat().st_size
+
+
+def test_a_new_process_goes_on_where_lines_had_arrived_until_all_have(tmp_path: Path) -> None:
+    counted: Counter[str] = Counter()
+    lines = LinesApart(
+        count=lambda outcome, number, limited_bytes=0: counted.update({outcome: number, "bytes": limited_bytes}),
+        tell=lambda why: None,
+    )
+    tail = lines.follow(tmp_path, pb.LogRecord(worker="w"))
+    lines.heard(Arrived(str(tmp_path), {"stdout": 7}, {"shipped": 2, "limited": 3}, 40))
+    assert counted == {"shipped": 2, "limited": 3, "bytes": 40}
+    assert lines.orders() == [Follow(str(tmp_path), pb.LogRecord(worker="w").SerializeToString(), {"stdout": 7})]
+    asyncio.run(asyncio.wait_for(_finished(lines, tail, tmp_path), 10))
+    # It was read to its end, and not all of it has arrived: a new one reads that again.
+    assert lines.orders()[1:] == [Finish(str(tmp_path))]
+    lines.heard(Delivered(str(tmp_path)))
+    assert lines.orders() == []
+
+
+async def _finished(lines: LinesApart, tail: Tail, folder: Path) -> None:
+    finishing = asyncio.create_task(tail.finish())
+    await asyncio.sleep(0)
+    lines.heard(Finished(str(folder)))
+    await finishing
 
 
 async def test_the_process_ends_with_its_agent_and_says_what_it_cannot_use(

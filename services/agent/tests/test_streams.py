@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 
-from distroml.agent.adapters.shipping import LineCounts, LineShipping
+from distroml.agent.adapters.shipping import LineCounts, LineShipping, counting
 from distroml.agent.adapters.telemetry import MAX_LINES, TelemetryPush
 from distroml.logstore import Block
 from distroml.rpc import connect
@@ -84,21 +85,23 @@ async def test_lines_that_are_not_shipped_are_said_once_and_told_to_telemetry(
     channel = connect(plane.endpoint, "token")
     push = TelemetryPush(channel, "node-1")
     counts = LineCounts(1000)
-    shipping = LineShipping(push, bytes_per_s=1000, count=counts.count)
+    shipping = LineShipping(push, bytes_per_s=1000)
+    told = counting(counts.count)("stdout")
     kept: list[Block] = []
     shipping.store = Kept(kept)
-    shipping.add(line("one"))
-    shipping.limited(7, 700, line("… 7 lines were not shipped"))
+    shipping.add(line("one"), lambda ends: told(4, ends, 0))
+    shipping.limited(7, line("… 7 lines were not shipped"), lambda ends: told(704, ends, 700))
     counts.count("full", 2)
-    counts.count("shipped", 1)
-    counts.tell()
-    counts.tell()
+    # Nothing is counted before telemetry has it: who comes after a crash sends it again.
     assert [one.texts() for one in kept] == [["one"]]
+    running = asyncio.create_task(push.run())
+    assert await push.flush(10)
+    counts.tell()
+    counts.tell()
     (said,) = (record for record in caplog.records if "were not shipped" in record.getMessage())
     fields = vars(said)["distroml_fields"]
     assert fields == {"limit_bytes_per_s": 1000, "limited_bytes": 700, "limited_lines": 7, "full_lines": 2}
-    running = asyncio.create_task(push.run())
-    await until(lambda: plane.telemetry.lines() == ["one", "… 7 lines were not shipped"])
+    assert plane.telemetry.lines() == ["one", "… 7 lines were not shipped"]
     assert plane.telemetry.batches[0].dropped_lines == 7
     running.cancel()
     await channel.close(None)
@@ -108,5 +111,6 @@ class Kept:
     def __init__(self, blocks: list[Block]) -> None:
         self.blocks = blocks
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Block, count: Callable[[str, int], None]) -> None:
         self.blocks.append(block)
+        count("shipped", block.count)

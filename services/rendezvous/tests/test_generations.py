@@ -123,6 +123,14 @@ def test_the_job_succeeds_when_all_members_exited_0():
     assert last(done, ev.Closed).outcome == "Succeeded"
 
 
+def test_a_worker_that_was_ended_from_outside_has_not_finished_whatever_its_code_says():
+    orphan = replace(exited("b"), category=d.FailureCategory.NODE_LOST, message="no agent was there")
+    broken = after(*formed_pair(), exited("a")).when(orphan)
+    assert kinds(broken.outcome) == ["WorkerExited", "MemberLost", "GenerationBroken", "GenerationOpened"]
+    assert worker("b") not in broken.state.finished
+    assert after(*formed_pair(), orphan).state.finished == ()
+
+
 def test_a_finished_worker_runs_again_when_another_fails():
     again = after(*formed_pair(), exited("a"), killed("b"), ready("a", 1), ready("b", 1))
     assert again.state.finished == ()

@@ -157,7 +157,9 @@ async def test_slot_time_is_cut_at_midnight_and_what_is_held_counts_until_now(hi
     held = [(p.day, p.slots, p.slot_ms // HOUR_MS) for p in await history.slot_times("job-a")]
     assert held == [(20_000, 4, 24), (20_000, 2, 12), (20_001, 2, 48)]
 
-    async def hours(*by: str, first: int = 20_000, last: int = 20_001, **only: str) -> list[tuple[str, str, int, int]]:
+    async def hours(
+        *by: str, first: int = 20_000, last: int = 20_001, **only: object
+    ) -> list[tuple[str, str, int, int]]:
         now = noon + 18 * HOUR_MS
         rows = await history.used(by, days=(first, last), now_ms=now, **only)  # type: ignore[arg-type]
         return [(u.job, u.project, u.day, u.slot_ms // HOUR_MS) for u in rows]
@@ -169,6 +171,9 @@ async def test_slot_time_is_cut_at_midnight_and_what_is_held_counts_until_now(hi
     ]  # fmt: skip
     assert await hours("day", job="job-b", first=20_001) == [("", "", 20_001, 6)]
     assert await hours("job", project="nobody") == []
+    # Where there are more than may be given: the largest.
+    assert await hours("job", limit=1) == [("job-a", "", 0, 84)]
+    assert await hours("project", "day", limit=2) == [("", "default", 20_000, 36), ("", "default", 20_001, 48)]
 
 
 async def test_rollups_are_put_together_in_any_order_and_each_call_counts_once(history: History) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import ssl
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from distroml.objectstore.filesystem import FilesystemObjectStore
 from distroml.objectstore.port import ObjectStore, ObjectStoreRefused
+
+CLAIM_S: Final = 5.0
+"""For how long a server may be silent where a service that starts waits for it, seconds."""
 
 
 def check_location(location: str) -> None:
@@ -36,6 +40,27 @@ def open_location(location: str, *, deployment: str | None = None, silence_s: fl
     if urlsplit(location).scheme != "s3":
         return FilesystemObjectStore(_folder(location))
     return _s3().open_object_store(_settings(location, silence_s), deployment=deployment)
+
+
+def open_claimed(
+    location: str, deployment: str, *, claim_s: float = CLAIM_S, silence_s: float | None = None
+) -> ObjectStore:
+    """The store at a location, after it became known to be a deployment's; a server has little time to say so.
+
+    Args:
+        location: see `open_location`.
+        deployment: what a bucket is claimed for; a folder says itself whose it is.
+        claim_s: for how long a server may be silent, twice at most, while it is asked.
+        silence_s: the same for all calls afterwards; see `open_location`.
+
+    Raises:
+        As `open_location`.
+    """
+    if urlsplit(location).scheme != "s3":
+        return FilesystemObjectStore(_folder(location))
+    s3 = _s3()
+    s3.open_object_store(_settings(location, claim_s), deployment=deployment).close()
+    return s3.S3ObjectStore(_settings(location, silence_s))
 
 
 def survey_location(location: str, deployment: str | None) -> None:

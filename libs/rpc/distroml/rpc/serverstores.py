@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from distroml.eventstore import EventStoreError, StoreDown
@@ -17,8 +18,9 @@ from distroml.eventstore.etcd import Archive, EtcdEventStore, open_event_store
 from distroml.eventstore.jetstream import JetStreamLog, JetStreamReader, NatsConnection, NatsSettings
 from distroml.eventstore.relay.port import LogMoved
 from distroml.eventstore.segments import SegmentLog
-from distroml.objectstore import ObjectStore, ObjectStoreDown, ObjectStoreError, ObjectStoreRefused
-from distroml.objectstore.location import open_location, survey_location
+from distroml.objectstore import ObjectStore, ObjectStoreError
+from distroml.objectstore.later import LaterObjectStore
+from distroml.objectstore.location import open_claimed, survey_location
 from distroml.rpc.clockreading import Now
 from distroml.rpc.serverclocks import clocks_trouble
 from distroml.rpc.servers import Access, Servers
@@ -186,13 +188,10 @@ async def _objects_trouble(location: str, deployment: str) -> str | None:
 
 
 def _open_objects(location: str, deployment: str) -> ObjectStore:
-    """Claimed for the deployment; where the server is silent, opened all the same: the log goes on without segments."""
-    try:
-        return open_location(location, deployment=deployment, silence_s=SILENCE_S)
-    except ObjectStoreRefused:
-        raise
-    except ObjectStoreDown:
-        return open_location(location, silence_s=SILENCE_S)
+    """Claimed for the deployment, by its first use where the server is silent: the log goes on without segments."""
+    objects = LaterObjectStore(partial(open_claimed, location, deployment, silence_s=SILENCE_S))
+    objects.open_if_there()
+    return objects
 
 
 def _etcd_settings(access: Access, *only: str) -> EtcdSettings:

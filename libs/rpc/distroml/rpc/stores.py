@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from distroml.eventstore import EventStore
 from distroml.eventstore.sqlite import open_event_store
-from distroml.objectstore import ObjectStore
-from distroml.objectstore.location import open_location
+from distroml.objectstore import ObjectStore, ObjectStoreRefused
+from distroml.objectstore.later import LaterObjectStore
+from distroml.objectstore.location import open_claimed
 from distroml.rpc.measured import MeasuredEventStore
 from distroml.rpc.settings import ServiceSettings, SettingsError
 from distroml.statestore import StateStore
@@ -33,6 +34,9 @@ EMBEDDED_S: Final = 1.0
 
 STORE: Final = "store"
 """The part of health that says whether an embedded store takes what this service writes."""
+
+OBJECTS: Final = "objects"
+"""The part of health that says why the store of objects does not serve us; on servers it has it all the time."""
 
 Look = Callable[[], Awaitable[str | None]]
 Report = Callable[[str, str | None], None]
@@ -56,25 +60,39 @@ class Stores:
         servers: ServerStores | None = None,
         trouble: Callable[[], str] = lambda: "",
     ) -> None:
-        """`trouble` says why an embedded store did not take the last write; empty where it did."""
+        """The stores of a service.
+
+        Args:
+            events: see above.
+            state: see above.
+            objects: opens the store of objects, claimed for this deployment.
+            servers: see above.
+            trouble: says why an embedded store did not take the last write; empty where it did.
+        """
         self.events, self.state, self.servers = events, state, servers
         self._trouble = trouble
         self._open_objects = objects
-        self._objects: ObjectStore | None = None
+        self._objects: LaterObjectStore | None = None
 
     @property
     def objects(self) -> ObjectStore:
-        """The store of objects, claimed for this deployment and opened on first use; raises `ObjectStoreError`."""
+        """The store of objects; one that is silent now is opened when it is used, as soon as it answers.
+
+        Raises:
+            ObjectStoreRefused: it won't serve us.
+        """
         if self._objects is None:
-            self._objects = self._open_objects()
+            self._objects = LaterObjectStore(self._open_objects)
+            if self.servers is None:
+                # On servers segments are in the same place, and it was asked already.
+                self._objects.open_if_there()
         return self._objects
 
     async def watch(self, report: Report) -> None:
         """Tell for ever which server does not serve us, and why; where all is embedded, why it takes no write."""
-        if self.servers is None:
-            while True:
-                report(STORE, self._trouble() or None)
-                await asyncio.sleep(EMBEDDED_S)
+
+        async def embedded() -> str | None:
+            return self._trouble() or None
 
         async def watch_one(part: str, look: Look, every_s: float) -> None:
             while True:
@@ -83,8 +101,25 @@ class Stores:
 
         # Each for itself: one that is silent holds up no word of the others.
         async with asyncio.TaskGroup() as watching:
+            if self.servers is None:
+                watching.create_task(watch_one(STORE, embedded, EMBEDDED_S))
+                if self._objects is not None and not self._objects.opened:
+                    watching.create_task(self._open_later(self._objects, report))
+                return
             for part, look in self.servers.looks.items():
                 watching.create_task(watch_one(part, look, CLOCKS_S if part == "clocks" else LOOK_S))
+
+    async def _open_later(self, objects: LaterObjectStore, report: Report) -> None:
+        """Tell why the store of objects cannot be opened, until it can."""
+        while True:
+            try:
+                trouble = await asyncio.to_thread(objects.open_if_there)
+            except ObjectStoreRefused as error:
+                trouble = str(error)
+            report(OBJECTS, trouble)
+            if trouble is None:
+                return
+            await asyncio.sleep(LOOK_S)
 
     def close_objects(self) -> None:
         """Close the store of objects where it was opened."""
@@ -96,7 +131,8 @@ class Stores:
 async def open_stores(settings: ServiceSettings, *, create: bool = True) -> AsyncGenerator[Stores]:
     """The deployment's stores, closed with the block: enter it before the service's own, which uses them to its end.
 
-    Nothing is asked of etcd or NATS yet: a service starts while they are away, and says so in its health.
+    Nothing is asked of etcd or NATS yet, and S3 is waited for only for seconds: a service starts while they are away,
+    and says so in its health.
 
     Args:
         settings: of the service.
@@ -109,7 +145,7 @@ async def open_stores(settings: ServiceSettings, *, create: bool = True) -> Asyn
     """
 
     def objects() -> ObjectStore:
-        return open_location(settings.objects_location, deployment=settings.deployment)
+        return open_claimed(settings.objects_location, settings.deployment)
 
     async with AsyncExitStack() as closing:
         if settings.servers is not None:

@@ -272,7 +272,7 @@ async def end_leftovers(workers: Path, *, keep: set[str], why: str = DOWN, grace
 def lines_here(push: TelemetryPush, settings: AgentSettings) -> Lines:
     """Lines to telemetry alone, shipped by this process."""
     counts = LineCounts(settings.log_bytes_per_s)
-    return LinesHere(LineShipping(push, bytes_per_s=settings.log_bytes_per_s, count=counts.count))
+    return LinesHere(LineShipping(push, bytes_per_s=settings.log_bytes_per_s), counts.count)
 
 
 def _lock(path: Path) -> BinaryIO:

@@ -1,6 +1,7 @@
 """The process that ships this node's lines: told by its agent whose, and ended with it (`adapters.lines`).
 
-`python -m distroml.agent.shipper`, settings by the agent's environment. It owns nothing: offsets lie beside the files.
+`python -m distroml.agent.shipper`, settings by the agent's environment. It owns nothing: how far lines have arrived
+lies beside the files, and is told to the agent more often.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,9 +21,21 @@ import msgspec
 
 from distroml import observability
 from distroml.agent import node as nodes
-from distroml.agent.adapters.lines import ENCODE, Counted, Finish, Finished, Follow, Order, Place, Trouble, Word
+from distroml.agent.adapters.delivery import Tell
+from distroml.agent.adapters.lines import (
+    ENCODE,
+    Arrived,
+    Delivered,
+    Finish,
+    Finished,
+    Follow,
+    Order,
+    Place,
+    Trouble,
+    Word,
+)
 from distroml.agent.adapters.output import STREAMS, OutputTail
-from distroml.agent.adapters.shipping import LIMITED, LineShipping
+from distroml.agent.adapters.shipping import LineShipping
 from distroml.agent.adapters.telemetry import TelemetryPush
 from distroml.agent.settings import AgentSettings, host_name, log_store, read_settings
 from distroml.api.telemetry.v1 import telemetry_pb2 as pb
@@ -47,17 +61,19 @@ _DECODE: Final = msgspec.json.Decoder(Order).decode
 class Following:
     """The tails of this node, read in turn."""
 
-    def __init__(self, shipping: LineShipping, say: Callable[[Word], None]) -> None:
-        self._shipping, self._say = shipping, say
+    def __init__(self, shipping: LineShipping, arrivals: Arrivals, say: Callable[[Word], None]) -> None:
+        self._shipping, self._arrivals, self._say = shipping, arrivals, say
         self._tails: dict[str, OutputTail] = {}
+        self._ended: dict[str, OutputTail] = {}
         self._finishing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def told(self, order: Order) -> None:
         """The agent wants something."""
         match order:
-            case Follow(folder, record):
-                self._tails[folder] = OutputTail(Path(folder), pb.LogRecord.FromString(record), self._shipping)
+            case Follow(folder, record, arrived):
+                common, tell = pb.LogRecord.FromString(record), self._arrivals.of(folder)
+                self._tails[folder] = OutputTail(Path(folder), common, self._shipping, tell, arrived)
             case Place(folder, rank, generation):
                 if (tail := self._tails.get(folder)) is not None:
                     tail.place(rank, generation)
@@ -79,34 +95,58 @@ class Following:
             await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:
-        """Read to the end what has ended, and keep how far everything was read: the rest is another process's."""
+        """Read to the end what has ended, and nothing else any more: the rest is another process's."""
         self._closed = True
         await asyncio.gather(*self._finishing, return_exceptions=True)
         self.save()
 
     def save(self) -> None:
-        """Keep how far everything was read."""
-        for tail in self._tails.values():
+        """Keep how far lines have arrived, and say which folders are done with."""
+        # First, so that what is kept was counted.
+        self._arrivals.tell()
+        for tail in (*self._tails.values(), *self._ended.values()):
             tail.save()
+        for folder in [folder for folder, tail in self._ended.items() if tail.arrived]:
+            del self._ended[folder]
+            self._say(Delivered(folder))
 
     async def _finish(self, folder: str) -> None:
         if (tail := self._tails.pop(folder, None)) is not None:
             await tail.finish()
+            self._ended[folder] = tail
+            self.save()
         self._say(Finished(folder))
 
 
-class Counts:
+@dataclass(slots=True)
+class _Since:
+    """What there is to be said of a folder."""
+
+    at: dict[str, int] = field(default_factory=dict[str, int])
+    counts: Counter[str] = field(default_factory=Counter[str])
+    limited_bytes: int = 0
+
+
+class Arrivals:
     """What became of lines, said to the agent a few times a second instead of with every batch."""
 
     def __init__(self, say: Callable[[Word], None]) -> None:
         self._say = say
-        self._lines: Counter[str] = Counter()
-        self._limited_bytes = 0
+        self._since: dict[str, _Since] = {}
 
-    def count(self, outcome: str, lines: int, limited_bytes: int = 0) -> None:
-        """Lines that met this end."""
-        self._lines[outcome] += lines
-        self._limited_bytes += limited_bytes
+    def of(self, folder: str) -> Callable[[str], Tell]:
+        """For each stream of a folder, what to tell."""
+
+        def of_stream(stream: str) -> Tell:
+            def tell(at: int, counts: Mapping[str, int], limited_bytes: int) -> None:
+                since = self._since.setdefault(folder, _Since())
+                since.at[stream] = at
+                since.counts.update(counts)
+                since.limited_bytes += limited_bytes
+
+            return tell
+
+        return of_stream
 
     async def run(self) -> None:
         """Say it until cancelled."""
@@ -116,10 +156,10 @@ class Counts:
 
     def tell(self) -> None:
         """Say what was not said yet."""
-        for outcome, lines in self._lines.items():
-            self._say(Counted(outcome, lines, self._limited_bytes if outcome == LIMITED else 0))
-        self._lines.clear()
-        self._limited_bytes = 0
+        since, self._since = self._since, {}
+        for folder, one in since.items():
+            # All of it in one word: it is heard, or it is not and all of these lines are sent again.
+            self._say(Arrived(folder, one.at, dict(one.counts), one.limited_bytes))
 
 
 async def serve() -> None:
@@ -138,14 +178,14 @@ async def serve() -> None:
         closing.push_async_callback(channel.close, None)
         # Apart from the agent's own: telemetry counts what each of them had to drop.
         push = TelemetryPush(channel, f"{nodes.node_id(settings.data / 'node')}.lines")
-        counts = Counts(say)
-        shipping = LineShipping(push, bytes_per_s=settings.log_bytes_per_s, count=counts.count)
-        following = Following(shipping, say)
+        arrivals = Arrivals(say)
+        shipping = LineShipping(push, bytes_per_s=settings.log_bytes_per_s)
+        following = Following(shipping, arrivals, say)
         flushes = [push.flush]
         # One that fails ends the process, which the agent starts again.
-        background = [tasks.create_task(work()) for work in (push.run, counts.run, following.run)]
+        background = [tasks.create_task(work()) for work in (push.run, arrivals.run, following.run)]
         if (store := log_store(settings)) is not None:
-            shipper, client = _to_store(store, settings, counts, say)
+            shipper, client = _to_store(store, settings, say)
             closing.push_async_callback(client.close)
             shipping.store = shipper
             background.append(tasks.create_task(shipper.run()))
@@ -157,13 +197,13 @@ async def serve() -> None:
             following.told(_DECODE(line))
         await following.close()
         await asyncio.gather(*(flush(FLUSH_S) for flush in flushes))
-        counts.tell()
+        following.save()
         for task in background:
             task.cancel()
 
 
 def _to_store(
-    store: ElasticSettings, settings: AgentSettings, counts: Counts, say: Callable[[Word], None]
+    store: ElasticSettings, settings: AgentSettings, say: Callable[[Word], None]
 ) -> tuple[Shipper, AsyncElasticsearch]:
     # The client comes with the extra `stack` and takes a while to import: only where it is used.
     from distroml.logstore import elastic
@@ -174,7 +214,6 @@ def _to_store(
         store.namespace,
         host=host_name(),
         max_bytes=settings.log_buffer_bytes,
-        count=counts.count,
         tell=lambda why: say(Trouble(why)),
     )
     return shipper, client

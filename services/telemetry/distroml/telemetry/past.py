@@ -17,7 +17,7 @@ from distroml.eventstore import EventStore
 from distroml.rpc.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from distroml.telemetry.domain.usage import HOUR_S, Price
 from distroml.telemetry.domain.view import JobView
-from distroml.telemetry.history.port import BeingRebuilt, Filter, HistoryAway, HistoryError
+from distroml.telemetry.history.port import MAX_USED, BeingRebuilt, Filter, HistoryAway, HistoryError
 from distroml.telemetry.history.queries import GROUPS
 from distroml.telemetry.history.rebuild import rebuild
 from distroml.telemetry.readmodel import ReadModel
@@ -99,7 +99,11 @@ class Past:
             project=request.project,
             days=(request.from_day, request.to_day),
             now_ms=time.time_ns() // 1_000_000,
+            limit=MAX_USED + 1,
         )
+        if len(rows) > MAX_USED:
+            text = f"gives more than {MAX_USED} rows: ask for fewer days, for one project, or by less"
+            raise InvalidArgument([("by", text)])
         price = self._price
         return t.GetCostResponse(
             rows=[

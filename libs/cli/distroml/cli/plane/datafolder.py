@@ -6,14 +6,19 @@ import fcntl
 import json
 import os
 import secrets
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from distroml.cli.errors import UsageError
 
 FORMAT = 1
+_LOOKING_S: Final = 5.0
+"""For how long who only looks may hold a folder: far longer than it does, unless it was stopped."""
 SERVICES = ("scheduler", "rendezvous", "checkpoint", "telemetry", "agent")
 
 
@@ -159,36 +164,47 @@ class DataFolder:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the token {self.token_file}: {error}") from error
 
-    def lock(self) -> int:
+    def lock(self, *, sleep: Callable[[float], None] = time.sleep) -> int:
         """Take the folder for this process until it ends; returns the descriptor that holds the lock.
+
+        Who only looks whether it is taken (`kept_free`) is waited for.
 
         Raises:
             UsageError: another control plane runs on this folder.
         """
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise UsageError(
-                f"another control plane runs on {self.path}",
-                hint="use it, end it with `distroml down`, or give another folder with --data",
-            ) from error
+        until = time.monotonic() + _LOOKING_S
+        while not _taken(descriptor, fcntl.LOCK_EX):
+            if not _taken(descriptor, fcntl.LOCK_SH) or time.monotonic() > until:
+                os.close(descriptor)
+                raise UsageError(
+                    f"another control plane runs on {self.path}",
+                    hint="use it, end it with `distroml down`, or give another folder with --data",
+                )
+            # Of two that wait so neither may keep the other from taking it.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            sleep(0.01)
         return descriptor
 
-    def is_locked(self) -> bool:
-        """Whether a supervisor holds the folder now."""
+    @contextmanager
+    def kept_free(self) -> Generator[bool]:
+        """Whether no supervisor holds the folder; as long as the block lasts none can take it then. Be quick."""
         try:
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            return False
+            # There is nothing that a supervisor could hold.
+            yield True
+            return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            # Shared: of several that look none takes another one for a supervisor.
+            yield _taken(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
-        return False
+
+    def is_locked(self) -> bool:
+        """Whether a supervisor holds the folder now."""
+        with self.kept_free() as free:
+            return not free
 
     def write_endpoints(self, endpoints: Endpoints) -> None:
         """Publish where the services listen."""
@@ -211,6 +227,14 @@ class DataFolder:
 def default_data() -> Path:
     """`$DISTROML_DATA`, else `~/.distroml`."""
     return Path(os.environ.get("DISTROML_DATA") or Path.home() / ".distroml").absolute()
+
+
+def _taken(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write_private(path: Path, data: bytes) -> None:

@@ -62,5 +62,9 @@ class Targets:
             # Somebody else's file, or one that goes at this moment.
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
                 data = json.loads(path.read_bytes())[0]["labels"][_DATA]
-                if Path(data) != self._data.absolute() and not DataFolder(Path(data)).is_locked():
-                    path.unlink()
+                if Path(data) == self._data.absolute():
+                    continue
+                # One that begins just now writes its file when it has the folder, and so after this.
+                with DataFolder(Path(data)).kept_free() as free:
+                    if free:
+                        path.unlink()

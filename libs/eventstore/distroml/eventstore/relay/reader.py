@@ -9,6 +9,7 @@ end, where the outbox is at hand, is told by it alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from distroml.events import Position, Recorded, matches
 from distroml.eventstore.log import Place
@@ -20,7 +21,7 @@ from distroml.eventstore.segments import SegmentLog
 from distroml.eventstore.subscription import LogSubscription
 from distroml.statestore.wake import Wake
 
-_OUTBOX_COMMITS = 512
+OUTBOX_PAGE_COMMITS = 512
 _OVERTAKEN = 20
 
 
@@ -33,12 +34,34 @@ class LogReader:
         skipped: why the log's recent part was last passed over for segments and outbox; empty while it is read.
     """
 
-    def __init__(self, log_id: str, outbox: Outbox, pages: Pages, segments: SegmentLog, cursors: Cursors) -> None:
+    def __init__(
+        self,
+        log_id: str,
+        outbox: Outbox,
+        pages: Pages,
+        segments: SegmentLog,
+        cursors: Cursors,
+        *,
+        page_commits: int = OUTBOX_PAGE_COMMITS,
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            log_id: see above.
+            outbox: what the relay has yet to let go of.
+            pages: of the log's recent part.
+            segments: of all that is sealed.
+            cursors: of subscriptions.
+            page_commits: what the outbox is asked for at once; one that holds more is long.
+        """
         self.log_id = log_id
         self.wake = Wake()
         self.skipped = ""
         self._outbox, self._pages, self._segments, self._cursors = outbox, pages, segments, cursors
+        self._page_commits = page_commits
         self._closed = False
+        # Up to this revision a long outbox was passed over last, for log or segments had it all; 0 where none was.
+        self._passed = 0
 
     @property
     def closed(self) -> bool:
@@ -70,7 +93,7 @@ class LogReader:
         Raises:
             StoreDown: the outbox or the segments did not answer, or were trimmed faster than they could be read.
         """
-        told = self._outbox.told(after=_whole(after), limit=_OUTBOX_COMMITS)
+        told = self._outbox.told(after=_whole(after), limit=self._page_commits)
         if told is not None:
             page = _page(told, after, streams, limit)
         else:
@@ -78,7 +101,7 @@ class LogReader:
         overtaken = 0
         while not page.events:
             try:
-                entries = await self._outbox.pending(after=_whole(page.through), limit=_OUTBOX_COMMITS)
+                entries = await self._outbox.pending(after=_whole(page.through), limit=self._page_commits)
             except OutboxTrimmed as error:
                 overtaken += 1
                 if overtaken > _OVERTAKEN:
@@ -86,20 +109,39 @@ class LogReader:
                 page = await self._sealed(page.through, streams, limit)
                 continue
             page = _page(entries, page.through, streams, limit)
-            if len(entries) < _OUTBOX_COMMITS:
+            if len(entries) < self._page_commits:
                 break
         return page.events, page.through
 
     async def read_stream(self, stream: str, *, after: int = 0, limit: int = 1000) -> Sequence[Recorded]:
         """Events of one stream with versions greater than `after`, oldest first, without a gap."""
-        waiting, trimmed = await self._waiting(stream, after)
+        found = await self._read_stream(stream, after, limit, pass_over=True)
+        if found is None:
+            # Who had what was passed over has it no more, or does not answer: the outbox still has it.
+            self._passed = 0
+            found = await self._read_stream(stream, after, limit, pass_over=False)
+        return _consecutive(found or (), after)
+
+    async def _read_stream(
+        self, stream: str, after: int, limit: int, *, pass_over: bool
+    ) -> Sequence[Recorded] | None:  # fmt: skip
+        """Events of a stream; None where some may be missing, since a part of the outbox was passed over."""
+        waiting, since, trimmed = await self._waiting(stream, after, limit, pass_over=pass_over)
         if waiting and waiting[0].version == after + 1:
-            return waiting[:limit]
-        found, complete = await self._in_log(stream, after, limit, trimmed)
-        if not complete:
-            sealed = await self._segments.read_stream(stream, after=after, limit=limit)
+            return waiting
+        found, begins = await self._in_log(stream, after, limit, since)
+        if begins is None or (begins > BEGINNING and not (found and found[0].version == after + 1)):
+            try:
+                sealed = await self._segments.read_stream(stream, after=after, limit=limit)
+            except StoreDown:
+                if since > trimmed:
+                    return None
+                raise
+            end = self._segments.end
+            if since > trimmed and end < since and (begins is None or end_of(end) < begins):
+                return None
             found = _joined(sealed, found, after, limit)
-        return _consecutive(_joined(found, waiting, after, limit), after)
+        return _joined(found, waiting, after, limit)
 
     def subscribe(self, durable: str, *, streams: Sequence[str] = (), start: Position | None = None) -> LogSubscription:
         """Read on from the durable cursor of this name (from `start` where it has none yet)."""
@@ -145,37 +187,60 @@ class LogReader:
             after = page.through
         return Page(tuple(found), after)
 
-    async def _waiting(self, stream: str, after: int) -> tuple[list[Recorded], int]:
-        """Events of a stream in the outbox, and the revision up to which that was trimmed at the time."""
+    async def _waiting(
+        self, stream: str, after: int, limit: int, *, pass_over: bool
+    ) -> tuple[list[Recorded], int, int]:  # fmt: skip
+        """Events of a stream in the outbox, after which revision it was looked through, and up to which it is trimmed.
+
+        Of an outbox that is long, because the relay cannot let go of it, only what log and segments lack is looked at.
+        """
         found: list[Recorded] = []
-        revision = trimmed = 0
+        revision = since = self._passed if pass_over else 0
+        trimmed = 0
         while True:
             try:
-                entries = await self._outbox.pending(after=revision, limit=_OUTBOX_COMMITS)
+                entries = await self._outbox.pending(after=revision, limit=self._page_commits)
             except OutboxTrimmed as error:
-                revision = trimmed = error.trimmed
+                revision = since = trimmed = error.trimmed
                 found.clear()
                 continue
             events = (recorded for entry in entries for recorded in entry.events)
             found += [recorded for recorded in events if recorded.stream == stream and recorded.version > after]
-            if len(entries) < _OUTBOX_COMMITS:
-                return found, trimmed
+            if len(found) >= limit or len(entries) < self._page_commits:
+                return found[:limit], since, trimmed
             revision = entries[-1].revision
+            if pass_over:
+                elsewhere = await self._held_elsewhere(revision)
+                if pass_over := elsewhere > revision:
+                    revision = since = self._passed = elsewhere
+                    found.clear()
 
-    async def _in_log(self, stream: str, after: int, limit: int, trimmed: int) -> tuple[Sequence[Recorded], bool]:
-        """Events of a stream in the log, and whether the segments can have no others up to revision `trimmed`."""
+    async def _held_elsewhere(self, revision: int) -> int:
+        """Up to which revision the log, or else segments, hold every commit; 0 where neither goes past `revision`."""
+        with suppress(LogMoved, StoreDown):
+            reach = await self._pages.reach()
+            if reach is not None and (end := _whole(reach[1])) > revision:
+                return end
+        with suppress(StoreDown):
+            if (end := await self._segments.sealed()) > revision:
+                return end
+        return 0
+
+    async def _in_log(
+        self, stream: str, after: int, limit: int, since: int
+    ) -> tuple[Sequence[Recorded], Place | None]:  # fmt: skip
+        """Events of a stream in the log, and the place after which it has all up to `since`; None where it has not."""
         try:
             reach = await self._pages.reach()
             found = await self._pages.read_stream(stream, after, limit)
         except (LogMoved, StoreDown) as error:
             self.skipped = str(error)
-            return [], False
+            return [], None
         if reach is None:
-            return found, trimmed == 0
+            return found, None if since else BEGINNING
         begins, end = reach
-        from_there_on = begins <= BEGINNING or (bool(found) and found[0].version == after + 1)
         # It ends before what was trimmed only while a lost log is filled again.
-        return found, from_there_on and end >= end_of(trimmed)
+        return found, begins if end >= end_of(since) else None
 
 
 def _whole(place: Place) -> int:

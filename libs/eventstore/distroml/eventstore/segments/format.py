@@ -67,7 +67,7 @@ class Name:
         return None if found is None else cls(int(found[1]), int(found[2]), found[3], found[4])
 
 
-class Header(msgspec.Struct, frozen=True):
+class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a segment says of its body.
 
     Attributes:
@@ -78,6 +78,7 @@ class Header(msgspec.Struct, frozen=True):
         commits: how many.
         body_bytes: size of the body before compression.
         streams: for each stream in it, the first and the last version.
+        merged: names of the segments that it stands for: it holds all that they do, and more.
     """
 
     log: str
@@ -87,13 +88,23 @@ class Header(msgspec.Struct, frozen=True):
     commits: int
     body_bytes: int
     streams: dict[str, tuple[int, int]]
+    merged: list[str] = []
 
 
 _header = msgspec.json.Decoder(Header)
 
 
-def encode(log: str, after: int, previous: str, entries: Sequence[OutboxEntry]) -> tuple[Name, bytes]:
+def encode(
+    log: str, after: int, previous: str, entries: Sequence[OutboxEntry], merged: Sequence[Name] = ()
+) -> tuple[Name, bytes]:
     """The segment of these commits, which are all that there are after revision `after` up to the last of them.
+
+    Args:
+        log: id of the log.
+        after: see `Name`.
+        previous: see `Name`.
+        entries: the commits.
+        merged: segments whose commits are among them.
 
     Raises:
         ValueError: there are none, their revisions do not rise from `after`, or it does not begin where what it
@@ -110,7 +121,9 @@ def encode(log: str, after: int, previous: str, entries: Sequence[OutboxEntry]) 
             first, _ = streams.get(recorded.stream, (recorded.version, 0))
             streams[recorded.stream] = first, recorded.version
     body = encode_commits(tuple(entries))
-    header = Header(log, after, revisions[-1], previous, len(entries), len(body), streams)
+    header = Header(
+        log, after, revisions[-1], previous, len(entries), len(body), streams, [str(name) for name in merged]
+    )
     encoded = msgspec.json.encode(header)
     line = _MAGIC + b"%d %s\n" % (len(encoded), hashlib.sha256(encoded).hexdigest().encode())
     data = line + encoded + zlib.compress(body)

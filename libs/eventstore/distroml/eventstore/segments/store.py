@@ -3,20 +3,27 @@
 A crash at any point leaves a readable log: a segment is one object, put atomically under a name that no other
 content has, and what a segment holds leaves the outbox only after the put returned. No conditional put is needed, so
 any S3 will do.
+
+A segment is sealed together with the small ones before it, as `merging` says, and those leave the store when the next
+one is sealed. Who knew them only looks again, and finds the one that stands for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
+import logging
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from distroml.events import Recorded
 from distroml.eventstore.errors import on_objects
-from distroml.eventstore.port import StoreDamaged
+from distroml.eventstore.port import EventStoreError, StoreDamaged
+from distroml.eventstore.relay.core import size_of
 from distroml.eventstore.relay.port import OutboxEntry
+from distroml.eventstore.segments import merging
 from distroml.eventstore.segments.chain import chain, extended
 from distroml.eventstore.segments.format import (
     BEGINNING,
@@ -30,6 +37,8 @@ from distroml.eventstore.segments.format import (
 )
 from distroml.objectstore import NoSuchObject, ObjectStore
 from distroml.statestore.failpoint import hit
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -46,13 +55,30 @@ class SegmentLog:
     are not what was written. May be used by several tasks of one event loop.
     """
 
-    def __init__(self, objects: ObjectStore, log_id: str, *, prefix: str = "log") -> None:
+    def __init__(
+        self, objects: ObjectStore, log_id: str, *, prefix: str = "log", merge_bytes: int = merging.MOST_BYTES
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            objects: where they are.
+            log_id: of the log.
+            prefix: below which they are.
+            merge_bytes: what is sealed together with segments before it is at most so large, before compression.
+        """
         self.log_id = log_id
-        self._objects, self._prefix = objects, f"{prefix}/{log_id}/"
+        self._objects, self._prefix, self._merge_bytes = objects, f"{prefix}/{log_id}/", merge_bytes
         self._chain: list[Name] = []
+        # Segments that another stands for, to be removed; None before it was looked whether a killed relay left some.
+        self._replaced: list[Name] | None = None
         self._bodies: _Recent[tuple[OutboxEntry, ...]] = _Recent(_SEGMENTS_CACHED)
         self._headers: _Recent[Header] = _Recent(_HEADERS_CACHED)
         self._refreshing = asyncio.Lock()
+
+    @property
+    def end(self) -> int:
+        """The revision up to which the log was sealed when that was looked at last."""
+        return self._chain[-1].last if self._chain else 0
 
     async def sealed(self) -> int:
         """The revision up to which the log is sealed now; 0 where nothing is."""
@@ -67,6 +93,7 @@ class SegmentLog:
         """Write the commits that follow revision `after`, where the log must be sealed up to; returns the new end.
 
         Durable when this returns. What was sealed further by somebody else meanwhile stays: the new end is theirs.
+        Small segments before it are sealed anew together with it, and removed when the next one is sealed.
 
         Raises:
             ValueError: `after` is past the end of what is sealed, or the entries are no segment.
@@ -77,22 +104,27 @@ class SegmentLog:
             return end
         if end < after:
             raise ValueError(f"segments end at revision {end}, and cannot go on after {after}")
-        previous = names[-1].link if names else BEGINNING
+        small, before = await self._small(names, sum(map(size_of, entries))) if await self._removed() else ([], [])
+        kept = names[-len(small) - 1] if len(small) < len(names) else None
+        start, previous = (kept.last, kept.link) if kept else (0, BEGINNING)
         # In a thread, for what follows waits for it: thousands of commits, compressed and hashed.
-        name, data = await asyncio.to_thread(encode, self.log_id, after, previous, entries)
+        name, data = await asyncio.to_thread(encode, self.log_id, start, previous, [*before, *entries], small)
+        replaced, self._replaced = self._replaced, None  # what a put came to that failed is not known
         hit("segments.seal")
         await on_objects("segments", self._put, name, data)
         hit("segments.seal")
+        self._replaced = None if replaced is None else [*replaced, *small]
         return name.last
 
     async def read(self, *, after: int) -> Sequence[OutboxEntry]:
         """The commits of one segment with revisions greater than `after`: the next ones; none at the sealed end."""
-        names = await self._reaching(after)
-        at = bisect_right(names, after, key=lambda name: name.last)
-        if at == len(names):
-            return ()
-        entries = await self._body(names[at])
-        return entries[bisect_right(entries, after, key=lambda entry: entry.revision) :]
+
+        async def next_ones() -> Sequence[OutboxEntry]:
+            names = await self._reaching(after)
+            at = bisect_right(names, after, key=lambda name: name.last)
+            return _past(await self._body(names[at]), after) if at < len(names) else ()
+
+        return await self._looked(next_ones)
 
     async def commits(self, *, after: int) -> AsyncIterator[OutboxEntry]:
         """Every sealed commit with a revision greater than `after`."""
@@ -102,26 +134,41 @@ class SegmentLog:
             after = entries[-1].revision
 
     async def read_stream(self, stream: str, *, after: int, limit: int) -> list[Recorded]:
-        """Sealed events of one stream with versions greater than `after`; reads only segments that hold some."""
-        found: list[Recorded] = []
-        for name in await self._refreshed():
-            if len(found) >= limit:
-                break
-            _, last = (await self._header(name)).streams.get(stream, (0, 0))
-            if last > after:
-                events = (recorded for entry in await self._body(name) for recorded in entry.events)
-                found += [recorded for recorded in events if recorded.stream == stream and recorded.version > after]
-        return found[:limit]
+        """Sealed events of one stream with versions greater than `after`; reads only segments that hold some.
+
+        Headers are read from the newest back to where the stream is at `after`: its age counts, not that of the log.
+        """
+
+        async def next_ones() -> list[Recorded]:
+            holding: list[Name] = []
+            for name in reversed(await self._refreshed()):
+                first, last = (await self._header(name)).streams.get(stream, (0, 0))
+                if last > after:
+                    holding.append(name)
+                if 0 < first <= after + 1:
+                    break
+            found: list[Recorded] = []
+            while holding and len(found) < limit:
+                known = found[-1].version if found else after
+                events = (recorded for entry in await self._body(holding.pop()) for recorded in entry.events)
+                found += [recorded for recorded in events if recorded.stream == stream and recorded.version > known]
+            return found[:limit]
+
+        return await self._looked(next_ones)
 
     async def newest(self, limit_bytes: int) -> int:
         """After which revision the newest segments hold at most `limit_bytes`, uncompressed; one at the least."""
-        after, total = 0, 0
-        for nth, name in enumerate(reversed(await self._refreshed())):
-            total += (await self._header(name)).body_bytes
-            if nth and total > limit_bytes:
-                break
-            after = name.after
-        return after
+
+        async def looked() -> int:
+            after, total = 0, 0
+            for nth, name in enumerate(reversed(await self._refreshed())):
+                total += (await self._header(name)).body_bytes
+                if nth and total > limit_bytes:
+                    break
+                after = name.after
+            return after
+
+        return await self._looked(looked)
 
     async def verify(self) -> list[str]:
         """Read everything again, and say of each segment that cannot be trusted why; empty where all can."""
@@ -133,8 +180,71 @@ class SegmentLog:
         for name in names:
             try:
                 await on_objects("segments", self._decoded, name)
+            except _Missing as error:
+                if name in await self._refreshed(again=True):
+                    found.append(str(error))
             except StoreDamaged as error:
                 found.append(str(error))
+        return found
+
+    async def _looked(self, look: Callable[[], Awaitable[T]]) -> T:
+        """What `look` finds; looked again where a segment that it knew was merged into another meanwhile."""
+        while True:
+            try:
+                return await look()
+            except _Missing as error:
+                if error.name in await self._refreshed(again=True):
+                    raise
+
+    async def _small(self, names: Sequence[Name], size: int) -> tuple[list[Name], list[OutboxEntry]]:
+        """The newest segments that are to be sealed together with commits of a size, and their commits."""
+        try:
+            sizes: list[int] = []
+            for name in reversed(names[-merging.MOST_SEGMENTS :]):
+                sizes.append((await self._header(name)).body_bytes)
+                if merging.taken(sizes, size, self._merge_bytes) < len(sizes):
+                    break
+            small = list(names[len(names) - merging.taken(sizes, size, self._merge_bytes) :])
+            commits: list[OutboxEntry] = []
+            for name in small:
+                commits += _past(await self._body(name), commits[-1].revision if commits else 0)
+            start = names[-len(small) - 1].last if len(small) < len(names) else 0
+            return small, list(_past(commits, start))
+        except StoreDamaged as error:
+            # It is told by whoever needs it; commits that wait to be sealed need a segment of their own now.
+            log.warning("small segments are not merged: %s", error)
+            return [], []
+
+    async def _removed(self) -> bool:
+        """Whether all segments have left that others stand for; while they do not no others are merged.
+
+        So what is to leave is named by a segment that is there, also when this process is killed.
+        """
+        try:
+            if self._replaced is None:
+                self._replaced = await self._left_behind()
+            while self._replaced:
+                hit("segments.remove")
+                await on_objects("segments", self._objects.delete, f"{self._prefix}{self._replaced[0]}")
+                self._replaced.pop(0)
+            hit("segments.remove")
+        except EventStoreError as error:
+            log.warning("segments that were merged cannot be removed: %s", error)
+            return False
+        return True
+
+    async def _left_behind(self) -> list[Name]:
+        """Segments that a relay merged and was killed before it removed them: those that the log's own ones name."""
+        names = await self._refreshed()
+        used = set(names)
+        found: list[Name] = []
+        for name in await on_objects("segments", self._listed, None):
+            at = bisect_left(names, name.last, key=lambda one: one.last)
+            if name in used or at == len(names):
+                continue
+            with suppress(StoreDamaged):
+                if str(name) in (await self._header(names[at])).merged:
+                    found.append(name)
         return found
 
     async def _refreshed(self, *, again: bool = False) -> list[Name]:
@@ -196,9 +306,22 @@ class SegmentLog:
         try:
             return self._objects.get(f"{self._prefix}{name}", offset=offset, length=length)
         except NoSuchObject as error:
-            raise StoreDamaged(
-                f"segment {name} is missing; bring the object back from a copy or an older version of the bucket"
-            ) from error
+            raise _Missing(name) from error
+
+
+class _Missing(StoreDamaged):
+    """A segment is not where the listing said that it is: it was merged into another since, or lost."""
+
+    def __init__(self, name: Name) -> None:
+        super().__init__(
+            f"segment {name} is missing; bring the object back from a copy or an older version of the bucket"
+        )
+        self.name = name
+
+
+def _past(entries: Sequence[OutboxEntry], revision: int) -> Sequence[OutboxEntry]:
+    """Those of rising revisions that come after one."""
+    return entries[bisect_right(entries, revision, key=lambda entry: entry.revision) :]
 
 
 class _Recent(Generic[T]):

@@ -9,23 +9,24 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
-from elasticsearch import ApiError, AsyncElasticsearch
+from elasticsearch import AsyncElasticsearch
 
 from distroml.logstore.blocks import Block
-from distroml.logstore.elastic.client import advice, check_server, speaking
+from distroml.logstore.elastic.bulk import REFUSED, SHIPPED, Bulk, Count, Document
+from distroml.logstore.elastic.client import check_server
 from distroml.logstore.elastic.document import encode
 from distroml.logstore.elastic.template import ensure_template, stream_of
-from distroml.logstore.port import LogStoreDown, LogStoreRefused
+from distroml.logstore.port import LogStoreDown
 from distroml.observability import logger
+
+__all__ = ["FULL", "REFUSED", "SHIPPED", "Count", "Shipper"]
 
 log = logger(__name__)
 
-SHIPPED: Final = "shipped"
 FULL: Final = "full"
-REFUSED: Final = "refused"
 
 _OVERHEAD_BYTES: Final = 256
 """What a block costs in memory besides its lines."""
@@ -34,54 +35,66 @@ BATCH_LINES: Final = 10_000
 _GATHER_S: Final = 0.5
 _FIRST_WAIT_S: Final = 0.2
 _LONGEST_WAIT_S: Final = 10.0
-# The whole request is too large, or one line spoils it.
-_DIVIDE: Final = frozenset({400, 413})
-# The server will take it later: queues are full, the data stream's template is missing; or, from a status on, it has
-# trouble of its own, for which no line is to blame: a shard has no place yet, a disk is full.
-_LATER: Final = frozenset({404, 429})
-_ITS_OWN: Final = 500
-_THERE: Final = frozenset({200, 201, 409})
+_STUMBLES: Final = 5
+"""After so many tries in vain it is asked whether lines are to blame: some seconds of a server's own trouble."""
 
-Count = Callable[[str, int], None]
-"""Told how many lines met which end."""
 Tell = Callable[[str | None], None]
 """Told why nothing arrives, and None when lines arrive again."""
+
+
+def _nobody(outcome: str, lines: int) -> None:
+    del outcome, lines
 
 
 def _size(block: Block) -> int:
     return len(block.data) + _OVERHEAD_BYTES
 
 
-def _is_for_later(item: Mapping[str, Any]) -> bool:
-    return item["status"] in _LATER or item["status"] >= _ITS_OWN
-
-
 class Shipper:
     """Sends lines to the data stream of one deployment. Adding never waits."""
 
     def __init__(
-        self, client: AsyncElasticsearch, namespace: str, *, host: str, max_bytes: int, count: Count, tell: Tell
+        self,
+        client: AsyncElasticsearch,
+        namespace: str,
+        *,
+        host: str,
+        max_bytes: int,
+        count: Count | None = None,
+        tell: Tell,
     ) -> None:
-        self._client, self._stream, self._host = client, stream_of(namespace), host
-        self._max_bytes, self._count, self._tell = max_bytes, count, tell
-        self._waiting: deque[Block] = deque()
+        """Nothing is sent before `run`.
+
+        Args:
+            client: of the server, or of several.
+            namespace: of the deployment's data stream.
+            host: this machine's name.
+            max_bytes: of lines that wait.
+            count: told what became of lines, where `add` names nobody else.
+            tell: told what keeps lines from arriving.
+        """
+        self._client, self._bulk, self._host = client, Bulk(client, stream_of(namespace)), host
+        self._max_bytes, self._count, self._tell = max_bytes, count or _nobody, tell
+        self._waiting: deque[tuple[Block, Count]] = deque()
         self._waiting_bytes = 0
-        self._sending: Sequence[bytes] = ()
+        self._sending: Sequence[Document] = ()
+        self._stumbled = 0
         self._ready = False
         self._why: str | None = ""
-        self._held_by = ""
 
-    def add(self, block: Block) -> None:
-        """Take some lines; where there is no room the oldest go."""
-        self._waiting.append(block)
+    def add(self, block: Block, count: Count | None = None) -> None:
+        """Take some lines; where there is no room the oldest go.
+
+        Args:
+            block: the lines.
+            count: told what became of these, in place of who is told of all others.
+        """
+        self._waiting.append((block, count or self._count))
         self._waiting_bytes += _size(block)
-        gone = 0
         while self._waiting_bytes > self._max_bytes:
-            old = self._waiting.popleft()
+            old, told = self._waiting.popleft()
             self._waiting_bytes -= _size(old)
-            gone += old.count
-        if gone:
-            self._count(FULL, gone)
+            told(FULL, old.count)
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -129,78 +142,35 @@ class Shipper:
             await ensure_template(self._client)
             self._ready = True
         if not self._sending:
-            self._sending = self._take()
-        self._sending = await self._bulk(self._sending)
+            self._sending, self._stumbled = self._take(), 0
+        try:
+            if self._stumbled < _STUMBLES:
+                self._sending = await self._bulk.send(self._sending)
+            else:
+                suspects, self._sending = self._sending, self._with_others()
+                self._sending = await self._bulk.sift(self._sending, suspects)
+                self._stumbled = 0
+        finally:
+            self._stumbled += self._bulk.stumbled
         if self._sending:
             # The template may be gone, with all that the server had.
             self._ready = False
-            raise LogStoreDown(f"Elasticsearch did not take {len(self._sending)} lines yet{self._held_by}")
+            raise LogStoreDown(f"Elasticsearch did not take {len(self._sending)} lines yet{self._bulk.held_by}")
 
-    def _take(self) -> list[bytes]:
+    def _with_others(self) -> Sequence[Document]:
+        """What is sent again and again, and the next lines, by which it shows whether others are taken."""
+        if sum(len(document) for document, _ in self._sending) >= BATCH_BYTES:
+            # As much as one request should hold, and enough lines to compare.
+            return self._sending
+        return [*self._sending, *self._take()]
+
+    def _take(self) -> list[Document]:
         """The documents of the next lines."""
-        batch: list[bytes] = []
+        batch: list[Document] = []
         size = 0
         while self._waiting and len(batch) < BATCH_LINES and size < BATCH_BYTES:
-            block = self._waiting.popleft()
+            block, told = self._waiting.popleft()
             size += _size(block)
-            batch += encode(block, self._host)
+            batch += [(document, told) for document in encode(block, self._host)]
         self._waiting_bytes -= size
         return batch
-
-    async def _bulk(self, batch: Sequence[bytes]) -> Sequence[bytes]:
-        """Send a batch of documents; what is to be sent again. Raises as `speaking`."""
-        # In one piece: the client looks at each piece by itself.
-        operations: Any = b"".join(batch)
-        try:
-            async with speaking():
-                answer = await self._client.bulk(
-                    index=self._stream,
-                    operations=operations,
-                    require_data_stream=True,
-                    filter_path=["errors", "items.*.status", "items.*.error.type", "items.*.error.reason"],
-                )
-        except LogStoreRefused as error:
-            cause = error.__cause__
-            if isinstance(cause, ApiError) and cause.status_code in _DIVIDE:
-                return await self._halves(batch, str(error))
-            raise
-        match answer.body:
-            case {"errors": False}:
-                self._count(SHIPPED, len(batch))
-                return []
-            case {"errors": True, "items": [*items]} if len(items) == len(batch):
-                return self._settle(batch, [item["create"] for item in items])
-            case other:
-                raise LogStoreRefused(f"what answers does not say what became of the lines: {str(other)[:120]!r}")
-
-    async def _halves(self, batch: Sequence[bytes], why: str) -> Sequence[bytes]:
-        """The server, or a proxy before it, does not take the request as a whole."""
-        if len(batch) == 1:
-            self._refuse(1, why)
-            return []
-        middle = len(batch) // 2
-        again = await self._bulk(batch[:middle])
-        try:
-            return [*again, *await self._bulk(batch[middle:])]
-        except LogStoreDown as error:
-            # What became of the first half is counted, and is not to be sent and counted again.
-            self._held_by = f": {error}"
-            return [*again, *batch[middle:]]
-
-    def _settle(self, batch: Sequence[bytes], items: Sequence[dict[str, Any]]) -> list[bytes]:
-        again = [document for document, item in zip(batch, items, strict=True) if _is_for_later(item)]
-        there = sum(item["status"] in _THERE for item in items)
-        refused = [item for item in items if item["status"] not in _THERE and not _is_for_later(item)]
-        if again:
-            later = next(item for item in items if _is_for_later(item))
-            reason = str(later.get("error", {}).get("reason", later["status"]))[:300]
-            self._held_by = f": {reason}{advice(reason)}"
-        if there:
-            self._count(SHIPPED, there)
-        if refused:
-            self._refuse(len(refused), str(refused[0].get("error")))
-        return again
-
-    def _refuse(self, lines: int, why: str) -> None:
-        self._count(REFUSED, lines)
-        log.warning("Elasticsearch takes some lines never", lines=lines, error=why[:500])

@@ -3,7 +3,8 @@
 `python -m distroml.agent.shipper` reads the files, so what becomes of ten thousand lines a second costs the ranks only
 what they leave of the CPUs, and the agent's event loop nothing. The two speak JSON lines over its standard input and
 output; the end of the agent is the end of its input, after which it hands over what it has and ends. One that dies is
-started again and goes on where offsets were saved: a line that is sent twice is kept once.
+started again and goes on where lines had arrived, as it told last: a line that is sent twice is kept once, and counted
+once, for what became of lines is told with how far they have arrived.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 
 from distroml.agent.adapters.output import STREAMS, OutputTail
-from distroml.agent.adapters.shipping import Count, LineShipping
+from distroml.agent.adapters.shipping import Count, LineShipping, counting
 from distroml.api.telemetry.v1 import telemetry_pb2 as pb
 
 FINISH_S: Final = 5.0
@@ -37,6 +38,8 @@ class Follow(msgspec.Struct, frozen=True, tag="follow"):
 
     folder: str
     record: bytes
+    arrived: dict[str, int] = {}
+    """Up to where lines of each stream need not be read, as far as the agent knows."""
 
 
 class Place(msgspec.Struct, frozen=True, tag="place"):
@@ -59,12 +62,19 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     folder: str
 
 
-class Counted(msgspec.Struct, frozen=True, tag="counted"):
-    """What became of so many lines, and of bytes past the node's limit."""
+class Arrived(msgspec.Struct, frozen=True, tag="arrived"):
+    """Up to there lines of a folder have arrived, by stream, and what became of those since the last word."""
 
-    outcome: str
-    lines: int
+    folder: str
+    at: dict[str, int]
+    counts: dict[str, int]
     limited_bytes: int = 0
+
+
+class Delivered(msgspec.Struct, frozen=True, tag="delivered"):
+    """All lines of a folder that was finished have arrived: nobody needs to read it again."""
+
+    folder: str
 
 
 class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
@@ -74,7 +84,7 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
 
 
 Order: TypeAlias = Follow | Place | Finish
-Word: TypeAlias = Finished | Counted | Trouble
+Word: TypeAlias = Finished | Arrived | Delivered | Trouble
 _DECODE: Final = msgspec.json.Decoder(Word).decode
 
 
@@ -114,12 +124,12 @@ class Lines(Protocol):
 class LinesHere:
     """In this process: where nothing is shipped, and in tests."""
 
-    def __init__(self, shipping: LineShipping) -> None:
-        self._shipping = shipping
+    def __init__(self, shipping: LineShipping, count: Count) -> None:
+        self._shipping, self._count = shipping, count
 
     def follow(self, folder: Path, record: pb.LogRecord) -> Tail:
         """See `Lines`."""
-        return _Counted(folder, record, self._shipping)
+        return _Counted(folder, record, self._shipping, self._count)
 
 
 class ShipperEnded(Exception):
@@ -159,11 +169,12 @@ class LinesApart:
         assert process.stdout is not None
         self._process = process
         try:
-            for tail in list(self._tails.values()):
-                for order in tail.orders():
-                    self._send(order)
+            for order in self.orders():
+                self._send(order)
             async for line in process.stdout:
-                self._heard(_DECODE(line))
+                # It may be killed in the middle of a word, which then was not said.
+                if line.endswith(b"\n"):
+                    self.heard(_DECODE(line))
             code = await process.wait()
         finally:
             self._process = None
@@ -189,13 +200,22 @@ class LinesApart:
         if process is not None and process.stdin is not None and not process.stdin.is_closing():
             process.stdin.write(ENCODE(order) + b"\n")
 
-    def _heard(self, word: Word) -> None:
+    def orders(self) -> list[Order]:
+        """What a new process is to be told."""
+        return [order for tail in self._tails.values() for order in tail.orders()]
+
+    def heard(self, word: Word) -> None:
+        """The process says something."""
         match word:
             case Finished(folder):
-                if (tail := self._tails.pop(folder, None)) is not None:
+                if (tail := self._tails.get(folder)) is not None:
                     tail.finished.set()
-            case Counted(outcome, lines, limited_bytes):
-                self._count(outcome, lines, limited_bytes)
+            case Arrived(folder, at, counts, limited_bytes):
+                if (tail := self._tails.get(folder)) is not None:
+                    tail.arrived.update(at)
+                counting(self._count)(folder)(0, counts, limited_bytes)
+            case Delivered(folder):
+                self._tails.pop(folder, None)
             case Trouble(why):
                 self._tell(why)
 
@@ -207,15 +227,16 @@ class _Remote:
         self._folder, self._record, self._send = folder, record, send
         self._bytes: int = 0
         self._ended = False
+        self.arrived: dict[str, int] = {}
         self.finished = asyncio.Event()
         self.grown_at = time.monotonic()
 
     @property
     def order(self) -> Follow:
-        return Follow(str(self._folder), self._record.SerializeToString())
+        return Follow(str(self._folder), self._record.SerializeToString(), dict(self.arrived))
 
     def orders(self) -> list[Order]:
-        """What a new process is to be told."""
+        """What a new process is to be told of it."""
         return [self.order, Finish(str(self._folder))] if self._ended else [self.order]
 
     def place(self, rank: int, generation: int) -> None:
@@ -247,12 +268,13 @@ class _Remote:
 class _Counted(OutputTail):
     """One of the readers that share an allowance, for as long as it is not finished."""
 
-    def __init__(self, folder: Path, record: pb.LogRecord, shipping: LineShipping) -> None:
-        super().__init__(folder, record, shipping)
+    def __init__(self, folder: Path, record: pb.LogRecord, shipping: LineShipping, count: Count) -> None:
+        super().__init__(folder, record, shipping, counting(count))
         self._shares = shipping
         shipping.readers += len(STREAMS)
 
     async def finish(self) -> None:
         """See `Tail`."""
         await super().finish()
+        self.save()
         self._shares.readers -= len(STREAMS)

@@ -1,6 +1,7 @@
 """Reads workers' output files as they grow and hands on as many of their lines as may be shipped.
 
-Every line of a file is handed on or counted as limited, exactly one of the two.
+Every line of a file is handed on or counted as limited, exactly one of the two. What is kept is how far lines have
+arrived, not how far they were read: who goes on from there hands those between on once more.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from distroml.agent.adapters.delivery import Delivery, Tell, Through
 from distroml.agent.adapters.processes import write_whole
 from distroml.agent.domain.lines import LineCutter, Piece
 from distroml.api.telemetry.v1 import telemetry_pb2 as pb
@@ -40,8 +43,8 @@ class Shipping(Protocol):
         """Whether none ever may: files are then not read, and nothing is counted."""
         ...
 
-    def add(self, block: Block) -> None:
-        """Take some lines, at most `MAX_BLOCK_LINES`; never waits."""
+    def add(self, block: Block, through: Through) -> None:
+        """Take some lines, at most `MAX_BLOCK_LINES`; never waits. `through` is called when they have arrived."""
         ...
 
     def allow(self, wanted: int) -> int:
@@ -52,24 +55,46 @@ class Shipping(Protocol):
         """Bytes that were read without having been allowed."""
         ...
 
-    def limited(self, lines: int, size: int, note: Block) -> None:
-        """Lines that were passed over, with their bytes, and a line that says so where they would stand."""
+    def limited(self, lines: int, note: Block, through: Through) -> None:
+        """Lines that were passed over, and a line that says so where they would stand; `through` as in `add`."""
         ...
 
 
 class OutputTail:
-    """The output of one process. Offsets are kept in its folder, so a new agent goes on where this one was."""
+    """The output of one process. Offsets are kept in its folder, so a new agent goes on where lines have arrived."""
 
-    def __init__(self, folder: Path, template: pb.LogRecord, shipping: Shipping) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        template: pb.LogRecord,
+        shipping: Shipping,
+        tell: Callable[[str], Tell],
+        arrived: Mapping[str, int] | None = None,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            folder: of the files.
+            template: what all lines have in common.
+            shipping: where they go.
+            tell: for a stream, whom to tell of lines that arrived.
+            arrived: how far streams had arrived when that was told last, where it may be further than what was kept.
+        """
         self._folder = folder
         self._template = template
         self._shipping = shipping
         saved = _saved(folder)
-        self._at = {name: saved.get(name, 0) for name in STREAMS}
+        self._at = {name: max(saved.get(name, 0), (arrived or {}).get(name, 0)) for name in STREAMS}
+        self._deliveries = {name: Delivery(self._at[name], tell(name)) for name in STREAMS}
         self._sizes = dict(self._at)
         self._cutters = {name: LineCutter(self._at[name]) for name in STREAMS}
         self._stored = dict(saved)
         self.grown_at = time.monotonic()
+
+    @property
+    def arrived(self) -> bool:
+        """Whether all that was read has."""
+        return all(delivery.through for delivery in self._deliveries.values())
 
     def place(self, rank: int, generation: int) -> None:
         """Lines from now on are of this place."""
@@ -86,7 +111,7 @@ class OutputTail:
     async def finish(self) -> None:
         """The process has ended: read the rest, the last line included that has no end.
 
-        Of a rest that is larger than what is allowed the end is read: it says why.
+        Of a rest that is larger than what is allowed the end is read: it says why. It has not arrived by then.
         """
         if self._shipping.off:
             return
@@ -103,11 +128,10 @@ class OutputTail:
                     # Seconds' worth of output may be left, and others have something to do.
                     await asyncio.sleep(0)
             self._hand_over(name, self._cutters[name].flush())
-        self.save()
 
     def save(self) -> None:
-        """Keep the offsets, where they changed."""
-        now = {name: cutter.offset for name, cutter in self._cutters.items()}
+        """Keep how far lines have arrived, where that changed."""
+        now = {name: delivery.at for name, delivery in self._deliveries.items()}
         if now != self._stored:
             with contextlib.suppress(OSError):
                 write_whole(self._folder / "offsets.json", msgspec.json.encode(now))
@@ -146,16 +170,21 @@ class OutputTail:
         if (end := rest.find(b"\n")) >= 0:
             at, lines = at + end + 1, lines + 1
         text = f"… {lines} lines ({at - start} bytes) were not shipped; they are in the worker's file on its node\n"
-        self._shipping.limited(lines, at - start, self._block(name, start, text.encode()))
+        through = self._deliveries[name].handed(at, at - start)
+        self._shipping.limited(lines, self._block(name, start, text.encode()), through)
         self._at[name] = at
         self._cutters[name] = LineCutter(at)
 
     def _hand_over(self, name: str, pieces: list[Piece]) -> None:
-        for piece in pieces:
+        ends = [*(piece.offset for piece in pieces[1:]), self._cutters[name].offset]
+        for piece, end in zip(pieces, ends, strict=False):
             offset = piece.offset
-            for data in _few_at_a_time(piece.data):
-                self._shipping.add(self._block(name, offset, data))
-                offset += len(data)
+            parts = _few_at_a_time(piece.data)
+            for left, data in zip(reversed(range(len(parts))), parts, strict=True):
+                # A line that was cut is longer in the file than what is handed on of it.
+                to = offset + len(data) if left else end
+                self._shipping.add(self._block(name, offset, data), self._deliveries[name].handed(to))
+                offset = to
 
     def _block(self, name: str, offset: int, data: bytes) -> Block:
         of = self._template

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from distroml.agent.adapters.delivery import BothWays, Tell, Through
 from distroml.agent.adapters.telemetry import TelemetryPush
 from distroml.agent.domain.allowance import Allowance
 from distroml.logstore import Block
@@ -33,8 +35,8 @@ LIMITED_BYTES = metrics.counter(names.AGENT_LOG_BYTES_LIMITED, "Bytes of the lin
 class Sink(Protocol):
     """What a log store's shipper does; see `distroml.logstore.elastic.Shipper`."""
 
-    def add(self, block: Block) -> None:
-        """Take some lines; never waits."""
+    def add(self, block: Block, count: Callable[[str, int], None]) -> None:
+        """Take some lines, and tell of each what became of it; never waits."""
         ...
 
 
@@ -44,6 +46,17 @@ class Count(Protocol):
     def __call__(self, outcome: str, lines: int, limited_bytes: int = 0) -> None:
         """Count them."""
         ...
+
+
+def counting(count: Count) -> Callable[[str], Tell]:
+    """For each stream of a tail, what counts the lines that arrived and keeps nothing else."""
+
+    def tell(at: int, counts: Mapping[str, int], limited_bytes: int) -> None:
+        del at
+        for outcome, lines in counts.items():
+            count(outcome, lines, limited_bytes if outcome == LIMITED else 0)
+
+    return lambda stream: tell
 
 
 class LineCounts:
@@ -84,10 +97,10 @@ class LineCounts:
 class LineShipping:
     """See `output.Shipping`. One per node."""
 
-    def __init__(self, telemetry: TelemetryPush, *, bytes_per_s: int, count: Count) -> None:
+    def __init__(self, telemetry: TelemetryPush, *, bytes_per_s: int) -> None:
         self._telemetry = telemetry
         self._allowance = Allowance(bytes_per_s, time.monotonic())
-        self._bytes_per_s, self._count = bytes_per_s, count
+        self._bytes_per_s = bytes_per_s
         self.store: Sink | None = None
         """Where lines go besides telemetry."""
         self.readers = 0
@@ -98,11 +111,12 @@ class LineShipping:
         """See `Shipping`."""
         return not self._bytes_per_s
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Block, through: Through) -> None:
         """See `Shipping`."""
-        self._telemetry.add_lines(block)
+        ways = BothWays(0 if self.store is None else block.count, through)
         if self.store is not None:
-            self.store.add(block)
+            self.store.add(block, ways.count)
+        self._telemetry.add_lines(block, ways.read_along)
 
     def allow(self, wanted: int) -> int:
         """See `Shipping`."""
@@ -114,8 +128,7 @@ class LineShipping:
         """See `Shipping`."""
         self._allowance.owe(spent, time.monotonic())
 
-    def limited(self, lines: int, size: int, note: Block) -> None:
+    def limited(self, lines: int, note: Block, through: Through) -> None:
         """See `Shipping`. Only whoever reads along sees the note: a store holds what was written."""
-        self._telemetry.add_lines(note)
-        self._count(LIMITED, lines, size)
+        self._telemetry.add_lines(note, lambda: through({LIMITED: lines}))
         self._telemetry.dropped_lines += lines

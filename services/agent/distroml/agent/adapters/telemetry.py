@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, TypeVar, cast
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from grpc.aio import AioRpcError, Channel
 
@@ -33,6 +33,9 @@ _WINDOW = 8
 
 T = TypeVar("T")
 
+Done: TypeAlias = Callable[[], None]
+"""To be called once, when telemetry has some lines or they were let go of."""
+
 
 class TelemetryPush:
     """What goes to telemetry. Adding never waits; what does not fit drives out the oldest of its kind."""
@@ -42,10 +45,10 @@ class TelemetryPush:
         self._node = node
         self._steps: deque[pb.StepSample] = deque()
         self._resources: deque[pb.ResourceSample] = deque()
-        self._blocks: deque[pb.LogBlock] = deque()
+        self._blocks: deque[tuple[pb.LogBlock, Done | None]] = deque()
         self._lines = self._line_bytes = 0
         self._spans: deque[pb.SpanRecord] = deque()
-        self._unacknowledged: deque[pb.PushRequest] = deque()
+        self._unacknowledged: deque[tuple[pb.PushRequest, list[Done]]] = deque()
         self._room = asyncio.Event()
         self._sequence = 0
         self._stream = 0
@@ -66,13 +69,16 @@ class TelemetryPush:
             self._resources.popleft()
             self.dropped_samples += 1
 
-    def add_lines(self, block: Block) -> None:
+    def add_lines(self, block: Block, done: Done | None = None) -> None:
         """Some lines of a worker's output."""
-        self._blocks.append(_message(block))
+        self._blocks.append((_message(block), done))
         self._lines += block.count
         self._line_bytes += len(block.data)
         while self._lines > MAX_LINES or self._line_bytes > MAX_LINE_BYTES:
-            self.dropped_lines += self._next_block()[1]
+            _, lines, gone = self._next_block()
+            self.dropped_lines += lines
+            if gone is not None:
+                gone()
 
     def add_span(self, span: pb.SpanRecord) -> None:
         """One finished span."""
@@ -96,8 +102,9 @@ class TelemetryPush:
                 async for answer in self._stub.Push(self._batches(self._stream)):
                     told = False
                     backoff.reset()
-                    while self._unacknowledged and self._unacknowledged[0].sequence <= answer.sequence:
-                        self._unacknowledged.popleft()
+                    while self._unacknowledged and self._unacknowledged[0][0].sequence <= answer.sequence:
+                        for done in self._unacknowledged.popleft()[1]:
+                            done()
                     self._room.set()
             except AioRpcError as error:
                 heed_cancellation()
@@ -119,35 +126,39 @@ class TelemetryPush:
         return True
 
     async def _batches(self, stream: int) -> AsyncIterator[pb.PushRequest]:
-        for batch in list(self._unacknowledged):
+        for batch, _ in list(self._unacknowledged):
             yield batch
         # A call that failed still asks its iterator for one more: it must not get what the next call is to send.
         while stream == self._stream:
-            batch = self._take()
-            if batch is None:
+            taken = self._take()
+            if taken is None:
                 await asyncio.sleep(BATCH_S)
                 continue
-            self._unacknowledged.append(batch)
-            yield batch
+            self._unacknowledged.append(taken)
+            yield taken[0]
             while len(self._unacknowledged) >= _WINDOW and stream == self._stream:
                 self._room.clear()
                 await self._room.wait()
 
-    def _take(self) -> pb.PushRequest | None:
+    def _take(self) -> tuple[pb.PushRequest, list[Done]] | None:
+        """The next batch, and whom to tell when telemetry has it."""
         steps = _some(self._steps)
         resources = _some(self._resources)
         spans = _some(self._spans)
         blocks: list[pb.LogBlock] = []
+        told: list[Done] = []
         lines = size = 0
         while self._blocks and lines < _BATCH_LINES and size < _BATCH_BYTES:
-            block, count = self._next_block()
+            block, count, done = self._next_block()
             size += len(block.data)
             lines += count
             blocks.append(block)
+            if done is not None:
+                told.append(done)
         if not (steps or resources or blocks or spans):
             return None
         self._sequence += 1
-        return pb.PushRequest(
+        request = pb.PushRequest(
             node=self._node,
             steps=steps,
             resources=resources,
@@ -157,14 +168,15 @@ class TelemetryPush:
             dropped_samples=self.dropped_samples,
             dropped_lines=self.dropped_lines,
         )
+        return request, told
 
-    def _next_block(self) -> tuple[pb.LogBlock, int]:
-        """Take the oldest block out; how many lines it has."""
-        block = self._blocks.popleft()
+    def _next_block(self) -> tuple[pb.LogBlock, int, Done | None]:
+        """Take the oldest block out; how many lines it has, and whom to tell."""
+        block, done = self._blocks.popleft()
         count = block.data.count(b"\n")
         self._lines -= count
         self._line_bytes -= len(block.data)
-        return block, count
+        return block, count, done
 
 
 def _message(block: Block) -> pb.LogBlock:

@@ -10,6 +10,10 @@ from enum import StrEnum
 MAX_MESSAGE = 2_000
 MAX_TRACEBACK = 16_000
 EXIT_CANNOT_START = 127
+ORPHAN = "orphan"
+"""In a record's `ended_by`: ended by its holder, since no agent was there for long."""
+TOLD = "holder told to end"
+"""In a record's `ended_by`: ended by its holder, which somebody else told to end, such as a machine that shuts down."""
 DOWN = "down"
 """In a record's `ended_by`: ended with all of the node, by no agent, and of an attempt that may still be wanted."""
 
@@ -84,8 +88,8 @@ class Verdict:
 
     @property
     def succeeded(self) -> bool:
-        """The program itself ended with code 0."""
-        return self.code == 0 and self.signal == 0
+        """The program itself ended with code 0, and was not ended from outside."""
+        return self.code == 0 and self.signal == 0 and self.category is Category.UNSPECIFIED
 
 
 def classify(
@@ -128,10 +132,12 @@ def classify(
     if record.ended_by == DOWN:
         # Whatever its code says: the work goes on with the next agent.
         return verdict(Category.NODE_LOST, "the node went down with no agent there to end its workers")
+    if record.ended_by == ORPHAN:
+        return verdict(Category.NODE_LOST, "no agent was there for the whole orphan grace; the holder ended the worker")
+    if record.ended_by == TOLD and not obeyed and not record.code and not record.signal:
+        return verdict(Category.NODE_LOST, "its holder was told to end, by nobody of ours, and ended the worker")
     if record.code == 0 and record.signal == 0:
         return verdict(Category.UNSPECIFIED, why if obeyed else "", expected=obeyed)
-    if record.ended_by == "orphan":
-        return verdict(Category.NODE_LOST, "no agent was there for the whole orphan grace; the holder ended the worker")
     if intent is not Intent.NONE:
         return verdict(Category.UNSPECIFIED, why or f"ended by the agent ({intent})", expected=True)
     if said is not None:

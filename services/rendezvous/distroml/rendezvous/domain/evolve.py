@@ -15,6 +15,7 @@ from distroml.rendezvous.domain.model import (
     Mark,
     Phase,
     Rendezvous,
+    finished,
     scheme_mark,
 )
 
@@ -140,7 +141,7 @@ def _exited(state: Rendezvous, event: ev.WorkerExited) -> Rendezvous:
         return marked
     if event.expected:
         return replace(marked, stopping=state.stopping or state.drain is None)
-    if event.code == 0 and event.signal == 0:
+    if finished(event.code, event.signal, event.category):
         return replace(marked, finished=(*state.finished, event.worker))
     return marked
 

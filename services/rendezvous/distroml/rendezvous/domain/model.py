@@ -36,6 +36,11 @@ class FailureCategory(StrEnum):
     RENDEZVOUS_TIMEOUT = "RENDEZVOUS_TIMEOUT"
 
 
+def finished(code: int, signal: int, category: FailureCategory) -> bool:
+    """Whether a worker came to the end of its work: one that was ended from outside may exit 0, too."""
+    return code == 0 and signal == 0 and category is FailureCategory.UNSPECIFIED
+
+
 class Outcome:
     """Values of `Closed.outcome`."""
 
@@ -164,7 +169,7 @@ class Rendezvous:
         failures_left: failures that this attempt may still have.
         joined: by node, in order of joining.
         took_part: by node, the newest generation that was formed with it.
-        finished: workers of the formed generation that exited 0.
+        finished: workers of the formed generation that came to the end of their work.
         stopping: the platform has begun to stop the formed generation; its failures no longer count.
         marks: by kind and worker, what is already recorded.
         step_whys: why the step of mark `step` was recorded, so that one step may be recorded for two reasons.

@@ -19,6 +19,7 @@ from distroml.rendezvous.domain.model import (
     FailureCategory,
     Mark,
     Outcome,
+    finished,
     scheme_mark,
 )
 
@@ -144,7 +145,7 @@ def _exit(draft: Draft, c: cmd.ReportExit) -> None:
     formed = state.current
     if formed is None or formed.number != c.generation or formed.member(c.worker) is None or c.expected:
         return
-    if c.code == 0 and c.signal == 0:
+    if finished(c.code, c.signal, c.category):
         if len(draft.state.finished) == formed.world_size:
             draft.close(Outcome.SUCCEEDED)
         return

@@ -219,7 +219,7 @@ def _membership(
             others = tuple(w for w in view.workers if w.worker != fact.worker)
             return replace(view, workers=_by_rank((*others, started)))
         case f.WorkerExited(worker=worker, generation=number):
-            clean = fact.code == 0 and fact.signal == 0
+            clean = fact.code == 0 and fact.signal == 0 and not fact.category
             state = "exited" if clean or fact.expected else "failed"
             view = _workers(view, lambda w: replace(w, state=state, message=fact.message) if w.worker == worker else w)
             if clean or fact.expected:

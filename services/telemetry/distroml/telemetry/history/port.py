@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -27,6 +27,10 @@ STATE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "succeeded": ("succeeded",),
     "failed": ("failed", "cancelled"),
 }
+
+
+MAX_USED: Final = 20_000
+"""Sums of slot time that are given at once: some 2 MB in an answer."""
 
 
 class HistoryError(Exception):
@@ -209,11 +213,18 @@ class History(Protocol):
         ...
 
     async def used(
-        self, by: Sequence[str], *, job: str = "", project: str = "", days: tuple[int, int], now_ms: int
+        self,
+        by: Sequence[str],
+        *,
+        job: str = "",
+        project: str = "",
+        days: tuple[int, int],
+        now_ms: int,
+        limit: int = MAX_USED,
     ) -> list[Used]:
         """Slot time of the days from the first to the last, grouped by any of `job`, `project`, `day`.
 
-        What is held still counts until `now_ms`.
+        What is held still counts until `now_ms`. At most `limit` rows, the largest where there are more.
         """
         ...
 

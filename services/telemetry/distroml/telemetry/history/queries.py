@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 from google.protobuf.json_format import MessageToJson
@@ -141,9 +142,9 @@ def slot_times(db: Db, job: str) -> list[SlotTime]:
 
 
 def used(
-    db: Db, by: Sequence[str], job: str, project: str, days: tuple[int, int], now_ms: int
+    db: Db, by: Sequence[str], job: str, project: str, days: tuple[int, int], now_ms: int, limit: int
 ) -> list[Used]:  # fmt: skip
-    """Ended pieces are added up by the database; what is held now is cut here and added."""
+    """Ended pieces are added up by the database; what is held now, which slots bound, is cut here and added."""
     wanted = [name for name in GROUPS if name in by]
     where, values = ["day BETWEEN %s AND %s"], list[object](days)
     open_where, open_values = ["slots > 0"], list[object]()
@@ -156,8 +157,9 @@ def used(
     columns = ", ".join(name if name in wanted else ("0" if name == "day" else "''") for name in GROUPS)
     group = f" GROUP BY {', '.join(wanted)}" if wanted else ""
     sums = db.execute(
-        f"SELECT {columns}, sum(slots * (until_ms - since_ms)) FROM slot_times WHERE {' AND '.join(where)}{group}",
-        values,
+        f"SELECT {columns}, sum(slots * (until_ms - since_ms)) FROM slot_times WHERE {' AND '.join(where)}{group} "
+        "ORDER BY 4 DESC LIMIT %s",
+        (*values, limit),
     )
     total: dict[tuple[str, str, int], int] = {(j, p, d): int(n) for j, p, d, n in sums if n is not None}
     held = db.execute(
@@ -172,7 +174,8 @@ def used(
                     piece.since_ms // DAY_MS if "day" in wanted else 0,
                 )
                 total[key] = total.get(key, 0) + piece.slot_ms
-    return [Used(job=j, project=p, day=d, slot_ms=n) for (j, p, d), n in sorted(total.items())]
+    largest = heapq.nlargest(limit, total.items(), key=lambda row: row[1])
+    return [Used(job=j, project=p, day=d, slot_ms=n) for (j, p, d), n in sorted(largest)]
 
 
 def add_rollups(db: Db, rows: Sequence[Rollup], writer: str, sequence: int, now_ms: int) -> None:

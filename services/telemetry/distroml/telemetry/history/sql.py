@@ -12,7 +12,7 @@ from distroml.telemetry.domain.usage import SlotTime
 from distroml.telemetry.domain.view import JobView
 from distroml.telemetry.history import folding, queries
 from distroml.telemetry.history.db import Db
-from distroml.telemetry.history.port import EventRow, Filter, JobList, PlanBody, Projected, Used
+from distroml.telemetry.history.port import MAX_USED, EventRow, Filter, JobList, PlanBody, Projected, Used
 
 R = TypeVar("R")
 
@@ -84,10 +84,17 @@ class SqlHistory(ABC):
         return await self._read(lambda db: queries.slot_times(db, job))
 
     async def used(
-        self, by: Sequence[str], *, job: str = "", project: str = "", days: tuple[int, int], now_ms: int
+        self,
+        by: Sequence[str],
+        *,
+        job: str = "",
+        project: str = "",
+        days: tuple[int, int],
+        now_ms: int,
+        limit: int = MAX_USED,
     ) -> list[Used]:
         """See the port."""
-        return await self._read(lambda db: queries.used(db, by, job, project, days, now_ms))
+        return await self._read(lambda db: queries.used(db, by, job, project, days, now_ms, limit))
 
     async def add_rollups(self, rows: Sequence[Rollup], *, writer: str, sequence: int, now_ms: int) -> None:
         """See the port."""
