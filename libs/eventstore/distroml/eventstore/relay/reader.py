@@ -122,9 +122,7 @@ class LogReader:
             found = await self._read_stream(stream, after, limit, pass_over=False)
         return _consecutive(found or (), after)
 
-    async def _read_stream(
-        self, stream: str, after: int, limit: int, *, pass_over: bool
-    ) -> Sequence[Recorded] | None:  # fmt: skip
+    async def _read_stream(self, stream: str, after: int, limit: int, *, pass_over: bool) -> Sequence[Recorded] | None:
         """Events of a stream; None where some may be missing, since a part of the outbox was passed over."""
         waiting, since, trimmed = await self._waiting(stream, after, limit, pass_over=pass_over)
         if waiting and waiting[0].version == after + 1:
@@ -189,7 +187,7 @@ class LogReader:
 
     async def _waiting(
         self, stream: str, after: int, limit: int, *, pass_over: bool
-    ) -> tuple[list[Recorded], int, int]:  # fmt: skip
+    ) -> tuple[list[Recorded], int, int]:
         """Events of a stream in the outbox, after which revision it was looked through, and up to which it is trimmed.
 
         Of an outbox that is long, because the relay cannot let go of it, only what log and segments lack is looked at.
@@ -226,9 +224,7 @@ class LogReader:
                 return end
         return 0
 
-    async def _in_log(
-        self, stream: str, after: int, limit: int, since: int
-    ) -> tuple[Sequence[Recorded], Place | None]:  # fmt: skip
+    async def _in_log(self, stream: str, after: int, limit: int, since: int) -> tuple[Sequence[Recorded], Place | None]:
         """Events of a stream in the log, and the place after which it has all up to `since`; None where it has not."""
         try:
             reach = await self._pages.reach()
