@@ -23,7 +23,7 @@ from distroml.cli.plane.elsewhere import named
 from distroml.events import fresh_id
 
 Script = Annotated[
-    list[str], typer.Argument(metavar="SCRIPT [ARGS]…", help="Python script, or -m and a module; then its arguments.")
+    list[str], typer.Argument(metavar="SCRIPT", help="Python script, or -m and a module; then its arguments.")
 ]
 Workers = Annotated[str, typer.Option("--workers", "-w", help="Number of workers, or a range such as 2..8.")]
 Name = Annotated[str, typer.Option(help="Job name [default: the script's].")]
@@ -118,7 +118,7 @@ def submit(
     context: typer.Context,
     data: Data,
     script: Annotated[
-        list[str] | None, typer.Argument(metavar="[SCRIPT [ARGS]…]", help="Python script and its arguments.")
+        list[str] | None, typer.Argument(metavar="SCRIPT", help="Python script and its arguments.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-F", help="Job file (YAML) instead of a script; see docs/jobs.md.")

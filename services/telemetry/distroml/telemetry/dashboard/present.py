@@ -203,7 +203,7 @@ def facts(detail: JobDetail, now_ms: int) -> list[Row]:
         },
         {
             "key": "restarts",
-            "label": "Restarts",
+            "label": "Interruptions",
             "value": str(sum(n for _, n in view.restarts)),
             "sub": restarts or fast,
             "title": fast,

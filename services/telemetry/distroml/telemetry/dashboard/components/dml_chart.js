@@ -129,7 +129,7 @@ export default {
       const first = this.rows[0];
       this.summary = first.length
         ? `${this.options.title} from ${compact(first[0][1])} at step ${first[0][0]} to ${compact(first[first.length - 1][1])} at step ${first[first.length - 1][0]}; ` + this.legend.map((l) => `${l.n} × ${l.word}`).join(", ")
-        : `${this.options.title}: no samples yet`;
+        : `${this.options.title}: no samples`;
     },
   },
   template: `
@@ -138,6 +138,6 @@ export default {
         <span class="legend"><span v-for="l in legend" :key="l.kind" :class="'mk mk-' + l.kind"><i aria-hidden="true"></i>{{ l.n }} {{ l.word }}{{ l.n > 1 ? 's' : '' }}</span></span>
       </figcaption>
       <div ref="plot" class="plot" :class="{ tall: options.stacked }" role="img" :aria-label="summary"></div>
-      <div v-if="!points" class="empty over"><b>No samples yet</b></div>
+      <div v-if="!points" class="empty over"><b>No samples</b></div>
     </figure>`,
 };
