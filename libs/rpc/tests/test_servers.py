@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
-from distroml.rpc import ServiceSettings, SettingsError
+from distroml.rpc import ServiceSettings, SettingsError, serverstores
 from distroml.rpc.servers import Servers
 
 ETCD = {"DISTROML_ETCD_ENDPOINTS": "http://one:2379, http://two:2379"}
@@ -78,3 +79,18 @@ def test_a_folder_whose_log_is_on_servers_is_not_begun_anew(tmp_path: Path) -> N
     with pytest.raises(SettingsError, match="was made for real servers"):
         ServiceSettings.read(environ, "scheduler")
     assert ServiceSettings.read(environ | ETCD | NATS, "scheduler").deployment == "dep-1"
+
+
+async def test_a_client_that_loses_its_answer_does_not_hold_up_the_survey(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(*_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(serverstores, "_SURVEY_S", 0.01)
+    monkeypatch.setattr(serverstores, "_ask_etcd", lost)
+    monkeypatch.setattr(serverstores, "_ask_nats", lost)
+    servers = Servers.read(ETCD | NATS, [])
+    assert servers is not None
+    async with asyncio.timeout(30):
+        found = await serverstores.survey(servers, "d")
+    assert "etcd at http://one:2379" in (found[serverstores.ETCD] or "")
+    assert "nothing came of it" in (found[serverstores.NATS] or "")

@@ -35,6 +35,7 @@ CLOCKS: Final = "clocks"
 
 SILENCE_S: Final = 20.0
 """For how long the store of segments may be silent: each call holds a thread of the process, of which there are few."""
+_SURVEY_S: Final = 60.0
 
 _NO_SPACE = "NOSPACE"
 _PROBE_KEY = "probe"
@@ -129,6 +130,15 @@ async def survey(servers: Servers, deployment: str, now: Now = time.time) -> dic
 
 async def _survey_etcd(access: Access, address: str, deployment: str) -> str | None:
     try:
+        # Every call has a deadline of its own: this one is for a client that loses the answer.
+        async with asyncio.timeout(_SURVEY_S):
+            return await _ask_etcd(access, address, deployment)
+    except TimeoutError:
+        return f"etcd at {address} was asked {_SURVEY_S:.0f} s ago, and nothing came of it"
+
+
+async def _ask_etcd(access: Access, address: str, deployment: str) -> str | None:
+    try:
         settings = _etcd_settings(access, address)
     except (ValueError, OSError) as error:
         return str(error)
@@ -141,6 +151,14 @@ async def _survey_etcd(access: Access, address: str, deployment: str) -> str | N
 
 async def _survey_nats(servers: Servers, deployment: str, now: Now) -> tuple[str | None, str | None]:
     """What is wrong with NATS, and with clocks."""
+    try:
+        async with asyncio.timeout(_SURVEY_S):
+            return await _ask_nats(servers, deployment, now)
+    except TimeoutError:
+        return f"NATS, or etcd's clock, was asked {_SURVEY_S:.0f} s ago, and nothing came of it", None
+
+
+async def _ask_nats(servers: Servers, deployment: str, now: Now) -> tuple[str | None, str | None]:
     try:
         connection = NatsConnection(_nats_settings(servers.nats))
     except (ValueError, OSError) as error:
