@@ -194,7 +194,7 @@ class SegmentLog:
                 return await look()
             except _Missing as error:
                 if error.name in await self._refreshed(again=True):
-                    raise
+                    raise StoreDamaged(str(error)) from error
 
     async def _small(self, names: Sequence[Name], size: int) -> tuple[list[Name], list[OutboxEntry]]:
         """The newest segments that are to be sealed together with commits of a size, and their commits."""
@@ -210,7 +210,7 @@ class SegmentLog:
                 commits += _past(await self._body(name), commits[-1].revision if commits else 0)
             start = names[-len(small) - 1].last if len(small) < len(names) else 0
             return small, list(_past(commits, start))
-        except StoreDamaged as error:
+        except (StoreDamaged, _Missing) as error:
             # It is told by whoever needs it; commits that wait to be sealed need a segment of their own now.
             log.warning("small segments are not merged: %s", error)
             return [], []
@@ -242,7 +242,7 @@ class SegmentLog:
             at = bisect_left(names, name.last, key=lambda one: one.last)
             if name in used or at == len(names):
                 continue
-            with suppress(StoreDamaged):
+            with suppress(StoreDamaged, _Missing):
                 if str(name) in (await self._header(names[at])).merged:
                     found.append(name)
         return found
@@ -309,7 +309,7 @@ class SegmentLog:
             raise _Missing(name) from error
 
 
-class _Missing(StoreDamaged):
+class _Missing(Exception):
     """A segment is not where the listing said that it is: it was merged into another since, or lost."""
 
     def __init__(self, name: Name) -> None:
