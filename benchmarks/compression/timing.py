@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,8 +20,10 @@ AUTO = "own:auto"
 _STARTING_STEPS = 40
 # A few steps at full speed; whoever takes longer waits for a collective that the other rank will never make.
 _FEW_STEPS_S = 30.0
-# Beside gradients, of each step.
-_BESIDE_BYTES = 16 * 1024
+# Beside gradients, of each step, and headers and answers of each bucket's messages.
+_BESIDE_BYTES, _BUCKET_BYTES = 16 * 1024, 3 * 1024
+# As one bucket, the model is not larger.
+_MODEL_MB = 25.0
 # What the limiter of a slow link may still hold of the steps before.
 _QUEUED_BYTES = 128 * 1024
 
@@ -53,7 +56,7 @@ class MisCounted(RuntimeError):
     """A rank's own count of its bytes is not what the interface says."""
 
 
-def check_counted(name: str, counted: int | None, sent: int, steps: int) -> None:
+def check_counted(name: str, counted: int | None, sent: int, steps: int, buckets: int = 1) -> None:
     """Hold what a rank says that it sent for gradients to what its interface sent; None: it does not say.
 
     The interface sees more: headers, the answers to what came in, and a few numbers that ranks tell one another in each
@@ -62,7 +65,8 @@ def check_counted(name: str, counted: int | None, sent: int, steps: int) -> None
     Raises:
         MisCounted: fewer bytes left the host than were counted, or far more.
     """
-    if counted is not None and not 0.95 * counted <= sent <= 1.1 * counted + _BESIDE_BYTES * steps + _QUEUED_BYTES:
+    beside = (_BESIDE_BYTES + _BUCKET_BYTES * buckets) * steps + _QUEUED_BYTES
+    if counted is not None and not 0.95 * counted <= sent <= 1.1 * counted + beside:
         raise MisCounted(
             f"{name} counted {counted} bytes in {steps} steps, and {sent} left the host: see what comm.wire leaves out"
         )
@@ -86,7 +90,7 @@ class _Link:
         task = {"do": "block", "name": _name(one), "steps": steps, "size": self._tokens}
         answers = self._ranks.ask(task, timeout_s)
         sent = self._source.sent_bytes() - before
-        check_counted(_name(one), answers[0]["counted_bytes"], sent, steps)
+        check_counted(_name(one), answers[0]["counted_bytes"], sent, steps, math.ceil(_MODEL_MB / one.bucket_mb))
         sent /= steps
         return [max(step) for step in zip(*(answer["seconds"] for answer in answers), strict=True)], sent
 
