@@ -221,4 +221,5 @@ class Planned(Own):
     def held_out_loss(self, lesson: Lesson) -> float:
         """Of all ranks together. Collective."""
         shares = lesson.held_out(self.world.rank, self.world.world_size)
-        return mean_loss(self._parallel.measure(few) for share in shares for few in share.split(MICROBATCH))
+        found = (self._parallel.measure(few) for share in shares for few in share.split(MICROBATCH))
+        return mean_loss(found, self.world.device)

@@ -118,6 +118,31 @@ class Digits:
         return [(images, labels)]
 
 
+class On:
+    """A lesson whose model and batches are on a device. First weights and choices are drawn on the processor."""
+
+    def __init__(self, lesson: Lesson, device: torch.device) -> None:
+        self._lesson, self._device = lesson, device
+        self.loss: Loss = lesson.loss
+
+    def make(self) -> nn.Module:
+        """See `Lesson`."""
+        return self._lesson.make().to(self._device)
+
+    def batch(self, seed: int, step: int, size: int, world: World) -> Any:
+        """See `Lesson`."""
+        return self._there(self._lesson.batch(seed, step, size, world))
+
+    def held_out(self, rank: int, ranks: int) -> Sequence[Any]:
+        """See `Lesson`."""
+        return [self._there(one) for one in self._lesson.held_out(rank, ranks)]
+
+    def _there(self, batch: Any) -> Any:
+        if isinstance(batch, torch.Tensor):
+            return batch.to(self._device)
+        return tuple(part.to(self._device) for part in batch)
+
+
 LESSONS: dict[str, Callable[[], Lesson]] = {"gpt": Text, "small": Small, "digits": Digits}
 
 
@@ -134,13 +159,14 @@ def _chosen(known: int, count: int, seed: int, step: int, world: World) -> torch
 def held_out_loss(lesson: Lesson, model: nn.Module, world: World) -> float:
     """Mean loss of what is held out, per term, of a model that every rank has. Collective."""
     with torch.no_grad():
-        return mean_loss(lesson.loss(model, batch) for batch in lesson.held_out(world.rank, world.world_size))
+        found = (lesson.loss(model, batch) for batch in lesson.held_out(world.rank, world.world_size))
+        return mean_loss(found, world.device)
 
 
-def mean_loss(found: Iterable[tuple[torch.Tensor | int, torch.Tensor | int]]) -> float:
-    """The mean of sums and counts of all ranks. Collective."""
-    sums = torch.zeros(2, dtype=torch.float64)
+def mean_loss(found: Iterable[tuple[torch.Tensor | int, torch.Tensor | int]], device: torch.device) -> float:
+    """The mean of sums and counts of all ranks, who meet on `device`. Collective."""
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     for total, count in found:
-        sums += torch.tensor([float(total), float(count)], dtype=torch.float64)
+        sums += torch.tensor([float(total), float(count)], dtype=torch.float64, device=device)
     dist.all_reduce(sums)
     return float(sums[0] / sums[1])

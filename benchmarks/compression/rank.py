@@ -15,7 +15,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from compression.contenders import CLIP, Adapted, Contender, Own, Planned, Setting, adamw
-from compression.learning import LESSONS, Lesson, held_out_loss
+from compression.learning import LESSONS, Lesson, On, held_out_loss
 from compression.making import contender
 from compression.stepping import Stepped
 from links.serving import serve
@@ -38,7 +38,7 @@ class Rank:
 
     def _lesson(self, name: str) -> Lesson:
         if name not in self._lessons:
-            self._lessons[name] = LESSONS[name]()
+            self._lessons[name] = On(LESSONS[name](), self.world.device)
         return self._lessons[name]
 
     def ready(self) -> dict[str, Any]:

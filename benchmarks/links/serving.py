@@ -18,17 +18,26 @@ from distroml.runtime.elastic import World
 
 
 def serve(make: Callable[[World], Any], *, timeout_s: float) -> None:
-    """Give each task of standard input to the method of `make(world)` that its `do` names, until input ends."""
+    """Give each task of standard input to the method of `make(world)` that its `do` names, until input ends.
+
+    On `DEVICE` of the environment, the processor by default; ranks may share the one GPU.
+    """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
+    device = torch.device(os.environ.get("DEVICE", "cpu"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # NCCL refuses two ranks on one GPU of one host, so each is a host of its own to it.
+        os.environ["NCCL_HOSTID"] = f"rank-{rank}"
+    back_end = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(back_end, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
     world = World(
         generation=1,
         rank=rank,
         world_size=world_size,
         local_rank=int(os.environ["LOCAL_RANK"]),
-        device=torch.device("cpu"),
+        device=device,
         store=None,
         prefix="",
     )
