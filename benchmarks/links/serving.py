@@ -20,7 +20,7 @@ from distroml.runtime.elastic import World
 def serve(make: Callable[[World], Any], *, timeout_s: float) -> None:
     """Give each task of standard input to the method of `make(world)` that its `do` names, until input ends.
 
-    On `DEVICE` of the environment, the processor by default; ranks may share the one GPU.
+    On `DEVICE` of the environment ("cuda:0"), the processor by default; all ranks share the one GPU.
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
