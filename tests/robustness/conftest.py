@@ -26,9 +26,7 @@ WATCHED = {
     "cluster.info.update.interval": "10s",
     "monitor.fs.health.refresh_interval": "1s",
 }
-# A disk of `DISK_BYTES` is soon full of what etcd keeps for members that lag, of which it has none, and of history.
-SPARING = ("--max-wals", "1", "--auto-compaction-retention", "10m")
-SERVERS = (Etcd(options=SPARING), Nats(), Minio(), Postgres(), Elasticsearch(options=WATCHED), Jaeger(), Prometheus())
+SERVERS = (Etcd(), Nats(), Minio(), Postgres(), Elasticsearch(options=WATCHED), Jaeger(), Prometheus())
 SETTINGS = {
     "DISTROML_RELAY_SEAL_S": "0.5",
     "DISTROML_RELAY_KEEP_BYTES": str(32 << 20),

@@ -51,6 +51,8 @@ PAUSE_S = 3.0 if STORM_S else 1.0
 """For how long a server that was killed stays away, at most."""
 OUTAGE_STEPS = 1800 if STORM_S else 100
 """How long observers are gone, in steps of a tenth of a second or more."""
+ALL_OF_IT_S = 120 + STORM_S / 10
+"""How long the command line may take to go through all of the log, which a soak makes long."""
 TOLD = {
     "telemetry": {"history", "log store", "traces"},
     "agent": {"log store", "traces"},
@@ -299,13 +301,13 @@ def test_in_the_end_every_decision_was_made_once(
     assert orders == list(range(1, len(orders) + 1)), "each order was carried out once, one after the other"
     assert training.accepted() <= len(orders) <= training.accepted() + 1
     record.checked("orders that were carried out once, one after the other", len(orders))
-    assert "replay verified" in stacked.cli("replay", "--verify").stdout
-    assert "sound" in stacked.cli("checkpoints", "verify", training.job).stdout
+    assert "replay verified" in stacked.cli("replay", "--verify", timeout=ALL_OF_IT_S).stdout
+    assert "sound" in stacked.cli("checkpoints", "verify", training.job, timeout=ALL_OF_IT_S).stdout
     record.checked("checkpoints committed", len(training.data("Committed")))
     head = asyncio.run(_head(stacked))
     wait_for(lambda: history_of(stacked, training.job).position == str(head), 60, training.words)
     log = asyncio.run(_log(stacked))
-    is_as_the_log_tells(stacked, stack.servers["postgres"], training, log)
+    is_as_the_log_tells(stacked, stack.servers["postgres"], training, log, ALL_OF_IT_S)
     record.checked("public events that history has, and no others", sum(one.public for one in log))
 
 
