@@ -11,9 +11,10 @@ MAKEFLAGS += --no-builtin-rules
 BIN := .venv/bin
 STAMP := .venv/.complete
 PYTEST := $(BIN)/python -m pytest
-# Of a soak: how long, and which sequence of kills (empty: another one each time, which is printed).
+# Of a soak: how long, which sequence of kills (empty: another one each time, which is told), where it is recorded.
 MINUTES ?= 10
 SEED ?=
+RECORD ?= .distroml/soak/$(shell date -u +%Y%m%dT%H%M%SZ).json
 # What the kernels of gradient compression are compiled from, by the setup.
 KERNELS := $(addprefix libs/runtime/distroml/runtime/compress/native/, \
 	abi.cpp blocks.inc build.py kernels.h levels.cpp lowrank.inc)
@@ -52,7 +53,7 @@ test: setup ## the whole suite: end-to-end tests, services and servers, and what
 
 soak: setup ## kill servers and services at random under a job for MINUTES=10, as SEED says, and more; needs root
 	@$(BIN)/python -m deploy.stack install etcd nats minio postgres elasticsearch jaeger prometheus
-	SOAK_S=$$(( $(MINUTES) * 60 )) SOAK_SEED=$(SEED) $(PYTEST) -m e2e -s \
+	SOAK_S=$$(( $(MINUTES) * 60 )) SOAK_SEED=$(SEED) SOAK_RECORD=$(RECORD) $(PYTEST) -m e2e -s \
 		tests/robustness/test_control_plane_faults.py tests/robustness/test_silence.py
 
 gpu: setup ## try on one GPU what no machine without one can; at most 8 minutes (CHECKS="training memory" for some)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 
 import pytest
@@ -16,6 +17,7 @@ from deploy.stack.nats import Nats
 from deploy.stack.postgres import Postgres
 from deploy.stack.prometheus import Prometheus, told_where
 from tests.e2e.conftest import Plane
+from tests.robustness.record import Record, open_record
 from tests.robustness.stack import Stack, Training, control_plane, disk
 
 # It looks at its disk, as everywhere but on a developer's machine, and as often as it can.
@@ -34,16 +36,44 @@ SETTINGS = {
     "OTEL_BSP_SCHEDULE_DELAY": "500",
     "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
 }
+_RECORD = pytest.StashKey[Record]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What becomes of these tests is kept where the environment asks for it."""
+    config.stash[_RECORD] = open_record(os.environ)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.config.stash[_RECORD].tested(item.name, report.when or "", report.outcome)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    record = config.stash[_RECORD]
+    if record.path is not None:
+        terminalreporter.section("faults and what came of them")
+        for line in record.lines():
+            terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def record(pytestconfig: pytest.Config) -> Record:
+    """What this run does to whom."""
+    return pytestconfig.stash[_RECORD]
 
 
 @pytest.fixture(scope="package")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(record: Record, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The servers, and an environment that names them."""
     with ExitStack() as begun, pytest.MonkeyPatch.context() as environ:
         # Prometheus itself looks into the default data folder, which is another one: it is told by the plane.
         environ.setenv("DISTROML_DATA", str(tmp_path_factory.mktemp("nothing")))
         for name, value in SETTINGS.items():
             environ.setenv(name, value)
+        record.run["servers"] = {server.name: server.version for server in SERVERS}
         stack = Stack({}, {})
         for server in SERVERS:
             folder = tmp_path_factory.mktemp(server.name)
@@ -73,9 +103,9 @@ def stacked(stack: Stack, settings: Mapping[str, str], tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def training(stacked: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
+def training(stacked: Plane, record: Record, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Training]:
     """The job, and the clerk who gives it orders."""
-    made = Training(stacked, tmp_path_factory.mktemp("job"))
+    made = Training(stacked, tmp_path_factory.mktemp("job"), record=record)
     try:
         made.start()
         yield made

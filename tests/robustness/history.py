@@ -32,7 +32,9 @@ def history_of(plane: Plane, job: str) -> t.GetHistoryResponse:
     return client.call(plane.folder.path, ask)
 
 
-def is_as_the_log_tells(plane: Plane, postgres: Running, training: Training, log: Sequence[Recorded]) -> None:
+def is_as_the_log_tells(
+    plane: Plane, postgres: Running, training: Training, log: Sequence[Recorded], timeout_s: float
+) -> None:
     """Event for event and millisecond for millisecond of a slot, and row for row as a history that is made anew."""
     told = sorted((one.stream, one.version, one.type) for one in log if one.public and job_of(one.stream))
     with _connected(plane, postgres) as server:
@@ -44,7 +46,7 @@ def is_as_the_log_tells(plane: Plane, postgres: Running, training: Training, log
     (cost,) = plane.cli.json("cost", "--job", training.job)["rows"]
     assert cost["slot_hours"] == pytest.approx(held_ms / _HOUR_MS)
     kept = _folded(plane, postgres)
-    assert "history is new" in plane.cli("history", "rebuild").stdout
+    assert "history is new" in plane.cli("history", "rebuild", timeout=timeout_s).stdout
     assert _folded(plane, postgres) == kept
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
 _STEP = struct.Struct("<qq")
+_NUMBER = struct.Struct("<q")
 _NS = 1e9
 RANKS = (0, 1)
 
@@ -37,9 +38,25 @@ class Pace:
         """Which processes made the rank's steps, in their order; one that comes back counts again."""
         return [process for process, _ in groupby(process for _, process in self._read(rank))]
 
+    def lost(self) -> int:
+        """How many optimizer steps ranks made a second time, since the first was lost, or never."""
+        ranks = [[number for (number,) in _whole(_NUMBER, self.folder / f"numbers-{rank}")] for rank in RANKS]
+        return sum(_lost(numbers) for numbers in ranks if numbers)
+
     def _read(self, rank: int) -> list[tuple[int, int]]:
-        data = self._file(rank).read_bytes()
-        return list(_STEP.iter_unpack(data[: len(data) // _STEP.size * _STEP.size]))
+        return [(at, process) for at, process in _whole(_STEP, self._file(rank))]
 
     def _file(self, rank: int) -> Path:
         return self.folder / f"steps-{rank}"
+
+
+def _lost(numbers: Sequence[int]) -> int:
+    different = len(set(numbers))
+    again, never = len(numbers) - different, max(numbers) - min(numbers) + 1 - different
+    return again + never
+
+
+def _whole(form: struct.Struct, file: Path) -> Iterator[tuple[int, ...]]:
+    """What was written as a whole; nothing where there is no file yet."""
+    data = file.read_bytes() if file.exists() else b""
+    return form.iter_unpack(data[: len(data) // form.size * form.size])

@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from distroml.rpc import ServiceSettings, open_stores
 from distroml.rpc.serverstores import ServerStores
 from tests.e2e.conftest import Cli, Plane, tails, wait_for
 from tests.robustness.pace import RANKS, Pace
+from tests.robustness.record import Record, Trained
 
 JOBS = Path(__file__).parent / "jobs"
-DISK_BYTES = 256 << 20
+DISK_BYTES = (1 << 30) if os.environ.get("SOAK_S") else (256 << 20)
+"""Room for what minutes leave, or hours: etcd alone keeps 64 MB of its log five times."""
 STEPS = 1_000_000
 WORKERS = 2
 LONGEST_S = 3.0
@@ -200,6 +202,9 @@ class Training:
     clerk: subprocess.Popen[bytes] | None = None
     usual_s: float = 0.0
     """The longest time between two steps before anything befell it."""
+    saved: int = 0
+    """The step of the last committed checkpoint, as far as it was asked for."""
+    record: Record = field(default_factory=Record)
 
     @property
     def pace(self) -> Pace:
@@ -261,24 +266,42 @@ class Training:
 
     def committed(self) -> int:
         """The step of the last committed checkpoint."""
-        return max((int(e["step"]) for e in self.data("Committed")), default=0)
+        self.saved = max((int(e["step"]) for e in self.data("Committed")), default=0)
+        return self.saved
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Whatever the block does: no step waits for it; afterwards all is well, and reports and orders arrive."""
         since = self.pace.made()
-        yield
-        wait_for(lambda: all_well(self.plane), 90, self.words)
-        at = self.committed()
-        wait_for(lambda: self.committed() > at, 90, self.words)
-        self.orders_go_on()
-        assert [int(e["attempt"]) for e in self.data("AttemptStarted")] == [1], self.words()
-        assert len(self.data("GenerationFormed")) == 1, self.words()
-        assert self.data("MemberLost") == [], self.words()
-        assert not (self.folder / "refused").read_text()
+        try:
+            yield
+            wait_for(lambda: all_well(self.plane), 90, self.words)
+            at = self.committed()
+            wait_for(lambda: self.committed() > at, 90, self.words)
+            self.orders_go_on()
+            assert [int(e["attempt"]) for e in self.data("AttemptStarted")] == [1], self.words()
+            assert len(self.data("GenerationFormed")) == 1, self.words()
+            assert self.data("MemberLost") == [], self.words()
+            assert not (self.folder / "refused").read_text()
+        finally:
+            longest_s = self._note(since)
+        assert self.pace.lost() == 0, self.words()
+        assert longest_s < LONGEST_S, f"steps waited; {self.usual_s:.2f} s was the longest before: {self.words()}"
+
+    def _note(self, since: Mapping[int, int]) -> float:
+        """Tell what became of it; returns the longest time between two steps since then."""
         longest_s = self.pace.longest_s(since)
         print(f"longest time between two steps: {longest_s:.2f} s ({self.usual_s:.2f} s before anything happened)")
-        assert longest_s < LONGEST_S, f"steps waited; {self.usual_s:.2f} s was the longest before: {self.words()}"
+        now = Trained(
+            steps=self.pace.slowest(),
+            lost=self.pace.lost(),
+            checkpoint=self.saved,
+            orders=self.accepted(),
+            longest_s=longest_s,
+            usual_s=self.usual_s,
+        )
+        self.record.trained(self.job, now)
+        return longest_s
 
     def words(self) -> str:
         """What there is to say when it fails."""

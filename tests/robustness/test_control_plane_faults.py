@@ -29,6 +29,7 @@ from tests.e2e.conftest import Plane, wait_for
 from tests.robustness.history import history_of, is_as_the_log_tells
 from tests.robustness.observers import OBSERVERS, has_lines_once, scraped, traced
 from tests.robustness.otherhost import other_host
+from tests.robustness.record import Record
 from tests.robustness.replicas import replicas, roles
 from tests.robustness.stack import (
     LONGEST_S,
@@ -50,6 +51,8 @@ PAUSE_S = 3.0 if STORM_S else 1.0
 """For how long a server that was killed stays away, at most."""
 OUTAGE_STEPS = 1800 if STORM_S else 100
 """How long observers are gone, in steps of a tenth of a second or more."""
+ALL_OF_IT_S = 120 + STORM_S / 10
+"""How long the command line may take to go through all of the log, which a soak makes long."""
 TOLD = {
     "telemetry": {"history", "log store", "traces"},
     "agent": {"log store", "traces"},
@@ -62,7 +65,7 @@ NEARLY_BYTES = 4 << 20
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600 + STORM_S)]
 
 
-def test_services_that_stood_still_are_replaced_and_fenced(stacked: Plane, training: Training) -> None:
+def test_services_that_stood_still_are_replaced_and_fenced(stacked: Plane, training: Training, record: Record) -> None:
     first = stacked.endpoints.services["scheduler"]
     before = asyncio.run(roles(stacked))
     with training.undisturbed(), replicas(stacked) as second:
@@ -71,6 +74,7 @@ def test_services_that_stood_still_are_replaced_and_fenced(stacked: Plane, train
         with standing_still([supervisor]):
             zombies = [psutil.Process(stacked.pid(service)) for service in REPLICATED]
             with standing_still(zombies):
+                record.befell("stood still", *REPLICATED)
                 training.ask_at(second["scheduler"])
 
                 def replaced() -> bool:
@@ -88,7 +92,7 @@ def test_services_that_stood_still_are_replaced_and_fenced(stacked: Plane, train
         training.ask_at(first)
 
 
-def test_a_log_that_was_deleted_is_loaded_again(stacked: Plane, training: Training) -> None:
+def test_a_log_that_was_deleted_is_loaded_again(stacked: Plane, training: Training, record: Record) -> None:
     async def messages(*, delete: bool = False) -> int:
         async with stores_of(stacked) as stores:
             manager, name = stores.connection.client.jsm(), stream_name(stacked.folder.deployment())
@@ -102,11 +106,14 @@ def test_a_log_that_was_deleted_is_loaded_again(stacked: Plane, training: Traini
 
     with training.undisturbed():
         before = asyncio.run(messages(delete=True))
+        record.befell("stream deleted", "nats")
         training.orders_go_on()
         wait_for(lambda: asyncio.run(messages()) >= before, 60, training.words)
 
 
-def test_watches_go_on_past_history_that_was_compacted(stacked: Plane, stack: Stack, training: Training) -> None:
+def test_watches_go_on_past_history_that_was_compacted(
+    stacked: Plane, stack: Stack, training: Training, record: Record
+) -> None:
     async def forget() -> None:
         async with stores_of(stacked) as stores:
             client: EtcdClient = stores.state.client
@@ -123,6 +130,8 @@ def test_watches_go_on_past_history_that_was_compacted(stacked: Plane, stack: St
         with standing_still(readers):
             stack.servers["etcd"].restart()
             asyncio.run(forget())
+            record.befell("stood still", *stacked.folder.services())
+            record.befell("history compacted", "etcd")
             training.goes_on()
 
 
@@ -137,10 +146,11 @@ def test_watches_go_on_past_history_that_was_compacted(stacked: Plane, stack: St
     ],
 )
 def test_a_full_disk_is_refused_clearly_and_nothing_is_lost(
-    stacked: Plane, stack: Stack, training: Training, name: str, service: str, part: str, says: str
+    stacked: Plane, stack: Stack, training: Training, record: Record, name: str, service: str, part: str, says: str
 ) -> None:
     with training.undisturbed():
         with stack.disks[name].full():
+            record.befell("disk full", name)
             if name == "etcd":
                 asyncio.run(_write_until_refused(stacked))
             wait_for(lambda: says in troubles(stacked, service).get(part, ""), 60, training.words)
@@ -158,7 +168,7 @@ def test_a_full_disk_is_refused_clearly_and_nothing_is_lost(
 
 
 def test_full_disks_under_servers_that_only_look_on_are_told_and_caught_up_with(
-    stacked: Plane, stack: Stack, training: Training
+    stacked: Plane, stack: Stack, training: Training, record: Record
 ) -> None:
     disks, prometheus = stack.disks, stack.servers["prometheus"]
     assert not [*disks["jaeger"].folder.iterdir()], "it keeps traces in memory, and has no disk to be full"
@@ -170,6 +180,7 @@ def test_full_disks_under_servers_that_only_look_on_are_told_and_caught_up_with(
             wait_for(lambda: full.search(troubles(stacked, "agent").get("log store", "")), 60, training.words)
             wait_for(lambda: full.search(told_by_doctor(stacked)), 60, lambda: told_by_doctor(stacked))
             fill()
+            record.befell("disk full", "prometheus", "elasticsearch")
             training.goes_on()
             training.orders_go_on()
             # Nobody of ours writes to Prometheus: what it has is what tells.
@@ -181,7 +192,7 @@ def test_full_disks_under_servers_that_only_look_on_are_told_and_caught_up_with(
 
 
 def test_a_node_cut_off_from_all_services_trains_on_and_reports_afterwards(
-    stacked: Plane, training: Training, tmp_path: Path
+    stacked: Plane, training: Training, record: Record, tmp_path: Path
 ) -> None:
     with training.undisturbed(), other_host(stacked, tmp_path / "other") as host:
         there = Training(stacked, tmp_path / "job")
@@ -190,6 +201,7 @@ def test_a_node_cut_off_from_all_services_trains_on_and_reports_afterwards(
         wait_for(there.committed, 120, there.words)
         since = there.pace.made()
         with host.cut_off():
+            record.befell("cut off", "agent")
             # Past several checkpoints, which nobody can take now.
             there.goes_on(steps=60)
             at = there.committed()
@@ -201,10 +213,13 @@ def test_a_node_cut_off_from_all_services_trains_on_and_reports_afterwards(
         there.cancel()
 
 
-def test_servers_that_only_look_on_are_missed_by_nobody(stacked: Plane, stack: Stack, training: Training) -> None:
+def test_servers_that_only_look_on_are_missed_by_nobody(
+    stacked: Plane, stack: Stack, training: Training, record: Record
+) -> None:
     with training.undisturbed():
         for name in OBSERVERS:
             stack.servers[name].kill()
+        record.befell("gone", *OBSERVERS)
         training.goes_on(OUTAGE_STEPS)
         training.orders_go_on()
         assert (
@@ -229,9 +244,12 @@ def test_servers_that_only_look_on_are_missed_by_nobody(stacked: Plane, stack: S
         wait_for(lambda: scraped(stack.servers["prometheus"]) == len(stacked.folder.services()), 120, training.words)
 
 
-def test_whoever_is_killed_at_random_comes_back(stacked: Plane, stack: Stack, training: Training) -> None:
+def test_whoever_is_killed_at_random_comes_back(
+    stacked: Plane, stack: Stack, training: Training, record: Record
+) -> None:
     seed = int(os.environ.get("SOAK_SEED") or secrets.randbits(32))
     print(f"{STORM_S:.0f} s of kills, seed {seed}: again with SOAK_SEED={seed}")
+    record.run["seed"] = seed
     chance = random.Random(seed)
     targets = [*stacked.folder.services(), *stack.servers]
     killed: Counter[str] = Counter()
@@ -251,13 +269,16 @@ def test_whoever_is_killed_at_random_comes_back(stacked: Plane, stack: Stack, tr
                     os.kill(pid, signal.SIGKILL)
                     wait_for(lambda t=target, p=pid: pid_of(stacked, t) not in (0, p), 60, training.words)
                 killed[target] += 1
+                record.befell("killed", target)
                 wait_for(lambda s=at: training.pace.slowest() > s, 60, training.words)
     print(f"killed: {dict(killed)}")
     assert killed.keys() == set(targets)
     assert len(set(killed.values())) == 1
 
 
-def test_in_the_end_every_decision_was_made_once(stacked: Plane, stack: Stack, training: Training) -> None:
+def test_in_the_end_every_decision_was_made_once(
+    stacked: Plane, stack: Stack, training: Training, record: Record
+) -> None:
     training.end_clerk()
     training.cancel()
     log = asyncio.run(_log(stacked))
@@ -267,21 +288,27 @@ def test_in_the_end_every_decision_was_made_once(stacked: Plane, stack: Stack, t
     sealed = asyncio.run(_sealed(stacked))[: len(log)]
     assert [one.position for one in log] == [one.position for one in sealed]
     assert log == sealed
+    record.checked("commits that the log and the segments have alike", len({one.position.revision for one in log}))
+    record.checked("events of theirs", len(log))
     assert all(low.position < high.position for low, high in pairwise(log))
     assert len({one.id for one in log}) == len(log)
     versions: dict[str, int] = {}
     for one in log:
         assert one.version == versions.get(one.stream, 0) + 1, one
         versions[one.stream] = one.version
+    record.checked("streams whose versions follow one another", len(versions))
     orders = [int(e["priority"]) for e in training.data("PriorityChanged")]
     assert orders == list(range(1, len(orders) + 1)), "each order was carried out once, one after the other"
     assert training.accepted() <= len(orders) <= training.accepted() + 1
-    assert "replay verified" in stacked.cli("replay", "--verify").stdout
-    assert "sound" in stacked.cli("checkpoints", "verify", training.job).stdout
+    record.checked("orders that were carried out once, one after the other", len(orders))
+    assert "replay verified" in stacked.cli("replay", "--verify", timeout=ALL_OF_IT_S).stdout
+    assert "sound" in stacked.cli("checkpoints", "verify", training.job, timeout=ALL_OF_IT_S).stdout
+    record.checked("checkpoints committed", len(training.data("Committed")))
     head = asyncio.run(_head(stacked))
     wait_for(lambda: history_of(stacked, training.job).position == str(head), 60, training.words)
     log = asyncio.run(_log(stacked))
-    is_as_the_log_tells(stacked, stack.servers["postgres"], training, log)
+    is_as_the_log_tells(stacked, stack.servers["postgres"], training, log, ALL_OF_IT_S)
+    record.checked("public events that history has, and no others", sum(one.public for one in log))
 
 
 async def _write_until_refused(plane: Plane) -> None:

@@ -15,6 +15,7 @@ import pytest
 from distroml.cli.plane.control import connect_or_fail
 from tests.e2e.conftest import Plane, wait_for
 from tests.robustness.otherhost import OtherHost, other_host
+from tests.robustness.record import Record
 from tests.robustness.stack import LONGEST_S, Stack, Training, standing_still, troubles
 
 TTL_S = 8
@@ -32,11 +33,12 @@ def settings() -> Mapping[str, str]:
 
 @pytest.mark.parametrize("still", ["etcd", "nats", "minio", "postgres", "all"])
 def test_servers_that_stood_still_for_longer_than_leases(
-    stacked: Plane, stack: Stack, training: Training, still: str
+    stacked: Plane, stack: Stack, training: Training, record: Record, still: str
 ) -> None:
     names = [*stack.servers] if still == "all" else [still]
     noticed = {NOTICED[name] for name in names if name in NOTICED}
     with training.undisturbed(), stack.stopped(*names):
+        record.befell("stood still", *names)
         training.goes_on(SILENT_STEPS)
         wait_for(lambda: noticed <= troubles(stacked, "scheduler").keys(), 60, training.words)
         if "etcd" not in names:
@@ -44,17 +46,19 @@ def test_servers_that_stood_still_for_longer_than_leases(
 
 
 def test_a_node_that_was_silent_for_longer_than_its_lease_is_fenced_and_taken_back(
-    stacked: Plane, training: Training, tmp_path: Path
+    stacked: Plane, training: Training, record: Record, tmp_path: Path
 ) -> None:
     with training.undisturbed(), other_host(stacked, tmp_path / "other") as host:
         there = Training(stacked, tmp_path / "job")
         there.folder.mkdir()
         there.submit()
         wait_for(there.committed, 240, there.words)
+        record.befell("cut off", "agent")
         _lose(there, host, attempt=1, how="cut off")
         # Telemetry with it, whose death its supervisor must not decide.
         supervisor = psutil.Process(connect_or_fail(stacked.folder).supervisor)
         with standing_still([supervisor, psutil.Process(stacked.pid("telemetry"))]):
+            record.befell("stood still", "agent", "telemetry")
             _lose(there, host, attempt=2, how="standing still")
         there.cancel()
     # No two processes trained for one rank at a time, and none after its successor had begun.
