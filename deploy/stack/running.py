@@ -7,13 +7,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.stack.install import cache_folder
 from deploy.stack.owner import Owner, owner_of, record
 from deploy.stack.server import Server, StackError
+from distroml.cli.plane.ports import free_ports
 
 READY_S = 180.0
 _POLL_S = 0.05
@@ -106,15 +107,6 @@ def begin(
         else:
             return begun
     raise AssertionError("the last try raises")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing on loopback listens on just now, all different."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def is_free(port: int) -> bool:

@@ -23,7 +23,7 @@ from deploy.docker import engine, images, standins
 from deploy.docker.__main__ import write_environment
 from deploy.stack import running
 from deploy.stack.install import cache_folder
-from deploy.stack.running import free_ports
+from distroml.cli.plane.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 TAG = "tested"

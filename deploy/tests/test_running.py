@@ -13,8 +13,9 @@ import pytest
 
 from deploy.stack import StackError, running
 from deploy.stack.owner import Owner, owner_of, record
-from deploy.stack.running import begin, free_ports, is_free
+from deploy.stack.running import begin, is_free
 from deploy.tests.web import Web
+from distroml.cli.plane.ports import free_ports
 
 
 def test_a_server_is_ready_in_the_block_and_ended_after_it(tmp_path):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-from deploy.stack.running import free_ports
+from distroml.cli.plane.ports import free_ports
 from distroml.statestore.etcd import EtcdClient, EtcdSettings, open_state_store
 from tests.e2e.conftest import Plane, wait_for
 from tests.robustness.stack import REPLICATED, environment_of_process, metrics_answer

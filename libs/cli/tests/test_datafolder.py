@@ -10,6 +10,7 @@ import pytest
 
 from distroml.cli.doctor import control_plane, machine
 from distroml.cli.errors import UsageError
+from distroml.cli.plane import ports
 from distroml.cli.plane.control import connect_or_fail, stop
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
 from distroml.cli.plane.ports import dashboard_port, free_ports
@@ -149,5 +150,19 @@ def test_a_port_in_use_is_refused_by_number() -> None:
         with pytest.raises(UsageError, match=f"port {port} is in use"):
             dashboard_port(port)
     assert len(set(free_ports(20))) == 20
+
+
+def test_ports_of_services_are_given_to_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "ip_local_port_range"
+    monkeypatch.setattr(ports, "_GIVEN", given)
+    given.write_text("32768\t60999\n")
+    assert all(10_000 <= port < 32768 for port in free_ports(20))
+    # Where the kernel gives nearly all of them, or does not say which, any will do.
+    for text in ("10500\t60999\n", "?"):
+        given.write_text(text)
+        assert len(set(free_ports(20))) == 20
+
+
+def test_no_two_control_planes_choose_one_port_of_a_dashboard() -> None:
     # Nothing listens yet at the first.
     assert dashboard_port(None) != dashboard_port(None)

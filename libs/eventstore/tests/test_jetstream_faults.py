@@ -9,7 +9,8 @@ import trustme
 
 from deploy.stack import running
 from deploy.stack.nats import PASSWORD, USER, Nats
-from deploy.stack.running import begin, free_ports
+from deploy.stack.running import begin
+from distroml.cli.plane.ports import free_ports
 from distroml.eventstore import StoreDown
 from distroml.eventstore.jetstream import JetStreamLog, JetStreamReader, NatsConnection, NatsSettings
 from distroml.eventstore.relay.core import BEGINNING

@@ -12,7 +12,8 @@ import grpc
 
 from deploy.stack import Running, health
 from deploy.stack.etcd import Etcd
-from deploy.stack.running import begin, free_ports
+from deploy.stack.running import begin
+from distroml.cli.plane.ports import free_ports
 from distroml.statestore.etcd import EtcdSettings, EtcdStateStore, open_state_store
 from distroml.statestore.etcd.messages import STATUS, StatusResponse
 from distroml.statestore.etcd.wire import encode
