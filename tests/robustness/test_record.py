@@ -73,9 +73,7 @@ def test_nothing_is_written_where_nobody_asks_for_it(tmp_path: Path, monkeypatch
     ("numbers", "lost"),
     [([], 0), ([1, 2, 3], 0), ([21, 22, 23], 0), ([1, 2, 3, 2, 3, 4], 2), ([1, 2, 5], 2), ([1, 2, 2, 4], 2)],
 )
-def test_steps_that_were_made_again_or_never_are_counted_as_lost(
-    tmp_path: Path, numbers: list[int], lost: int
-) -> None:
+def test_steps_that_were_made_again_or_never_are_counted_as_lost(tmp_path: Path, numbers: list[int], lost: int) -> None:
     # The last one is being written.
     (tmp_path / "numbers-1").write_bytes(struct.pack(f"<{len(numbers)}q", *numbers) + b"\x01")
     assert Pace(tmp_path).lost() == lost
