@@ -45,9 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    item.config.stash[_RECORD].tested(item.name, report.when or "", report.outcome)
+    why = call.excinfo.exconly() if call.excinfo is not None else ""
+    item.config.stash[_RECORD].tested(item.name, report.when or "", report.outcome, why)
     return report
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 PASSED = "passed"
 _BEGUN = "begun"
+_WHY_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,8 @@ class Record:
     checks: dict[str, int] = field(default_factory=dict[str, int])
     """What was compared in the end, and how much of it there was."""
     tests: dict[str, str] = field(default_factory=dict[str, str])
+    failures: dict[str, str] = field(default_factory=dict[str, str])
+    """What those that did not pass said."""
     began: float = field(default_factory=time.monotonic)
 
     def befell(self, kind: str, *whom: str) -> None:
@@ -74,10 +77,11 @@ class Record:
         self.checks[what] = count
         self.keep()
 
-    def tested(self, name: str, when: str, outcome: str) -> None:
-        """A test's set-up, its call or its tear-down ended so; whichever did not pass tells."""
+    def tested(self, name: str, when: str, outcome: str, why: str = "") -> None:
+        """A test's set-up, its call or its tear-down ended so; whichever did not pass tells, the first one why."""
         if outcome != PASSED:
             self.tests[name] = outcome
+            self.failures.setdefault(name, why[:_WHY_CHARS])
         elif when != "teardown":
             self.tests[name] = PASSED if when == "call" else _BEGUN
         self.keep()
@@ -107,6 +111,7 @@ class Record:
             "jobs": {job: asdict(one) for job, one in self.jobs.items()},
             "checks": self.checks,
             "tests": self.tests,
+            "failures": self.failures,
         }
 
     def lines(self) -> Sequence[str]:
@@ -125,6 +130,7 @@ class Record:
                 for job, one in self.jobs.items()
             ),
             *(f"checked: {count} {what}" for what, count in self.checks.items()),
+            *(f"{outcome}: {name}" for name, outcome in self.tests.items() if outcome != PASSED),
             f"kept in {self.path}",
         ]
 

@@ -58,8 +58,10 @@ def test_a_test_passed_only_where_all_of_it_did(tmp_path: Path, outcomes: list[t
     record = Record(tmp_path / "one.json")
     assert not record.passed
     for when, outcome in outcomes:
-        record.tested("one", when, outcome)
+        record.tested("one", when, outcome, f"{when} says why")
     assert kept(record)["tests"] == {"one": told}
+    guilty = [f"{when} says why" for when, outcome in outcomes if outcome != "passed"]
+    assert [*kept(record)["failures"].values()] == guilty[:1]
     assert kept(record)["passed"] == (told == "passed")
 
 

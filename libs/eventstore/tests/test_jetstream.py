@@ -121,6 +121,17 @@ async def test_a_zombie_of_a_deleted_stream_is_refused_even_at_its_sequence(log)
     assert await log.tail() == tail
 
 
+async def test_where_an_empty_log_begins_is_decided_once(log):
+    empty = await log.tail()
+    begin = end_of(COMMITS[9].revision)
+    tail = await log.publish(empty, begin, events_of(COMMITS[10:12]))
+    # Another relay found it empty, too, stood still, and begins with more than there is by now.
+    with pytest.raises(LogMoved):
+        await log.publish(empty, BEGINNING, EVENTS[:20])
+    assert await log.tail() == tail
+    assert await everything(log, begin) == events_of(COMMITS[10:12])
+
+
 async def test_a_log_that_begins_late_says_so(log):
     begin = COMMITS[9].revision
     await log.publish(await log.tail(), end_of(begin), events_of(COMMITS[10:]))

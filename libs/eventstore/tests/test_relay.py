@@ -11,6 +11,7 @@ from distroml.eventstore.relay.core import SealPolicy
 from distroml.eventstore.relay.memory import MemoryLog, MemoryOutbox
 from distroml.eventstore.relay.relay import Relay
 from distroml.eventstore.segments import SegmentLog
+from distroml.objectstore import ObjectDamaged
 from distroml.objectstore.memory import open_object_store
 from libs.eventstore.tests.log_parts import LOG, entry, events_of, history
 
@@ -23,10 +24,12 @@ async def relaying(outbox, log, objects, *, policy=SOON, reload_bytes=1 << 20, m
     segments = SegmentLog(objects, LOG, merge_bytes=merge_bytes)
     relay = Relay(outbox, log, segments, reload_bytes=reload_bytes, policy=policy)
     task = asyncio.create_task(relay.run())
-    yield relay
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    try:
+        yield relay
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def until(condition, within_s=10.0):
@@ -103,6 +106,35 @@ async def test_trouble_is_tried_again_and_then_forgotten():
         await until(lambda: outbox.trimmed == COMMITS[4].revision and not relay.trouble)
 
 
+async def test_a_segment_that_is_read_damaged_stops_nothing_that_does_not_need_it():
+    class Damaging:
+        def __init__(self):
+            self.objects, self.damaged = open_object_store(), ""
+
+        def get(self, key, *, offset=0, length=None):
+            if length is None and self.damaged and key.endswith(self.damaged):
+                raise ObjectDamaged(f"{key}: what was read has another CRC-32")
+            return self.objects.get(key, offset=offset, length=length)
+
+        def __getattr__(self, name):
+            return getattr(self.objects, name)
+
+    outbox, log, objects = filled(COMMITS[:4]), MemoryLog(), Damaging()
+    async with relaying(outbox, log, objects, policy=SealPolicy(bytes=1, age_s=0.1), merge_bytes=0):
+        await until(lambda: outbox.trimmed == COMMITS[3].revision)
+    oldest, *others = await SegmentLog(objects, LOG).names()
+    assert len(others) == 3, "each is small enough to be sealed again with what follows"
+    objects.damaged = str(oldest)
+    async with relaying(outbox, log, objects) as relay:
+        for one in COMMITS[4:20]:
+            outbox.add(one)
+        await until(lambda: outbox.trimmed == COMMITS[19].revision)
+        assert not relay.trouble
+    (found,) = await SegmentLog(objects, LOG).verify()
+    assert "another CRC-32" in found
+    assert log.events == events_of(COMMITS[:20])
+
+
 async def test_a_deleted_log_is_filled_again_from_segments_and_outbox():
     outbox, log, objects = filled(COMMITS[:20]), MemoryLog(), open_object_store()
     async with relaying(outbox, log, objects):
@@ -144,7 +176,8 @@ async def test_what_left_the_outbox_unsealed_is_told():
     outbox, objects = filled(COMMITS[:5]), open_object_store()
     await outbox.trim(up_to=COMMITS[2].revision)
     async with relaying(outbox, MemoryLog(), objects) as relay:
-        await until(lambda: "no segment holds them" in relay.trouble.get("publishing", ""))
+        for what in ("publishing", "sealing"):
+            await until(lambda what=what: "no segment holds them" in relay.trouble.get(what, ""))
 
 
 async def test_an_outbox_from_an_older_copy_is_told_and_never_trimmed():

@@ -105,6 +105,15 @@ def test_an_http_server_that_is_no_s3(answer):
     assert "not as S3 does" in raised(answer, expected=ObjectStoreRefused)
 
 
+def test_a_web_page_where_a_listing_should_be():
+    with (
+        answering(lambda request: Answer(200, b"<html><p>Sign in</html>", {"Content-Type": "text/html"})) as url,
+        store(url) as opened,
+        pytest.raises(ObjectStoreRefused, match="no XML, but not as S3 does"),
+    ):
+        opened.list()
+
+
 def test_a_server_that_speaks_no_http():
     with (
         greeting(b'INFO {"server_id":"N"}\r\n') as url,

@@ -115,3 +115,9 @@ def test_what_had_no_room_may_be_tried_again_and_what_is_past_a_bound_may_not() 
         assert problem is not None
         assert RemoteError(problem.code, problem.reason, problem.message).is_transient
     assert not RemoteError(StatusCode.RESOURCE_EXHAUSTED, "BundleTooLarge", "too large").is_transient
+
+
+def test_a_call_that_a_service_left_unanswered_as_it_went_down_may_be_made_again() -> None:
+    assert RemoteError(StatusCode.CANCELLED, "Cancelled", "CANCELLED").is_transient
+    assert RemoteError(StatusCode.UNKNOWN, "Unknown", "Stream removed").is_transient
+    assert not RemoteError(StatusCode.FAILED_PRECONDITION, "StaleGeneration", "stop").is_transient

@@ -40,3 +40,24 @@ async def test_what_went_wrong_in_a_group_of_tasks_is_told() -> None:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert told == ["", "RuntimeError: no room; RuntimeError: no way"]
+
+
+async def test_one_that_fails_while_it_ends_ends_all_the_same() -> None:
+    begun: list[int] = []
+
+    async def work() -> None:
+        begun.append(1)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if len(begun) == 1:
+                raise RuntimeError("the lease cannot be given back: nobody answers")
+
+    running = asyncio.create_task(supervise("judge", work, lambda _, why: None, Backoff(0.01, 0.01)))
+    async with asyncio.timeout(10):
+        while not begun:
+            await asyncio.sleep(0)
+        running.cancel()
+        while not running.done() and len(begun) == 1:
+            await asyncio.sleep(0)
+    assert running.cancelled()

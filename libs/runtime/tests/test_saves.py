@@ -1,4 +1,4 @@
-"""What is said of a save that does not come about, where it fails before it is begun."""
+"""What is said of a save as it is begun, and of one that fails before that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.link import NullLink
 from distroml.runtime.training.saves import Saves
 from distroml.runtime.training.storage import Storage
-from distroml.workerlink import SaveFailed
+from distroml.workerlink import SaveBegun, SaveFailed
 
 WORLD = World(generation=1, rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), store=None, prefix="")
 
@@ -20,10 +20,13 @@ WORLD = World(generation=1, rank=0, world_size=1, local_rank=0, device=torch.dev
 class Recording(NullLink):
     def __init__(self) -> None:
         self.failed: list[SaveFailed] = []
+        self.begun: list[SaveBegun] = []
 
     def send(self, message: Any) -> None:
         if isinstance(message, SaveFailed):
             self.failed.append(message)
+        if isinstance(message, SaveBegun):
+            self.begun.append(message)
 
 
 def test_a_copy_for_which_there_is_no_memory_is_told_of_once_and_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,4 +41,12 @@ def test_a_copy_for_which_there_is_no_memory_is_told_of_once_and_as_that(monkeyp
     assert [one.message for one in link.failed] == ["the state could not be copied: not enough memory"]
     assert saves.why_failed(3) == "the state could not be copied: not enough memory"
     assert not saves.busy
+    saves.close()
+
+
+def test_a_save_says_for_how_long_its_training_can_wait_for_the_catalogue() -> None:
+    link = Recording()
+    saves = Saves(link, Storage(open_object_store(), "job", None), Collectives(WORLD), lambda ref: None)
+    saves.begin({"model": {"weight": torch.zeros(2)}}, step=3, patience_s=600.0)
+    assert [(one.step, one.patience_s) for one in link.begun] == [(3, 600.0)]
     saves.close()

@@ -246,6 +246,8 @@ class Checkpoints(checkpoint_pb2_grpc.CheckpointServiceServicer):
         """What there is no room for."""
         self.refused = 0
         self.failed: list[tuple[int, int, str]] = []
+        self.away: list[StatusCode] = []
+        """What questions for the newest checkpoint are answered with first."""
 
     async def BeginSave(self, request: ckpt.BeginSaveRequest, context: Any) -> ckpt.BeginSaveResponse:
         if self.refuse:
@@ -282,6 +284,8 @@ class Checkpoints(checkpoint_pb2_grpc.CheckpointServiceServicer):
 
     async def GetLatest(self, request: ckpt.GetLatestRequest, context: Any) -> ckpt.GetLatestResponse:
         self.asked.append(request.generation)
+        if self.away:
+            await context.abort(self.away.pop(0), "the service is going down")
         return ckpt.GetLatestResponse(checkpoint=self.latest)
 
 

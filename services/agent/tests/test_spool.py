@@ -77,11 +77,13 @@ def test_a_flipped_byte_loses_only_what_follows(tmp_path: Path) -> None:
         torn.close()
 
 
-def test_it_is_bounded_and_counts_what_it_drops(tmp_path: Path) -> None:
+def test_it_is_bounded_and_counts_what_it_drops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spool = Spool(tmp_path / "spool", cap_bytes=10_000)
     for number in range(100):
         spool.put(entry(str(number), body=b"x" * 1000))
     assert spool.dropped == 100 - len(ids(spool))
+    told = [record for record in caplog.records if "oldest reports are dropped" in record.getMessage()]
+    assert len(told) == len([1, 2, 4, 8, 16, 32, 64]), "once, and then ever less often"
     assert 5 <= len(ids(spool)) <= 10
     assert ids(spool)[-1] == "99"
     spool.close()
@@ -102,6 +104,18 @@ def test_the_file_stays_small(tmp_path: Path) -> None:
     spool.close()
     again = Spool(tmp_path / "spool")
     assert ids(again) == ["kept"]
+    again.close()
+
+
+def test_the_file_stays_small_where_nothing_is_ever_acknowledged(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", cap_bytes=100_000)
+    for number in range(4000):
+        spool.put(entry(str(number), body=b"x" * 1000))
+    assert (tmp_path / "spool").stat().st_size < 2 << 20
+    kept = ids(spool)
+    spool.close()
+    again = Spool(tmp_path / "spool")
+    assert ids(again) == kept
     again.close()
 
 

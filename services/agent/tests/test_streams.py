@@ -3,11 +3,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from distroml.agent.adapters.rendezvous import MAX_UNSENT, RendezvousStream
 from distroml.agent.adapters.shipping import LineCounts, LineShipping, counting
 from distroml.agent.adapters.telemetry import MAX_LINES, TelemetryPush
+from distroml.agent.spool import Spool
+from distroml.api.rendezvous.v1 import rendezvous_pb2 as rdzv
 from distroml.logstore import Block
 from distroml.rpc import connect
 from services.agent.tests.conftest import World
@@ -77,6 +81,23 @@ async def test_heartbeats_keep_to_the_lease_that_the_scheduler_grants_from_the_f
     began = time.monotonic()
     await until(lambda: len(world.plane.scheduler.applied) >= 8)
     assert time.monotonic() - began < 8, "eight thirds of a second, with room for a busy machine"
+
+
+async def test_reports_past_the_bound_are_dropped_and_that_is_said(
+    tmp_path: Path, plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel, spool = connect(plane.endpoint, "token"), Spool(tmp_path / "spool")
+    stream = RendezvousStream(channel, spool, "job-1.1", hear=lambda _: None, heartbeat=lambda: 0)
+    exited = rdzv.WorkerReport(report_id="exit", worker="w", exited=rdzv.WorkerExited(worker="w", code=1))
+    stream.report(exited, durable=True)
+    for number in range(MAX_UNSENT + 2):
+        stream.report(rdzv.WorkerReport(report_id=f"{number}", worker="w"), durable=False)
+    assert stream.dropped == 3
+    told = [record for record in caplog.records if "oldest reports are dropped" in record.getMessage()]
+    assert len(told) == 2, "the first and the second time"
+    assert [one.id for one in spool.pending()] == ["job-1.1/exit"]
+    spool.close()
+    await channel.close(None)
 
 
 async def test_lines_that_are_not_shipped_are_said_once_and_told_to_telemetry(

@@ -114,7 +114,7 @@ def as_cli_error(error: RemoteError) -> CliError:
         message = "the request has mistakes:" + "".join(f"\n  {field}: {text}" for field, text in error.violations)
     hint = f"reason: {error.reason}" if error.reason else ""
     match error.status.name:
-        case "UNAVAILABLE" | "DEADLINE_EXCEEDED":
+        case "UNAVAILABLE" | "DEADLINE_EXCEEDED" | "CANCELLED" | "UNKNOWN":
             return Unreachable(message, hint="see `distroml doctor`; services restart by themselves within seconds")
         case "INVALID_ARGUMENT" | "NOT_FOUND" | "UNAUTHENTICATED" | "PERMISSION_DENIED":
             return UsageError(message, hint=hint)

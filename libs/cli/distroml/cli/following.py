@@ -151,7 +151,7 @@ class Follower:
                             self._print_line(line)
                 await asyncio.sleep(0.5)
             except RemoteError as error:
-                if error.status.name != "UNAVAILABLE":
+                if not error.is_transient:
                     self._status(f"output is not shown: {error.message}")
                     return
                 await asyncio.sleep(0.5)
@@ -209,7 +209,7 @@ async def watch(plane: Plane, job: str) -> AsyncGenerator[jobs_pb2.Job]:
                 yield answer.job
             return
         except RemoteError as error:
-            if error.status.name not in ("UNAVAILABLE", "CANCELLED", "UNKNOWN") or patience == 0:
+            if not error.is_transient or patience == 0:
                 raise
             patience -= 1
             await asyncio.sleep(0.5)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from distroml.eventstore.port import StoreDamaged, StoreDown, StoreFull
-from distroml.objectstore import ObjectStoreDown, ObjectStoreFull
+from distroml.objectstore import ObjectDamaged, ObjectStoreDown, ObjectStoreFull
 from distroml.statestore.port import StateStoreDamaged, StateStoreDown, StateStoreFull
 
 P = ParamSpec("P")
@@ -34,5 +34,7 @@ async def on_objects(what: str, call: Callable[P, R], *args: P.args, **kwargs: P
         return await asyncio.to_thread(call, *args, **kwargs)
     except ObjectStoreFull as error:
         raise StoreFull(f"{what}: {error}") from error
+    except ObjectDamaged as error:
+        raise StoreDamaged(f"{what}: {error}") from error
     except ObjectStoreDown as error:
         raise StoreDown(f"{what}: {error}") from error

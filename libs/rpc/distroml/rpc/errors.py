@@ -43,6 +43,10 @@ from distroml.statestore import (
 FULL: Final = frozenset({"StoreFull", "StateStoreFull", "ObjectStoreFull"})
 """Reasons of a refusal that ends when somebody makes room; nothing was written."""
 
+_UNANSWERED: Final = frozenset(
+    {StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED, StatusCode.UNKNOWN}
+)
+
 Violation = tuple[str, str]
 """A field's path in the request, and what is wrong with its value."""
 
@@ -172,11 +176,14 @@ class RemoteError(AioRpcError):
 
     @property
     def is_transient(self) -> bool:
-        """The same call may succeed later as it is: nobody answered, or not in time, or what it writes had no room."""
+        """The same call may succeed later as it is: nobody answered, or not in time, or what it writes had no room.
+
+        A service that is killed, or goes down, leaves calls cancelled, or cut off in a way that gRPC has no word for.
+        """
         if self.status is StatusCode.RESOURCE_EXHAUSTED:
             # Other bounds that are reached, such as a bundle's size, are reached again.
             return self.reason in FULL
-        return self.status in (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
+        return self.status in _UNANSWERED
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"

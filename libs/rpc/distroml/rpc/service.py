@@ -46,7 +46,8 @@ MAX_CONCURRENT_CALLS: Final = 2048
 
 STREAM_GRACE_S: Final = 0.5
 """How long open streams may take to end of themselves once `draining` is set; then they are cut."""
-_TASK_GRACE_S: Final = 5.0
+_TASK_GRACE_S: Final = 7.0
+"""More than it takes to find out that a lease cannot be given back, since etcd does not answer."""
 _CALLBACK_GRACE_S: Final = 10.0
 TRACES_GRACE_S: Final = 2.0
 """How long the last spans may take to leave when the service ends."""

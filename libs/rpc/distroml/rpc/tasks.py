@@ -57,7 +57,7 @@ async def supervise(name: str, work: Work, report: Report, backoff: Backoff) -> 
                 _healthy(name, report)
             else:
                 stable = loop.call_later(STABLE_S, _healthy, name, report)
-            await work()
+            await _to_its_end(name, work)
             _healthy(name, report)
             return
         except Exception as error:
@@ -73,6 +73,22 @@ async def supervise(name: str, work: Work, report: Report, backoff: Backoff) -> 
             backoff.reset()
         await backoff.wait()
         first = False
+
+
+async def _to_its_end(name: str, work: Work) -> None:
+    """Run `work` once. Whoever is cancelled meanwhile ends, whatever the work comes to as it ends."""
+    # In a task of its own: in ours a `TaskGroup` that failed counts as a cancellation, too, before Python 3.13.
+    task = asyncio.create_task(work(), name=name)
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Such as that a lease cannot be given back, for etcd is away.
+            log.warning("a background task failed as it ended", task=name, error=f"{type(error).__name__}: {error}")
+        raise
+    task.result()
 
 
 def _leaves(error: Exception) -> Iterator[Exception]:

@@ -177,13 +177,18 @@ class CompressionAdvised(Message, frozen=True):
 
 
 class SaveBegun(Message, frozen=True):
-    """Ask to open a save; answered by `SaveOpened` or `SaveRefused` with the same `step`."""
+    """Ask to open a save; answered by `SaveOpened` or `SaveRefused` with the same `step`.
+
+    `patience_s` says for how long the catalogue may be away before that is refused: training that goes on has a next
+    save, and training that ends has none.
+    """
 
     generation: int
     step: int
     world_size: int
     traceparent: str = ""
     rank: int = 0
+    patience_s: float = 0.0
 
 
 class ShardSaved(Message, frozen=True):

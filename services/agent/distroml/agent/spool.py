@@ -16,6 +16,10 @@ from pathlib import Path
 
 import msgspec
 
+from distroml.observability import logger
+
+log = logger(__name__)
+
 _HEADER = struct.Struct(">II")
 _COMPACT_BYTES = 1 << 20
 
@@ -46,7 +50,7 @@ class _Kept:
 class Spool:
     """Pending reports in the order in which they were put.
 
-    At most `cap_bytes` are pending; past that the oldest go and are counted in `dropped`.
+    At most `cap_bytes` are pending; past that the oldest go, which is said, and counted in `dropped`.
     """
 
     def __init__(self, path: Path, *, cap_bytes: int = 16 << 20) -> None:
@@ -70,6 +74,8 @@ class Spool:
         record = _frame(entry)
         self._keep(entry, len(record))
         self._append(record)
+        with contextlib.suppress(OSError):
+            self._tidy()
 
     def ack(self, id: str) -> None:
         """The report arrived; forget it. Unknown ids are fine: acknowledgements repeat.
@@ -82,8 +88,7 @@ class Spool:
         self._pending_bytes -= kept.size
         with contextlib.suppress(OSError):
             self._append(_frame(_Ack(id)))
-            if self._size > _COMPACT_BYTES and self._size > 2 * self._pending_bytes:
-                self._compact()
+            self._tidy()
 
     def forget(self, *, kind: str, group: str) -> None:
         """Drop what is pending of this kind and group: nobody will ask for it any more."""
@@ -114,6 +119,8 @@ class Spool:
             oldest = next(iter(self._pending))
             self._pending_bytes -= self._pending.pop(oldest).size
             self.dropped += 1
+            if is_told(self.dropped):
+                log.warning("the spool is full: the oldest reports are dropped", dropped=self.dropped, bytes=self._cap)
             self._append(_frame(_Ack(oldest)))
 
     def _append(self, record: bytes) -> None:
@@ -144,6 +151,10 @@ class Spool:
         os.ftruncate(self._fd, at)
         return at
 
+    def _tidy(self) -> None:
+        if self._size > _COMPACT_BYTES and self._size > 2 * self._pending_bytes:
+            self._compact()
+
     def _compact(self) -> None:
         temporary = self._path.with_suffix(".tmp")
         data = b"".join(_frame(kept.entry) for kept in self._pending.values())
@@ -159,6 +170,11 @@ class Spool:
             raise
         os.close(self._fd)
         self._fd, self._size = fd, len(data)
+
+
+def is_told(count: int) -> bool:
+    """Whether something that happened for the `count`th time is worth a line: ever fewer of them."""
+    return count & (count - 1) == 0
 
 
 def _frame(record: Entry | _Ack) -> bytes:

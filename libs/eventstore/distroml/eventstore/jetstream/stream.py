@@ -104,10 +104,14 @@ class JetStreamLog:
             (recorded, after != recorded.position.revision)
             for recorded, after in zip(events, [*revisions[1:], None], strict=True)
         ]
-        for start in range(0, len(events), IN_FLIGHT):
-            tail = await self._publish(tail, previous, marked[start : start + IN_FLIGHT])
+        start = 0
+        while start < len(events):
+            # Where an empty log begins is decided by its first event. Others sent with it would be taken after the
+            # first ones of another relay, which begins elsewhere; once it has begun, all have the same to publish.
+            end = start + (IN_FLIGHT if tail.place is not None else 1)
+            tail = await self._publish(tail, previous, marked[start:end])
             assert tail.place is not None
-            previous = tail.place
+            previous, start = tail.place, end
         return tail
 
     async def info(self) -> StreamInfo | None:

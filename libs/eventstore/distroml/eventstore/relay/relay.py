@@ -125,10 +125,7 @@ class Relay:
         except OutboxTrimmed as trimmed:
             entries = await self._segments.read(after=after)
             if not entries:
-                raise StoreDamaged(
-                    f"commits after revision {after} have left the outbox (up to {trimmed.trimmed}), and no segment"
-                    " holds them; bring the segments' objects back from a copy of the bucket"
-                ) from trimmed
+                raise _unsealed(after, trimmed.trimmed) from trimmed
             return entries[:_BATCH_COMMITS]
 
     async def _awaited(self, after: int, timeout_s: float) -> Sequence[OutboxEntry]:
@@ -149,7 +146,13 @@ class Relay:
             self.sealed = collected.after
             self._moved.set()
             due_s = core.due_in_s(collected, False, self._monotonic(), self._policy)
-            entries = await self._awaited(collected.last, _LOOK_S if due_s is None else min(due_s, _LOOK_S))
+            try:
+                entries = await self._awaited(collected.last, _LOOK_S if due_s is None else min(due_s, _LOOK_S))
+            except OutboxTrimmed as trimmed:
+                # Another relay has sealed further, or what it sealed is lost.
+                if await self._segments.sealed() < trimmed.trimmed:
+                    raise _unsealed(collected.last, trimmed.trimmed) from trimmed
+                raise
             before = len(collected.entries)
             collected = core.collect(collected, entries, self._monotonic(), self._policy)
             more = len(collected.entries) - before < len(entries)
@@ -213,6 +216,13 @@ class Relay:
             for entry in entries:
                 if sealed.get(entry.revision) != entry:
                     raise _brought_back(entry.revision)
+
+
+def _unsealed(after: int, trimmed: int) -> StoreDamaged:
+    return StoreDamaged(
+        f"commits after revision {after} have left the outbox (up to {trimmed}), and no segment holds them; bring the"
+        " segments' objects back from a copy of the bucket"
+    )
 
 
 def _brought_back(revision: int) -> StoreDamaged:

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from http.client import BadStatusLine, RemoteDisconnected
+from xml.etree.ElementTree import ParseError
 
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, SSLError
@@ -47,6 +48,8 @@ def translated(settings: S3Settings, key: str) -> Generator[None]:
         raise
     except (MinioException, HTTPError) as error:
         raise translate(error, settings, key) from error
+    except ParseError as error:
+        raise _no_s3(settings, "what is no XML") from error
 
 
 def translate(error: MinioException | HTTPError, settings: S3Settings, key: str) -> ObjectStoreError:
@@ -61,14 +64,18 @@ def translate(error: MinioException | HTTPError, settings: S3Settings, key: str)
                 return ObjectStoreFull(f"no room for {what} (HTTP {status}); nothing was written under it")
             if status >= _SERVER_ERROR:
                 return ObjectStoreDown(f"{what}: the server failed with HTTP {status}")
-            return ObjectStoreRefused(
-                f"{settings.endpoint} answers HTTP {status}, but not as S3 does: is the endpoint the S3 server's? "
-                "AWS_ENDPOINT_URL_S3 says which is used"
-            )
+            return _no_s3(settings, f"HTTP {status}")
         case MaxRetryError() if error.reason is not None:
             return _unanswered(error.reason, settings, what)
         case _:
             return _unanswered(error, settings, what)
+
+
+def _no_s3(settings: S3Settings, said: str) -> ObjectStoreRefused:
+    return ObjectStoreRefused(
+        f"{settings.endpoint} answers {said}, but not as S3 does: is the endpoint the S3 server's? AWS_ENDPOINT_URL_S3 "
+        "says which is used"
+    )
 
 
 def _answered(error: S3Error, settings: S3Settings, key: str, what: str) -> ObjectStoreError:

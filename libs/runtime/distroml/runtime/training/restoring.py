@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from distroml.objectstore import ObjectStoreDown
+from distroml.objectstore import ObjectStoreDown, ObjectStoreRefused
 from distroml.runtime.checkpoint import ANCHOR, OUTER, RESIDUALS, CorruptChunk, Whole, restore
 from distroml.runtime.elastic import Collectives
 from distroml.runtime.link import Link
@@ -21,7 +22,9 @@ from distroml.workerlink import CheckpointRef, CorruptionFound
 log = logging.getLogger("distroml.runtime.checkpoint")
 
 _ASK_S = 60.0
-_DOWN_RETRIES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+_PATIENCE_S = 600.0
+"""How long the store of objects may be away: as long as a survivor waits for a generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ def restore_agreed(
     fresh: Callable[[], tuple[nn.Module, Optimizer, dict[str, Any]]],
     whole: Whole,
     own: tuple[str, str],
+    check: Callable[[], None],
 ) -> tuple[Found, dict[str, Any]]:
     """Load `wanted`, or the newest older checkpoint that is sound on every rank. Collective.
 
@@ -53,6 +57,7 @@ def restore_agreed(
         fresh: the model, an optimizer that has not stepped, and the further state to fill; called for each try.
         whole: the model of which this rank holds a part.
         own: where the further state has what only this rank saved.
+        check: raises where the generation is over; asked while the store of objects is away.
 
     Returns:
         What was found, and the further state; with no checkpoint left the model may be half overwritten where
@@ -71,7 +76,7 @@ def restore_agreed(
         model, optimizer, more = fresh()
         damage: CorruptChunk | None = None
         try:
-            _load(storage, ref, model, optimizer, world.rank, more, whole, own)
+            _load(storage, ref, model, optimizer, world.rank, more, whole, own, check)
         except CorruptChunk as error:
             damage = error
             log.error("checkpoint of step %d is damaged: %s; trying an older one", ref.step, error)
@@ -97,8 +102,10 @@ def _load(
     more: dict[str, Any],
     whole: Whole,
     own: tuple[str, str],
+    check: Callable[[], None],
 ) -> None:
-    for pause_s in (*_DOWN_RETRIES_S, None):
+    patient_until = time.monotonic() + _PATIENCE_S
+    for nth in count():
         try:
             restore(
                 storage.store,
@@ -114,10 +121,14 @@ def _load(
             )
             return
         except ObjectStoreDown as error:
-            if pause_s is None:
+            # One that refuses us does so again, but for a moment after it was started.
+            is_over = isinstance(error, ObjectStoreRefused) or time.monotonic() >= patient_until
+            if nth >= len(_PAUSES_S) and is_over:
                 raise
+            pause_s = _PAUSES_S[min(nth, len(_PAUSES_S) - 1)]
             log.warning("the object store is away (%s), trying again in %.1f s", error, pause_s)
             time.sleep(pause_s)
+            check()
 
 
 def _next_best(storage: Storage, link: Link, generation: int, damage: CorruptChunk) -> CheckpointRef | None:

@@ -36,7 +36,7 @@ from distroml.workerlink import CheckpointRef
 
 log = logging.getLogger("distroml.runtime.train")
 
-_FINAL_SAVE_S = 180.0
+_FINAL_SAVE_S = 600.0
 _DRAIN_SAVE_S = 60.0
 # Of the grace a stop gives: the rest is for ending.
 _OF_GRACE = 0.7
@@ -127,6 +127,7 @@ class Run:
             fresh=trainee.fresh,
             whole=trainee.whole or NOTHING_ELSE,
             own=self.parallel.keeping.own_place,
+            check=self._membership.check,
         )
         kept = ""
         if found.ref is None:
@@ -275,10 +276,11 @@ class Run:
             return
         self._begin_save("checkpoint")
 
-    def _begin_save(self, why: str) -> None:
+    def _begin_save(self, why: str, patience_s: float = 0.0) -> None:
         if self.reporter.last is not None:
             self.reporter.record(self.reporter.last, why)
-        self._saves.begin(self.trainee.captured(kept_by(self._adapting, self.parallel)), step=self.step)
+        state = self.trainee.captured(kept_by(self._adapting, self.parallel))
+        self._saves.begin(state, step=self.step, patience_s=patience_s)
 
     def _save_and_wait(self, why: str, timeout_s: float) -> bool:
         """A save that the caller cannot do without, begun once the one before it is through."""
@@ -288,7 +290,7 @@ class Run:
             self._saves.wait(self._saves.begun, timeout_s, self._membership.check)
         if self._saves.begun != step:
             self.parallel.average_buffers()
-            self._begin_save(why)
+            self._begin_save(why, timeout_s)
         committed = self._saves.wait(step, timeout_s, self._membership.check)
         if not committed:
             log.error("the checkpoint of step %d did not come about: %s", step, self._saves.why_failed(step))

@@ -90,8 +90,11 @@ class Saves:
         """Seconds for which the last `begin` held the training thread."""
         return self._saver.blocked_s
 
-    def begin(self, state: MutableMapping[str, object], *, step: int) -> None:
-        """Copy this rank's part of `state` and write it in the background. Every rank calls this at the same step."""
+    def begin(self, state: MutableMapping[str, object], *, step: int, patience_s: float = 0.0) -> None:
+        """Copy this rank's part of `state` and write it in the background. Every rank calls this at the same step.
+
+        A catalogue that is away is waited for as long as `patience_s`, and for a few seconds in any case.
+        """
         self._begun_step, self._begun_at = step, time.monotonic()
         self._open[step] = span = self._spans.begin(names.SPAN_CHECKPOINT, step=step)
         opened: SaveOpened | None = None
@@ -112,6 +115,7 @@ class Saves:
                     world_size=self._world.world_size,
                     traceparent=span.traceparent if span else "",
                     rank=self._world.rank,
+                    patience_s=patience_s,
                 )
             )
 

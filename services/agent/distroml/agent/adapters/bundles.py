@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from grpc.aio import Channel
 
+from distroml.agent.adapters.streams import heed_cancellation
 from distroml.api.scheduler.v1 import jobs_pb2 as pb
 from distroml.api.scheduler.v1.jobs_pb2_grpc import JobServiceStub
 from distroml.bundle import BundleError, unpack
@@ -71,6 +72,7 @@ class Bundles:
                 partial.rename(archive)
                 return archive
             except RemoteError as error:
+                heed_cancellation()
                 if not error.is_transient:
                     raise CodeUnavailable(f"cannot fetch bundle {sha256[:12]}…: {error.message}") from error
                 log.info("cannot fetch the code yet; trying again", bundle=sha256[:12], error=str(error))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from grpc.aio import Channel
 
+from distroml.agent.adapters.streams import heed_cancellation
 from distroml.agent.spool import Entry, Spool
 from distroml.api.checkpoint.v1 import checkpoint_pb2 as pb
 from distroml.api.checkpoint.v1.checkpoint_pb2_grpc import CheckpointServiceStub
@@ -34,13 +36,13 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 BEGIN_S = 10.0
-"""How long a worker waits at most to hear whether it may save; training goes on meanwhile."""
+"""How long a worker waits to hear whether it may save, where it does not say that it has more patience."""
 
 ASK_S = 300.0
-"""How long a question for the newest checkpoint is repeated while the catalogue is away."""
+"""How long a worker's question for the newest checkpoint is repeated while the catalogue is away."""
 
 REPORT_S = 1800.0
-"""How long a shard's report is repeated in one go; the spool keeps it beyond."""
+"""How long a report is repeated in one go; the spool keeps it beyond, for when another call was answered."""
 
 SHARD, FAILED = "shard", "save_failed"
 
@@ -66,7 +68,7 @@ class Checkpoints:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def resume(self) -> None:
-        """Send what an earlier agent could not."""
+        """Send what an earlier agent could not, or this one after `REPORT_S`; what is under way already goes on."""
         for entry in self._spool.pending(group=self._facts.job):
             worker = entry.id.partition("/")[0]
             if entry.kind == SHARD:
@@ -124,8 +126,12 @@ class Checkpoints:
         )
 
         async def ask() -> None:
-            answer = await self._patiently(lambda: self._stub.ReportCorruption(request), "report damage")
-            if answer is not None:
+            what = "report damage"
+            try:
+                answer = await self._repeat(lambda: self._stub.ReportCorruption(request), REPORT_S, what)
+            except RemoteError as error:
+                self._note_refusal(error, what)
+            else:
                 self._tell(worker, Latest(restore=_ref(answer)))
 
         self._spawn(request.request_id, ask())
@@ -134,19 +140,22 @@ class Checkpoints:
         """A worker asks for the newest checkpoint."""
 
         async def ask() -> None:
-            restore = await self.latest(generation)
+            restore = await self.latest(generation, patience_s=ASK_S)
             self._tell(worker, Latest(restore=restore))
 
         self._spawn(f"{worker}/latest", ask())
 
-    async def latest(self, generation: int) -> CheckpointRef | None:
+    async def latest(self, generation: int, *, patience_s: float = math.inf) -> CheckpointRef | None:
         """The newest sound checkpoint that `generation` may start from.
 
+        A catalogue that is away is waited for: that alone is no reason for an attempt to fail.
+
         Raises:
-            RemoteError: the catalogue refused, or was away for `ASK_S`.
+            RemoteError: the catalogue refused, or was away for `patience_s`.
         """
         request = pb.GetLatestRequest(job=self._facts.job, generation=generation)
-        return _ref(await self._repeat(lambda: self._stub.GetLatest(request), ASK_S, "ask for the newest checkpoint"))
+        what = "ask for the newest checkpoint"
+        return _ref(await self._repeat(lambda: self._stub.GetLatest(request), patience_s, what))
 
     async def close(self) -> None:
         """Stop; what is spooled stays."""
@@ -167,7 +176,8 @@ class Checkpoints:
             keep=self._facts.keep,
         )
         try:
-            answer = await self._repeat(lambda: self._stub.BeginSave(request), BEGIN_S, "open a save")
+            patience_s = max(BEGIN_S, said.patience_s)
+            answer = await self._repeat(lambda: self._stub.BeginSave(request), patience_s, "open a save")
         except RemoteError as error:
             self._tell(worker, SaveRefused(step=said.step, reason=error.reason, message=error.message))
             if error.is_transient:
@@ -193,7 +203,7 @@ class Checkpoints:
         try:
             async with asyncio.timeout(REPORT_S):
                 while True:
-                    answer = await self._repeat(lambda: self._stub.ReportShard(request), REPORT_S, "report a shard")
+                    answer = await self._repeat(lambda: self._stub.ReportShard(request), math.inf, "report a shard")
                     self._spool.ack(id)
                     if answer.committed:
                         committed = CheckpointCommitted(step=request.step, manifest_hash=answer.manifest_hash)
@@ -208,15 +218,14 @@ class Checkpoints:
             self._tell(worker, CheckpointFailed(step=request.step, message=text))
 
     async def _fail(self, request: pb.ReportSaveFailedRequest, id: str) -> None:
-        await self._patiently(lambda: self._stub.ReportSaveFailed(request), "report a failed save")
-        self._spool.ack(id)
-
-    async def _patiently(self, call: Callable[[], Any], what: str) -> Any:
+        what = "report a failed save"
         try:
-            return await self._repeat(call, REPORT_S, what)
+            await self._repeat(lambda: self._stub.ReportSaveFailed(request), REPORT_S, what)
         except RemoteError as error:
-            log.warning(f"the catalogue refused to {what}", job=self._facts.job, reason=error.reason, error=str(error))
-            return None
+            self._note_refusal(error, what)
+            if error.is_transient:
+                return
+        self._spool.ack(id)
 
     async def _repeat(self, call: Callable[[], Any], limit_s: float, what: str) -> Any:
         """Call until it is answered; what is not transient, or too long away, is raised."""
@@ -225,14 +234,21 @@ class Checkpoints:
         told = False
         while True:
             try:
-                return await call()
+                answer = await call()
             except RemoteError as error:
+                heed_cancellation()
                 if not error.is_transient or asyncio.get_running_loop().time() >= until:
                     raise
                 if not told:
                     log.info(f"cannot {what} yet; trying again", job=self._facts.job, error=str(error))
                     told = True
-            await backoff.wait()
+                await backoff.wait()
+            else:
+                self.resume()
+                return answer
+
+    def _note_refusal(self, error: RemoteError, what: str) -> None:
+        log.warning(f"the catalogue did not let us {what}", job=self._facts.job, reason=error.reason, error=str(error))
 
     def _keep(self, kind: str, id: str, body: bytes) -> None:
         try:

@@ -13,7 +13,7 @@ from distroml.agent.adapters.streams import heed_cancellation
 from distroml.agent.adapters.wire import category_from_wire, formed_from_wire
 from distroml.agent.domain import inputs
 from distroml.agent.domain.exits import Category
-from distroml.agent.spool import Entry, Spool
+from distroml.agent.spool import Entry, Spool, is_told
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as pb
 from distroml.api.rendezvous.v1.rendezvous_pb2_grpc import RendezvousServiceStub
 from distroml.observability import logger, trace
@@ -103,6 +103,9 @@ class RendezvousStream:
                 break
             del self._unacknowledged[oldest]
             self.dropped += 1
+            if is_told(self.dropped):
+                text = "rendezvous is away for long: the oldest reports are dropped"
+                log.warning(text, attempt=self._group, dropped=self.dropped)
         self._say(pb.JoinRequest(report=report))
 
     async def leave(self, reason: str, timeout_s: float = 2.0) -> None:
