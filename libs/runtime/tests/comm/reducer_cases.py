@@ -93,6 +93,28 @@ def trainings_exchange_by_every_scheme(device: torch.device) -> None:
 
 
 @of_at_least(2)
+def what_adapts_sends_nothing_but_sums_while_it_compresses_nothing(device: torch.device) -> None:
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    exchanging = Exchanging("none", device, adapts=True)
+    exchange = exchanging.exchange
+    agreed = ("dp_replicate", "node", "agreement")
+    # From step 2 on one of two is coded, in step 4 it tells what was kept, and after that it is plain again.
+    for step, (scheme, agrees) in enumerate([("none", False), ("int8", True), ("int8", True), ("none", True)], 1):
+        exchange.set_scheme(1, parse_scheme(scheme), step)
+        flats = exchanging.drawn(step)
+        made = [of_bucket[rank] for of_bucket in flats]
+        wanted = flats[0][rank].clone()
+        dist.all_reduce(wanted)
+        exchanging.step(step, made)
+        alike(made[0], wanted, ranks == 2, f"the plain bucket in step {step}")
+        assert exchange.wire.take().get(agreed, 0) == (2 * sent_bytes("sum", 32, ranks) if agrees else 0)
+    exchanging.step(5, [of_bucket[rank] for of_bucket in exchanging.drawn(5)])
+    sums = sum(sent_bytes("sum", 4 * spec.numel, ranks) for spec in exchanging.specs)
+    assert exchange.wire.take() == {("dp_replicate", "node", "none"): sums}
+    exchange.close()
+
+
+@of_at_least(2)
 def a_gradient_that_is_no_number_is_told_of_and_kept_by_nobody(device: torch.device) -> None:
     rank, last = dist.get_rank(), dist.get_world_size() - 1
     exchanging = Exchanging("int8", device)
@@ -115,12 +137,13 @@ def a_gradient_that_is_no_number_is_told_of_and_kept_by_nobody(device: torch.dev
 @of_at_least(2)
 def ranks_ask_one_another_and_look_at_samples(device: torch.device) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    exchanging = Exchanging("bf16", device, samples=True)
+    exchanging = Exchanging("bf16", device, adapts=True)
     asked = exchanging.exchange.ask([float(rank), 2.0], probe_bytes=4096)
     # Of every eighth step one bucket, in turn.
     exchanging.step(8, [of_bucket[rank] for of_bucket in exchanging.drawn(1)])
-    means, _ = asked.wait()
-    assert means == [(ranks - 1) / 2, 2.0]
+    least, probed_s = asked.wait()
+    assert least == [0.0, 2.0]
+    assert probed_s > 0
     assert asked.probed_bytes == sent_bytes("sum", 4096, ranks)
     first, second = (one.cosine for one in exchanging.exchange.measured())
     assert first is None

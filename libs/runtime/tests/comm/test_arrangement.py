@@ -101,5 +101,11 @@ def test_times_lie_on_straight_lines_between_and_beyond() -> None:
     assert choice.seconds("flat", 2 * MIB) == pytest.approx(2.0)
     assert choice.seconds("flat", 7 * MIB) == pytest.approx(7.0)
     assert choice.seconds("flat", 10) == 1.0
-    assert choice.seconds("hierarchical", 70 * MIB) == 0.0
+    assert choice.seconds("hierarchical", 4 * MIB) == pytest.approx(1.5)
     assert timed((MIB, 1.0, 2.0)).seconds("hierarchical", 4 * MIB) == 8.0
+
+
+def test_a_large_sum_that_noise_made_fast_does_not_make_larger_ones_free() -> None:
+    choice = timed((64 * KIB, 0.004, 0.006), (512 * KIB, 0.004, 0.0045))
+    assert choice.seconds("hierarchical", 70 * MIB) == 0.0045
+    assert choice.pick(70 * MIB) == "flat"

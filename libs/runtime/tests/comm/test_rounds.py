@@ -7,6 +7,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
+from distroml.runtime.comm import rounds
 from distroml.runtime.comm.rounds import Peers, drive
 from distroml.runtime.compress import Round
 from tests.numerics.pool import Pool
@@ -33,6 +34,29 @@ def test_a_generator_gets_each_answer_and_is_settled_before_and_after() -> None:
         *("settled", "asked 0", "settled", "got 10"),
         *("settled", "asked 1", "settled", "got 11", "settled"),
     ]
+
+
+def test_computing_and_answers_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two clocks: what a processor does for others while a rank computes is none of its own seconds."""
+    now = {"wall": 0.0, "thread": 0.0}
+
+    def pass_(wall: float, thread: float) -> None:
+        now["wall"] += wall
+        now["thread"] += thread
+
+    def scheme() -> Generator[Round, torch.Tensor]:
+        for _ in range(2):
+            pass_(wall=6.0, thread=2.0)
+            yield Round("sum", torch.zeros(1))
+
+    def answer(wanted: Round) -> torch.Tensor:
+        pass_(wall=5.0, thread=0.0)
+        return wanted.payload
+
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: now["wall"])
+    driven = drive(scheme(), answer, clock=lambda: now["thread"])
+    monkeypatch.undo()
+    assert (driven.computing_s, driven.answering_s) == (4.0, 10.0)
 
 
 def test_a_rank_by_itself_gets_its_own_and_sends_nothing() -> None:

@@ -15,10 +15,9 @@ from distroml.runtime.compress.control import Link, Offer, Setting
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """One step: all its seconds, and for each bucket those of its exchange and those for which computing waited."""
+    """One step: all its seconds, and for each bucket those for which computing waited."""
 
     step_s: float
-    exchange_s: tuple[float, ...]
     exposed_s: tuple[float, ...]
 
 
@@ -29,7 +28,6 @@ def happen(setting: Setting, link: Link, compute_s: float, offers: Sequence[Offe
     round is encoded, travels, and is decoded; while the thread codes and shares its core, both go at half speed.
     """
     now = done_s = computed_at = 0.0
-    begun: list[float] = []
     ended: list[float] = []
     # What the thread still does: until computing has come so far, code for so long, or wait for the wire so long.
     work: deque[tuple[str, float]] = deque()
@@ -43,7 +41,6 @@ def happen(setting: Setting, link: Link, compute_s: float, offers: Sequence[Offe
     while work or done_s < compute_s:
         kind, amount = work[0] if work else ("nothing", math.inf)
         if kind == "gradients" and done_s >= amount * (1 - 1e-12):
-            begun.append(now)
             work.popleft()
             continue
         if kind == "end":
@@ -71,4 +68,4 @@ def happen(setting: Setting, link: Link, compute_s: float, offers: Sequence[Offe
     for end in ended:
         exposed.append(max(0.0, end - waited_to))
         waited_to = max(waited_to, end)
-    return Happened(waited_to, tuple(e - b for b, e in zip(begun, ended, strict=True)), tuple(exposed))
+    return Happened(waited_to, tuple(exposed))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from distroml.runtime.compress.control import (
-    PROBE_BYTES,
     Bucket,
     Change,
     Link,
@@ -19,7 +18,7 @@ from distroml.runtime.compress.control import (
     State,
     decide,
     first,
-    probe_due,
+    probe_bytes,
 )
 from distroml.runtime.compress.control.choosing import offers_of
 from distroml.runtime.compress.control.timing import timing, wire_s
@@ -59,7 +58,7 @@ def as_reckoned(setting: Setting, link: Link, compute_s: float, offers: Sequence
     found = timing(setting, link, compute_s, offers)
     waited_s = max(found.exposed_s - setting.codec_slows * sum(offer.codec_s for offer in offers), 0.0)
     exposed = (*(0.0 for _ in offers[1:]), waited_s)
-    return Happened(found.step_s, tuple(wire_s(link, offer) + offer.codec_s for offer in offers), exposed)
+    return Happened(found.step_s, exposed)
 
 
 @dataclass
@@ -67,7 +66,8 @@ class Training:
     """Steps on `link(step)`; `noise` is the scatter of the log of every time. `harm` changes what is seen.
 
     `happens` says what steps take, of the buckets as they are in `truth`, where that is not as the controller has it.
-    Probes see a link that is so many times as fast: `probed`.
+    Probes see a link that is so many times as fast, by their size: `probed`. Processors are so `busy` within steps that
+    codecs take so many times as long as when they were tried, and each message `delay_s` longer than before step 1.
     """
 
     setting: Setting
@@ -79,10 +79,12 @@ class Training:
     loss: Callable[[int], float] = lambda step: 3.0 + 3.0 / step
     happens: Callable[[Setting, Link, float, Sequence[Offer]], Happened] = as_reckoned
     truth: Setting | None = None
-    probed: float = 1.0
+    probed: Callable[[int], float] = lambda size: 1.0
+    busy: float = 1.0
+    delay_s: float = 0.0
     changes: list[Change] = field(default_factory=list[Change])
     schemes: dict[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
-    probes: list[int] = field(default_factory=list[int])
+    probes: dict[int, int] = field(default_factory=dict[int, int])
 
     def run(self, steps: int) -> State:
         """Train from step 1 on; `schemes` has what each step used."""
@@ -105,16 +107,21 @@ class Training:
         def scatter() -> float:
             return chance.lognormvariate(0, self.noise) if self.noise else 1.0
 
-        link, offers = self.link(step), offers_of(self.setting, held)
+        link = self.link(step)
+        offers = [replace(one, codec_s=self.busy * one.codec_s) for one in offers_of(self.setting, held)]
         # A link scatters as a whole: its exchanges of one step share the weather.
-        link = Link(link.latency_s * scatter(), link.s_per_byte * scatter())
+        link = Link(link.latency_s * scatter() + self.delay_s, link.s_per_byte * scatter())
         found = self.happens(self.truth or self.setting, link, self.compute_s * scatter(), offers)
         seen = [
-            self.harm(step, offer.scheme, Seen(exchange_s, exposed_s, 1.0, 1.0, 0.9))
-            for offer, exchange_s, exposed_s in zip(offers, found.exchange_s, found.exposed_s, strict=True)
+            self.harm(
+                step,
+                offer.scheme,
+                Seen(wire_s(link, offer), exposed_s, 1.0, 1.0, 0.9, offer.codec_s, link.latency_s),
+            )
+            for offer, exposed_s in zip(offers, found.exposed_s, strict=True)
         ]
         probe = None
-        if probe_due(state, step):
-            self.probes.append(step)
-            probe = Probe(PROBE_BYTES, link.latency_s + PROBE_BYTES * link.s_per_byte / self.probed)
+        if size := probe_bytes(self.setting, state, step):
+            self.probes[step] = size
+            probe = Probe(size, link.latency_s + size * link.s_per_byte / self.probed(size))
         return Measured(step, found.step_s, self.loss(step), tuple(seen), probe)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from distroml.objectstore.memory import MemoryObjectStore
-from distroml.runtime.compress.control import NONE, Change
+from distroml.runtime.compress.control import NONE, PROBE_BYTES, Change
+from distroml.runtime.compress.control.timing import wire_s
+from distroml.runtime.parallel.buffers import Took
 from distroml.runtime.training.adapting import Adapting, probe_link
 from distroml.runtime.training.catalogue import LocalCatalogue
 from distroml.runtime.training.recording import SchemeRecord
@@ -28,8 +30,7 @@ class Answered:
 
 @dataclass
 class SeenOne:
-    exchange_s: float
-    exposed_s: float = 0.0
+    took: Took
     gradient_norm: float = 1.0
     residual_norm: float = 1.0
     cosine: float | None = None
@@ -37,7 +38,10 @@ class SeenOne:
 
 @dataclass
 class Pretended:
-    """An exchange over a link of `rate` Mbit/s, of as many buckets as the setting has."""
+    """An exchange over a link of `rate` Mbit/s, of as many buckets as the setting has.
+
+    Of each probe its limiter lets so many bytes through at once: `free_bytes`.
+    """
 
     rate: float
     work: object = field(default_factory=setting)
@@ -45,14 +49,14 @@ class Pretended:
     due: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
     probes: list[int] = field(default_factory=list)
     step: int = 0
+    free_bytes: int = 0
 
     def ask(self, values, *, probe_bytes: int = 0) -> Answered:
         link = mbit(self.rate)
         if probe_bytes:
-            self.probes.append(self.step)
-        return Answered(
-            list(values), probe_bytes, link.latency_s + probe_bytes * link.s_per_byte if probe_bytes else 0.0
-        )
+            self.probes.append(probe_bytes)
+        limited = max(probe_bytes - self.free_bytes, 0)
+        return Answered(list(values), probe_bytes, link.latency_s + limited * link.s_per_byte if probe_bytes else 0.0)
 
     def set_scheme(self, bucket: int, scheme: str, from_step: int) -> None:
         assert from_step > self.step, "a step that has begun"
@@ -67,7 +71,7 @@ class Pretended:
         link = mbit(self.rate)
         pairs = zip(self.work.buckets, self.schemes, strict=True)
         offers = [next(o for o in bucket.offers if o.scheme == scheme) for bucket, scheme in pairs]
-        return [SeenOne(o.rounds * link.latency_s + o.sent_bytes * link.s_per_byte + o.codec_s) for o in offers]
+        return [SeenOne(Took(wire_s(link, one), one.codec_s, link.latency_s)) for one in offers]
 
 
 def made(exchange: Pretended, recorded: list[Change], told: list[SchemeChanged] | None = None) -> Adapting:
@@ -101,8 +105,21 @@ def test_the_link_is_probed_before_the_first_step_and_its_choice_set_and_told() 
 
 @pytest.mark.parametrize("rate", [10, 100, 10_000])
 def test_a_probe_reads_the_link(rate: float) -> None:
-    link = probe_link(Pretended(rate))
+    link = probe_link(Pretended(rate), 4 * 4_900_000)
     assert link.s_per_byte == pytest.approx(mbit(rate).s_per_byte, rel=0.4)
+
+
+@pytest.mark.parametrize(("rate", "most_bytes"), [(10, PROBE_BYTES), (1000, 4 << 20), (100_000, 16 << 20)])
+def test_probes_grow_until_one_takes_long_enough_to_tell(rate: float, most_bytes: int) -> None:
+    """What a limiter lets through at once says nothing of a link then; none is larger than a bucket."""
+    exchange = Pretended(rate, free_bytes=64 * 1024)
+    link = probe_link(exchange, 4 * 4_900_000)
+    assert max(exchange.probes) == most_bytes
+    if rate > 10:
+        assert link.s_per_byte == pytest.approx(mbit(rate).s_per_byte, rel=0.1)
+    small = Pretended(rate)
+    probe_link(small, 1000)
+    assert max(small.probes) == PROBE_BYTES
 
 
 def test_a_link_that_gets_fast_is_followed_within_forty_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,7 @@ from distroml.runtime.compress.codecs import (
     add_all,
     first_nonfinite,
     oracle,
+    sum_all,
 )
 from distroml.runtime.compress.codecs.noise import fold, mix32, uniform
 from distroml.runtime.compress.native import Kernels, kernels
@@ -251,6 +253,25 @@ def test_codes_of_many_ranks_add_up_as_one_after_the_other(level: str, name: str
     for code in codes:
         codec.add(code, apart)
     assert same_bits(together, apart)
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("numel", [1, 2500])
+def test_a_sum_of_codes_does_not_hang_on_what_its_place_held_nor_on_what_lies_between_them(
+    level: str, name: str, numel: int
+) -> None:
+    """Codes of several vectors lie in one message, row by row; zeros keep their sign as a sum with zero has it."""
+    codec = CODECS[name]
+    size = codec.size(numel)
+    message = torch.full((3, -(-size // 8) * 8 + 16), 255, dtype=torch.uint8)
+    codes = message[:, 8 : 8 + size]
+    for rank, code in enumerate(codes):
+        codec.encode(-vector("normal", numel, rank).relu(), None, 1.0, rank, code)
+    total, wanted = torch.full((numel,), math.nan), torch.zeros(numel)
+    sum_all(codec, codes, total)
+    for code in codes:
+        codec.add(code.clone(), wanted)
+    assert same_bits(total, wanted)
 
 
 def test_top_k_of_sorted_and_of_periodic_vectors_is_exact(level: str) -> None:

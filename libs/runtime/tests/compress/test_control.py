@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from distroml.runtime.compress.control import (
     LADDER,
+    PROBE_BYTES,
     Bucket,
     Change,
     Link,
@@ -27,6 +28,7 @@ from distroml.runtime.compress.control import (
     first,
     gain,
     link_of,
+    probe_bytes,
 )
 from distroml.runtime.compress.control.choosing import choose, judge, offers_of, penalty
 from distroml.runtime.compress.control.penalties import rung
@@ -63,6 +65,17 @@ def test_the_first_choice_already_fits_the_link(rate, least, most):
         assert all(change.from_step == 1 and change.why.endswith("bit/s") for change in said)
 
 
+@given(rate=st.floats(1000, 50_000), slows=st.floats(0, 1), buckets=st.integers(1, 5))
+def test_the_first_choice_has_to_be_worth_as_much_as_a_change(rate, slows, buckets):
+    """Else a link on which little is to be won is begun with losses that no measurement would have led to."""
+    work = setting(buckets=buckets, slows=slows)
+    state = first(work, mbit(rate), 0.2)
+    begun, dense = (
+        judge(work, mbit(rate), 0.2, offers_of(work, schemes)) for schemes in (state.schemes, ["none"] * buckets)
+    )
+    assert begun.offers == dense.offers or begun.to_loss_s < 0.95 * dense.to_loss_s
+
+
 def test_a_bucket_that_hides_behind_the_pass_loses_less_than_the_last_one():
     schemes = first(setting(), mbit(1000), 0.2).schemes
     assert [rung(s) for s in schemes] == sorted(rung(s) for s in schemes)
@@ -93,7 +106,7 @@ def test_nothing_is_lost_on_a_fast_link(rate, noise, seed, buckets):
     training.run(200)
     assert training.changes == []
     assert all(set(schemes) == FAST for schemes in training.schemes.values())
-    assert training.probes == []
+    assert training.probes == {}
 
 
 @given(rate=RATES, noise=st.floats(0, 0.2), seed=st.integers(0, 99))
@@ -115,7 +128,7 @@ def test_even_on_a_link_without_any_order_changes_are_bounded(seed, noise):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_probes_that_see_a_faster_link_than_exchanges_do_not_make_it_go_back_and_forth(seed):
-    training = Training(setting(buckets=1), lambda step: mbit(5_000), noise=0.1, seed=seed, probed=4.0)
+    training = Training(setting(buckets=1), lambda step: mbit(5_000), noise=0.1, seed=seed, probed=lambda size: 4.0)
     training.run(800)
     assert len({change.from_step for change in training.changes}) <= 8
 
@@ -225,7 +238,63 @@ def test_what_changes_say_is_in_units_that_people_read():
 def test_a_probe_is_made_every_twenty_steps_while_something_is_compressed():
     training = Training(setting(), lambda step: mbit(10))
     training.run(100)
-    assert training.probes == [20, 40, 60, 80, 100]
+    assert training.probes == dict.fromkeys([20, 40, 60, 80, 100], PROBE_BYTES)
+
+
+def test_probes_are_larger_where_that_costs_little_of_a_step_and_never_larger_than_a_bucket():
+    sizes = {}
+    for rate in (10, 300, 1000, 100_000):
+        work = setting(buckets=2)
+        state = dataclasses.replace(first(work, mbit(10), 0.2), link=mbit(rate))
+        sizes[rate] = probe_bytes(work, state, 20)
+        assert probe_bytes(work, state, 21) == 0
+    assert sizes[10] == sizes[300] == PROBE_BYTES
+    assert sizes[1000] == 1 << 20
+    assert work.largest_bytes / 2 < sizes[100_000] <= work.largest_bytes
+    # Where a probe just showed that the link is another, the next one is for that.
+    doubting = dataclasses.replace(state, link=mbit(10), doubt=-1, doubt_log=-math.log(100))
+    assert probe_bytes(work, doubting, 21) == 1 << 20
+
+
+def test_what_fits_into_a_cache_and_is_fast_there_does_not_make_it_go_back_and_forth():
+    """Ranks of one host: a small probe sees memory that is near, a bucket does not."""
+    training = Training(
+        setting(buckets=1), lambda step: mbit(5_000), noise=0.05, probed=lambda size: 4.0 if size < 1 << 20 else 1.0
+    )
+    training.run(400)
+    assert training.changes == []
+
+
+@pytest.mark.parametrize("rate", [200, 1000])
+@pytest.mark.parametrize("busy", [1.0, 3.0])
+def test_a_busy_processor_is_not_taken_for_a_slower_link(rate, busy):
+    """Codecs and messages wait for it; what the wire itself takes does not change."""
+    training = Training(
+        setting(buckets=1), lambda step: mbit(rate), noise=0.05, happens=happen, busy=busy, delay_s=3e-3
+    )
+    state = training.run(100)
+    assert not [change for change in training.changes if change.reason.startswith("Link")]
+    assert state.link.s_per_byte == pytest.approx(mbit(rate).s_per_byte, rel=0.15)
+    assert state.link.latency_s == pytest.approx(mbit(rate).latency_s + 3e-3, rel=0.15)
+
+
+@pytest.mark.parametrize(("buckets", "slows"), [(1, 0.0), (1, 1.0), (4, 0.0), (4, 1.0)])
+def test_what_computing_takes_is_told_from_waiting_and_coding(buckets, slows):
+    """Also where codecs of the last bucket are what computing waits for."""
+    training = Training(setting(buckets=buckets, slows=slows), lambda step: mbit(200), happens=happen)
+    assert training.run(60).compute_s == pytest.approx(0.2, rel=0.05)
+
+
+@pytest.mark.parametrize("rate", [100, 1000, 3000])
+def test_codecs_that_take_longer_within_steps_than_alone_are_reckoned_with(rate):
+    work = setting(buckets=1)
+    training = Training(work, lambda step: mbit(rate), happens=happen, busy=4.0)
+    state = training.run(100)
+    assert state.coding == pytest.approx(4.0)
+    costly = tuple(dataclasses.replace(offer, codec_s=4 * offer.codec_s) for offer in work.buckets[0].offers)
+    truth = dataclasses.replace(work, buckets=(dataclasses.replace(work.buckets[0], offers=costly),))
+    best = min(happened(truth, mbit(rate), [one.scheme]) for one in LADDER)
+    assert happened(truth, mbit(rate), training.schemes[100]) < 1.06 * best
 
 
 @given(rate=RATES, noise=st.floats(0, 0.5), seed=st.integers(0, 99))

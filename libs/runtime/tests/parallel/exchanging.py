@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from distroml.runtime.elastic import Pending, World
 from distroml.runtime.link import NullLink
 from distroml.runtime.parallel import ParallelModel
 from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.runtime.parallel.buffers import Took
 from distroml.runtime.parallel.shardsums import ShardSums
 from distroml.runtime.training.controlling import adapting_of
 from libs.runtime.tests.parallel.models import Quirks, samples
@@ -209,28 +210,33 @@ def in_order(world: World, plan: str, **options: Any) -> dict[str, Any]:
 
 
 def asked(world: World) -> dict[str, Any]:
-    """Steps in which ranks tell one another what exchanges took, rank 1 late in each; samples are taken of some."""
+    """Steps in which ranks tell one another what exchanges took, rank 1 late in each; samples are taken of some.
+
+    Returns:
+        "took": seconds of all buckets together, of each late step.
+    """
     plan = f"dp_replicate={world.world_size},bucket_mb=0.001"
     parallel = spread(world, plan, Quirks(width=8), MICROBATCH, torch.float32, compress="auto")
     exchange = parallel.exchange
     for buffer in exchange.buffers:
         exchange.set_scheme(buffer.number, parse_scheme("int8"), from_step=1)
-    buckets, cosines, seconds, late_s = len(exchange.buffers), {}, [], 0.3
+    buckets, cosines, took, late_s = len(exchange.buffers), {}, [], 0.3
     for number in range(1, 8 * buckets + 1):
         told = exchange.ask([float(world.rank)])
         if world.rank == 1 and number < 5:
             time.sleep(late_s)
         step(parallel, number)
-        means, _ = told.wait()
+        least, _ = told.wait()
         for one in exchange.measured():
             if one.cosine is not None:
                 cosines[one.bucket] = one.cosine
         if 2 < number < 6:
-            seconds.append(sum(one.exposed_s for one in exchange.measured()))
+            together = zip(*(one.took.seconds for one in exchange.measured()), strict=True)
+            took.append(asdict(Took(*map(sum, together))))
     sent = {way[2]: size for way, size in exchange.wire.take().items()}
     parallel.close()
     return {
-        "buckets": buckets, "means": means, "cosines": cosines, "seconds": seconds, "sampled": sent.get("sample", 0),
+        "buckets": buckets, "least": least, "cosines": cosines, "took": took, "sampled": sent.get("sample", 0),
         "late_s": late_s,
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distroml.runtime.parallel.asking import Asked
-from distroml.runtime.parallel.buffers import Measured
+from distroml.runtime.parallel.buffers import Measured, Took
 from distroml.runtime.parallel.compressed import CompressedExchange
 
 SLOW_S_PER_BYTE, FAST_S_PER_BYTE = 1e-3, 1e-12
@@ -26,8 +26,8 @@ class _Told:
         return self.asked.probed_bytes
 
     def wait(self) -> tuple[list[float], float]:
-        means, _ = self.asked.wait()
-        return means, self.asked.probed_bytes * self.s_per_byte()
+        values, _ = self.asked.wait()
+        return values, self.asked.probed_bytes * self.s_per_byte()
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def reported(s_per_byte: Mapping[int, float]) -> Iterator[None]:
 
     def seen(self: CompressedExchange) -> list[Measured]:
         spent = [(one, one.sent_bytes * rate(self)) for one in measured(self)]
-        return [replace(one, exchange_s=took_s, exposed_s=took_s) for one, took_s in spent]
+        return [replace(one, took=Took(wire_s=took_s, waited_s=took_s)) for one, took_s in spent]
 
     CompressedExchange.ask, CompressedExchange.measured = asked, seen
     try:

@@ -13,6 +13,29 @@ from distroml.runtime.typed import floats, norm_of
 
 
 @dataclass(frozen=True, slots=True)
+class Took:
+    """Seconds of one bucket's exchange.
+
+    Attributes:
+        wire_s: from handing in its messages to their answers.
+        coded_s: of a processor, for all beside that: what a busy machine makes wait is not in them. 0 for plain sums,
+            and where another device codes.
+        latency_s: of the few numbers that ranks tell one another first; 0 where they tell none.
+        waited_s: for which the training thread waited.
+    """
+
+    wire_s: float = 0.0
+    coded_s: float = 0.0
+    latency_s: float = 0.0
+    waited_s: float = 0.0
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """All of them; `Took(*seconds)` is an equal one."""
+        return self.wire_s, self.coded_s, self.latency_s, self.waited_s
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """What one bucket's exchange came to; the same numbers on every rank that takes part in it.
 
@@ -23,10 +46,9 @@ class Measured:
         sent_bytes: by one rank, in this step.
         gradient_norm: root of the sum over ranks of each one's squared norm, normalised.
         residual_norm: the same of what they kept before this exchange.
-        exchange_s: seconds that the exchange took in the step before, on the rank that took least; 0 where ranks were
-            not asked since. Whoever comes last waits for nobody: others' seconds have its delay in them, and whatever
-            held up their processors.
-        exposed_s: for which the training thread waited, on the rank that waited least.
+        took: what the exchange took in the step before, each of it on the rank that it took least; all 0 where ranks
+            were not asked since. Whoever comes last waits for nobody: others' seconds have its delay in them, and
+            whatever held up their processors.
         cosine: of a slice of what came out to the same slice of the plain sum; None where none was sampled.
     """
 
@@ -36,8 +58,7 @@ class Measured:
     sent_bytes: int
     gradient_norm: float
     residual_norm: float
-    exchange_s: float
-    exposed_s: float
+    took: Took
     cosine: float | None = None
 
 
@@ -53,9 +74,8 @@ class Buffer:
         layout: what schemes know of the bucket.
         state: of the scheme.
         changes: schemes to come, by the step from which they hold.
-        seconds: that the last exchange took.
-        waited_s: for which the training thread waited for it.
-        least_s: both of these, on the rank that has least; 0 where ranks were not asked.
+        took: by the last exchange, on this rank.
+        least: of all ranks, each number by itself; 0 where ranks were not asked.
         measured: of the last exchange.
         velocity: this rank's own momentum, where that is exchanged in place of gradients.
     """
@@ -67,9 +87,8 @@ class Buffer:
     layout: Layout = field(init=False)
     state: State = field(init=False)
     changes: dict[int, Scheme] = field(default_factory=lambda: dict[int, Scheme]())
-    seconds: float = 0.0
-    waited_s: float = 0.0
-    least_s: tuple[float, float] = (0.0, 0.0)
+    took: Took = Took()
+    least: Took = Took()
     measured: Measured | None = None
     velocity: torch.Tensor | None = None
 

@@ -6,7 +6,8 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -17,11 +18,11 @@ from distroml.runtime.comm.lane import Job, Lane
 from distroml.runtime.comm.rounds import Peers, drive
 from distroml.runtime.compress import Scheme, Turn
 from distroml.runtime.compress.schemes import Dense
-from distroml.runtime.elastic import Pending, heard, hearing
-from distroml.runtime.parallel.agreement import agreed_on, breaks, told_of
+from distroml.runtime.elastic import Pending, hearing
+from distroml.runtime.parallel.agreement import Agreed, agreed_on, breaks, told_of
 from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import BucketSpec
-from distroml.runtime.parallel.buffers import Buffer, Measured
+from distroml.runtime.parallel.buffers import Buffer, Measured, Took
 from distroml.runtime.parallel.culprits import NonFinite
 from distroml.runtime.parallel.sampling import Sample, sampled_bucket, take_sample
 from distroml.runtime.parallel.substitutes import Substitute
@@ -47,6 +48,8 @@ class _Step:
     told: bool = False
     # Whether any bucket so far had a gradient that is no finite number.
     broken: bool = False
+    # Whether nothing at all is compressed in it; None: not known yet.
+    plain: bool | None = None
 
 
 class CompressedExchange:
@@ -62,6 +65,9 @@ class CompressedExchange:
     Buckets before it were exchanged as ever: what they gave and what is kept of them add up, so that a step that is
     taken nevertheless loses nothing.
 
+    One that `adapts`, and compresses nothing at all in a step, costs no more than plain sums: nothing is agreed upon
+    then, and nobody is told whose fault a gradient is.
+
     Args:
         group: the ranks that differ along dp_replicate only, of this exchange alone; None: this rank is the only one,
             and gets what was kept by more ranks before.
@@ -69,7 +75,8 @@ class CompressedExchange:
         seed: of the job.
         device: of the gradients.
         sums: along the axis, of this exchange alone; None: the back end's own over `group`.
-        samples: whether now and then a part of a bucket is summed as it is, too, for the cosine to it.
+        adapts: whether schemes are chosen by what is measured: now and then a part of a bucket is summed as it is, too,
+            for the cosine to it.
     """
 
     def __init__(
@@ -80,7 +87,7 @@ class CompressedExchange:
         seed: int,
         device: torch.device,
         sums: Chosen | None = None,
-        samples: bool = False,
+        adapts: bool = False,
     ) -> None:
         self._group = group
         self._peers = Peers(group, sums, sums.arrangement if sums is not None else None)
@@ -90,7 +97,7 @@ class CompressedExchange:
         self.world_size = self._peers.world_size
         self.sums = sums
         self._scheme = scheme if self.world_size > 1 else Dense()
-        self._samples = samples
+        self._adapts = adapts
         self.wire = WireCount()
         self.non_finite: tuple[NonFinite, ...] = ()
         self.substitute: Substitute | None = None
@@ -148,7 +155,8 @@ class CompressedExchange:
 
     def _note_waits(self) -> None:
         for number, job in self._jobs.items():
-            self._buffers[number].waited_s = job.waited_s
+            buffer = self._buffers[number]
+            buffer.took = replace(buffer.took, waited_s=job.waited_s)
         self._jobs.clear()
 
     def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
@@ -214,17 +222,15 @@ class CompressedExchange:
         return [buffer.measured for buffer in self._buffers.values() if buffer.measured is not None]
 
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
-        """Begin to make `values` their means over the ranks, and to time a dense sum, before what is begun next.
+        """Begin to make `values` the least of any rank, and to time a dense sum, before what is begun next.
 
         With it ranks tell one another what the exchanges of the step before took, which `measured` then has. Every
         rank of the axis asks the same, between two steps.
         """
         self._note_waits()
-        took = [seconds for one in self._buffers.values() for seconds in (one.seconds, one.waited_s)]
-        asked = Asked(
-            torch.tensor([*values, 0.0], dtype=torch.float64, device=self._device),
-            torch.tensor(took, dtype=torch.float64, device=self._device),
-        )
+        took = [seconds for one in self._buffers.values() for seconds in one.took.seconds]
+        told = torch.tensor([*values, 0.0, *took], dtype=torch.float64, device=self._device)
+        asked = Asked(told, len(values))
         asked.job = self._lane.job(functools.partial(self._answer, asked, probe_bytes))
         self._lane.begin(asked.job)
         return asked
@@ -232,13 +238,12 @@ class CompressedExchange:
     def _answer(self, asked: Asked, probe_bytes: int) -> None:
         if self._group is not None:
             answer(self._group, asked, probe_bytes)
-            told = ((_PROBE, probe_bytes), (_AGREEMENT, asked.values.nbytes), (_AGREEMENT, asked.least.nbytes))
-            for name, size in told:
+            for name, size in ((_PROBE, probe_bytes), (_AGREEMENT, asked.numbers.nbytes)):
                 for level, sent in self._peers.bytes_of("sum", size).items():
                     self.wire.add(_AXIS, level, name, sent)
-            least = heard(asked.least)
-            for buffer, both in zip(self._buffers.values(), zip(least[::2], least[1::2], strict=True), strict=True):
-                buffer.least_s = both
+            least = iter(asked.rest)
+            for buffer in self._buffers.values():
+                buffer.least = Took(*islice(least, len(Took().seconds)))
 
     # ---- what is kept
 
@@ -274,15 +279,26 @@ class CompressedExchange:
     def _exchange(self, step: _Step, buffer: Buffer, flat: torch.Tensor) -> None:
         if not buffer.spec.numel:
             return
-        buffer.advance(step.number)
+        if step.plain is None:
+            for one in self._buffers.values():
+                one.advance(step.number)
+            step.plain = self._adapts and all(one.plain for one in self._buffers.values())
+        if step.plain:
+            started = time.perf_counter()
+            self._peers.sum(flat)
+            buffer.took = Took(wire_s=time.perf_counter() - started)
+            buffer.measured = self._measured(step, buffer)
+            return
         plain = buffer.plain
+        here, began_s = flat.device.type == "cpu", time.thread_time()
         work = flat if flat.dtype == torch.float32 or plain else flat.float()
         assert step.terms is not None
-        kept = [one for one in (buffer.state.residual, buffer.state.owned) if one is not None]
+        # Only a controller looks at how large they are.
+        kept = [one for one in (buffer.state.residual, buffer.state.owned) if self._adapts and one is not None]
         told = told_of(torch.zeros_like(step.terms) if step.summed else step.terms, work, kept)
         summing, suspect = None, ""
         started = time.perf_counter()
-        if plain and self.substitute is None and work.device.type == "cpu":
+        if plain and self.substitute is None and here:
             # Nothing of a plain sum hangs on what is agreed: both are under way at once. Elsewhere than on a processor,
             # to see beforehand whether the sum will hide whose fault it is would hold up the device.
             suspect = self._suspect(buffer, work) if breaks(told) else ""
@@ -294,10 +310,10 @@ class CompressedExchange:
         else:
             self._peers.sum(told)
             self._count(_AGREEMENT)
+        waited_s = time.perf_counter() - started
         agreed = agreed_on(told, float(step.terms) if step.summed else None)
         sample = self._sample(step, buffer, work) if agreed.unit > 0 and not (step.broken or agreed.broken) else None
-        if summing is None:
-            started = time.perf_counter()
+        took = Took(wire_s=waited_s) if summing is not None else Took(latency_s=waited_s if here else 0.0)
         if agreed.broken:
             if summing is None and not bool(norm_of(work).isfinite()):
                 suspect = self._suspect(buffer, work)
@@ -310,30 +326,34 @@ class CompressedExchange:
             turn = Turn(self.rank, self.world_size, step.number, buffer.number, self._seed, agreed.unit)
             if self.substitute is not None and agreed.unit > 0:
                 self.substitute.before(buffer, work, turn)
-            if plain:
-                self._peers.sum(work)
-            else:
-                drive(buffer.scheme.rounds(work, buffer.layout, buffer.state, turn), self._peers.make)
+            rounds = buffer.scheme.rounds(work, buffer.layout, buffer.state, turn)
+            took = replace(took, wire_s=drive(rounds, self._peers.make).answering_s)
             if self.substitute is not None:
                 self.substitute.after(buffer)
             if work is not flat:
                 flat.copy_(work)
-        buffer.seconds = time.perf_counter() - started
-        buffer.measured = Measured(
+        if here and not plain:
+            took = replace(took, coded_s=time.thread_time() - began_s)
+        buffer.took = took
+        buffer.measured = self._measured(step, buffer, agreed, None if sample is None else sample.cosine(work))
+
+    def _measured(
+        self, step: _Step, buffer: Buffer, agreed: Agreed | None = None, cosine: float | None = None
+    ) -> Measured:
+        return Measured(
             bucket=buffer.number,
             step=step.number,
             scheme=buffer.scheme.name,
             sent_bytes=self._count(buffer.scheme.name),
-            gradient_norm=agreed.gradient_norm,
-            residual_norm=agreed.residual_norm,
-            exchange_s=buffer.least_s[0],
-            exposed_s=buffer.least_s[1],
-            cosine=None if sample is None else sample.cosine(work),
+            gradient_norm=0.0 if agreed is None else agreed.gradient_norm,
+            residual_norm=0.0 if agreed is None else agreed.residual_norm,
+            took=buffer.least,
+            cosine=cosine,
         )
 
     def _sample(self, step: _Step, buffer: Buffer, work: torch.Tensor) -> Sample | None:
         """A part of the bucket summed as it is, where it is this one's turn; the same on every rank."""
-        if not self._samples or self._group is None or buffer.plain:
+        if not self._adapts or self._group is None or buffer.plain:
             return None
         filled = [one.number for one in self._buffers.values() if one.spec.numel]
         place = sampled_bucket(step.number, len(filled))

@@ -148,7 +148,7 @@ def replica_exchange(plan: Plan, world: World, compression: Compression, seed: i
         seed=seed,
         device=world.device,
         sums=sums,
-        samples=compression.adapts,
+        adapts=compression.adapts,
     )
 
 

@@ -110,6 +110,8 @@ class Keeping:
         Args:
             terms: global count of this step's loss terms.
         """
+        if not self._owed:
+            return
         for name, parameter in self._parameters:
             owed = self._owed.pop(clean(name), None)
             if owed is not None and parameter.grad is not None:

@@ -24,7 +24,7 @@ from distroml.runtime.comm import WireCount
 from distroml.runtime.comm.algorithms import Arrangement
 from distroml.runtime.comm.rounds import Peers
 from distroml.runtime.compress import Round, Turn
-from distroml.runtime.compress.codecs import INT4, INT8, BlockCodec, add_all
+from distroml.runtime.compress.codecs import INT4, INT8, BlockCodec, sum_all
 from distroml.runtime.compress.codecs import NonFinite as Broken
 from distroml.runtime.compress.schemes.seeds import seed_of
 from distroml.runtime.elastic import hearing
@@ -116,8 +116,8 @@ class ShardSums:
                 if head
             )
             return torch.full_like(parts[0], math.nan)
-        total = torch.zeros_like(parts[0])
-        add_all(self._codec, got[:, _HEAD_BYTES : _HEAD_BYTES + size].contiguous(), total)
+        total = torch.empty_like(parts[0])
+        sum_all(self._codec, got[:, _HEAD_BYTES : _HEAD_BYTES + size], total)
         return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 
 import torch
@@ -52,7 +53,11 @@ def _layout_of(model: nn.Module) -> Layout:
 
 
 def tried(scheme: Scheme, layout: Layout, world_size: int, device: torch.device) -> tuple[int, float]:
-    """Rounds of an exchange, and seconds that this rank computes in it; the best of a few."""
+    """Rounds of an exchange, and seconds that this rank computes in it; the best of a few.
+
+    On a processor they are its own: what else runs there makes ranks wait, and is no property of a codec.
+    """
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
     state = scheme.prepare(layout, world_size, device)
     best_s, count = float("inf"), 0
     for step in range(1, _TRIES + 1):
@@ -61,6 +66,7 @@ def tried(scheme: Scheme, layout: Layout, world_size: int, device: torch.device)
             scheme.rounds(flat, layout, state, Turn(0, world_size, step, 0, 0, 1.0)),
             lambda wanted: _own(wanted, world_size),
             lambda: _synchronise(device),
+            clock,
         )
         best_s, count = min(best_s, driven.computing_s), driven.rounds
     return count, best_s
@@ -85,5 +91,10 @@ def codec_slows(world: World) -> float:
     if world.device.type != "cpu":
         return 1.0
     ranks = int(os.environ.get(environment.LOCAL_WORLD_SIZE, world.world_size))
-    free = (os.cpu_count() or 1) - ranks * torch.get_num_threads()
+    free = _cores() - ranks * torch.get_num_threads()
     return 0.0 if free >= ranks else 1.0
+
+
+def _cores() -> int:
+    """Those that this process may use: a container may have few of a machine's many."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,15 +24,20 @@ from distroml.runtime.compress.control import (
     begun,
     decide,
     first,
-    probe_due,
+    probe_bytes,
     with_changes,
 )
+from distroml.runtime.parallel.buffers import Took
 from distroml.workerlink import SchemeChanged
 
 log = logging.getLogger("distroml.runtime.train")
 
 _SMALL_BYTES = 64
 _PROBES = 3
+# A probe that takes so long says what the link does: beside it, what a rate limiter lets through at once and what a
+# busy processor makes a message wait are little. One of a tenth of a second says it once and for all.
+_TELLING_S, _SURE_S = 0.02, 0.1
+_LARGER = 4
 
 
 class SeenBucket(Protocol):
@@ -49,13 +54,8 @@ class SeenBucket(Protocol):
         ...
 
     @property
-    def exchange_s(self) -> float:
-        """Seconds that the exchange took, on the rank that took least."""
-        ...
-
-    @property
-    def exposed_s(self) -> float:
-        """Seconds for which computing waited, on the rank that waited least."""
+    def took(self) -> Took:
+        """Its seconds, each on the rank that it took least."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class Answer(Protocol):
         ...
 
     def wait(self) -> tuple[list[float], float]:
-        """Means over the ranks, and the seconds of the probe."""
+        """The least of any rank, and the seconds of the probe."""
         ...
 
 
@@ -81,7 +81,7 @@ class Adaptable(Protocol):
     """What the controller needs of an exchange. Every rank makes the same calls."""
 
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Answer:
-        """Begin to make `values` their means over the ranks, and to time a dense sum of `probe_bytes`."""
+        """Begin to make `values` the least of any rank, and to time a dense sum of `probe_bytes`."""
         ...
 
     def measured(self) -> Sequence[SeenBucket]:
@@ -94,21 +94,32 @@ SetScheme = Callable[[int, str, int], None]
 Tell = Callable[[SchemeChanged], None]
 
 
-def probe_link(exchange: Adaptable) -> Link:
+def probe_link(exchange: Adaptable, largest_bytes: int) -> Link:
     """What the link does before step 1: latency by small messages, speed by large ones, the best of a few. Collective.
+
+    They grow until one takes long enough to tell, up to `largest_bytes`, which no exchange has more of.
 
     Raises:
         PeerLost: another rank is gone.
     """
-    small = [exchange.ask([], probe_bytes=_SMALL_BYTES).wait()[1] for _ in range(_PROBES)]
-    latency_s, per_byte = min(small), math.inf
-    for _ in range(_PROBES):
-        asked = exchange.ask([], probe_bytes=PROBE_BYTES)
-        _, seconds = asked.wait()
-        per_byte = min(per_byte, max(seconds - latency_s, seconds / 10) / max(asked.probed_bytes, 1))
-        if seconds > 0.1:
-            break  # slow enough to be sure of
-    return Link(latency_s, per_byte)
+    latency_s = min(_probed(exchange, _SMALL_BYTES)[0] for _ in range(_PROBES))
+    size = PROBE_BYTES
+    while True:
+        best_s, sent = math.inf, 0
+        for _ in range(_PROBES):
+            seconds, sent = _probed(exchange, size)
+            best_s = min(best_s, seconds)
+            if seconds > _SURE_S:
+                break
+        if best_s >= _TELLING_S or _LARGER * size > largest_bytes:
+            return Link(latency_s, max(best_s - latency_s, best_s / 10) / max(sent, 1))
+        size *= _LARGER
+
+
+def _probed(exchange: Adaptable, size: int) -> tuple[float, int]:
+    """Seconds of one probe, and the bytes that one rank sent in it."""
+    asked = exchange.ask([], probe_bytes=size)
+    return asked.wait()[1], asked.probed_bytes
 
 
 class Adapting:
@@ -158,7 +169,8 @@ class Adapting:
         """
         state = self._restored(kept)
         if state is None:
-            state = first(self._setting, probe_link(self._exchange), compute_s())
+            link = probe_link(self._exchange, self._setting.largest_bytes)
+            state = first(self._setting, link, compute_s())
             # What was recorded beyond the checkpoint belongs to a controller that is gone.
             self._recorded[:] = [change for change in self._recorded if change.from_step <= step + 1]
             changes = tuple(replace(change, from_step=step + 1) for change in begun(state))
@@ -194,7 +206,7 @@ class Adapting:
     def begin(self, step: int) -> None:
         """A step begins: what the one before took is shared, and the link is probed where that is due."""
         assert self._state is not None
-        probe = PROBE_BYTES if probe_due(self._state, step) else 0
+        probe = probe_bytes(self._setting, self._state, step)
         self._asked = self._exchange.ask([self._step_s], probe_bytes=probe)
 
     def end(self, step: int) -> None:
@@ -204,7 +216,15 @@ class Adapting:
             return
         (step_s,), probed_s = asked.wait()
         seen = tuple(
-            Seen(one.exchange_s, one.exposed_s, one.residual_norm, one.gradient_norm, one.cosine)
+            Seen(
+                one.took.wire_s,
+                one.took.waited_s,
+                one.residual_norm,
+                one.gradient_norm,
+                one.cosine,
+                one.took.coded_s,
+                one.took.latency_s,
+            )
             for one in self._exchange.measured()
         )
         probe = Probe(asked.probed_bytes, probed_s) if asked.probed_bytes else None

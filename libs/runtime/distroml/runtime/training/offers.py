@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
@@ -10,11 +11,15 @@ import torch
 from distroml.runtime.compress import Layout, Piece
 from distroml.runtime.compress.control import LADDER, NONE, Bucket, Offer, Setting
 from distroml.runtime.compress.parse import parse_scheme
+from distroml.runtime.parallel.agreement import told_of
 from distroml.runtime.parallel.buckets import BucketSpec
-from distroml.runtime.profile.codecs import TRIED, tried
+from distroml.runtime.profile.codecs import tried
 
 # A backward pass takes about two thirds of a step's computing; its buckets get ready one after the other.
 _FORWARD = 1 / 3
+# About as many elements as a bucket has: fewer lie in a processor's caches, and are coded faster than a bucket is.
+_TRIED = 1 << 22
+_TRIES = 2
 
 
 def layout_of(spec: BucketSpec) -> Layout:
@@ -23,17 +28,32 @@ def layout_of(spec: BucketSpec) -> Layout:
 
 
 def codec_costs(
-    layouts: Sequence[Layout], world_size: int, device: torch.device, elements: int = TRIED
+    layouts: Sequence[Layout], world_size: int, device: torch.device, elements: int = _TRIED
 ) -> dict[str, tuple[int, float]]:
-    """Rounds and codec seconds per element of every scheme of the ladder, measured now on about `elements` elements."""
+    """Rounds and seconds per element of every scheme of the ladder, measured now on about `elements` elements.
+
+    The seconds are of all that a rank computes for an exchange, norms that are watched among it.
+    """
     largest = max(layouts, key=lambda layout: layout.numel)
     pieces = [piece for piece in largest.pieces if piece.offset + piece.numel <= elements] or list(largest.pieces[:1])
     layout = Layout(max(piece.offset + piece.numel for piece in pieces), tuple(pieces))
     found: dict[str, tuple[int, float]] = {NONE: (1, 0.0)}
+    watched_s = _watched_s(layout.numel, device)
     for rung in LADDER[1:]:
         rounds, spent_s = tried(parse_scheme(rung.scheme), layout, world_size, device)
-        found[rung.scheme] = (rounds, spent_s / layout.numel)
+        found[rung.scheme] = (rounds, (spent_s + watched_s) / layout.numel)
     return found
+
+
+def _watched_s(numel: int, device: torch.device) -> float:
+    """Seconds of what ranks agree on before an exchange of so many elements, and as many that are kept."""
+    flat, kept, clock = torch.ones(numel, device=device), torch.ones(numel, device=device), time.thread_time
+    spent: list[float] = []
+    for _ in range(_TRIES):
+        started = clock()
+        told_of(torch.zeros((), dtype=torch.float64, device=device), flat, [kept])
+        spent.append(clock() - started)
+    return min(spent)
 
 
 def setting_of(

@@ -39,7 +39,10 @@ class Choice:
         return best if "flat" not in expected or expected[best] < (1 - _WORTH_IT) * expected["flat"] else "flat"
 
     def seconds(self, name: str, size_bytes: int) -> float:
-        """What a sum of that size is expected to take: on straight lines between and beyond what was measured."""
+        """What a sum of that size is expected to take: on straight lines between and beyond what was measured.
+
+        Beyond it never less than the largest took: where noise made that one fast, larger ones would take no time.
+        """
         points = [(timed.bytes, timed.seconds[name]) for timed in self.timed]
         if size_bytes <= points[0][0]:
             return points[0][1]  # latency: smaller ones hardly take less
@@ -48,7 +51,8 @@ class Choice:
         (low, low_s), (high, high_s) = next(
             (pair for pair in pairwise(points) if size_bytes <= pair[1][0]), (points[-2], points[-1])
         )
-        return max(0.0, low_s + (size_bytes - low) * (high_s - low_s) / (high - low))
+        expected_s = low_s + (size_bytes - low) * (high_s - low_s) / (high - low)
+        return max(expected_s, high_s) if size_bytes > high else expected_s
 
     def told(self) -> Mapping[str, object]:
         """For events and logs: the choice in words, the sizes with the algorithm of each, and what they rest on."""

@@ -27,20 +27,32 @@ __all__ = [
     "add_all",
     "first_nonfinite",
     "fold",
+    "sum_all",
 ]
 
 
 def add_all(codec: Codec, codes: torch.Tensor, total: torch.Tensor) -> None:
-    """Add the vector of each row of `codes`, contiguous uint8 `[count, size(n)]`, to `total`, float32 `[n]`, in order.
+    """Add the vector of each row of `codes`, uint8 `[count, size(n)]`, to `total`, float32 `[n]`, in order.
 
     The same bits as one `add` after the other, with one pass over `total` where the codec's kernels can.
     """
-    if isinstance(codec, BlockCodec) and len(codes) and codes.is_contiguous():
+    _add_all(codec, codes, total, fresh=False)
+
+
+def sum_all(codec: Codec, codes: torch.Tensor, total: torch.Tensor) -> None:
+    """`total`, whatever it holds, becomes what `add_all` makes of zeros, without a pass more to make it zero."""
+    _add_all(codec, codes, total, fresh=True)
+
+
+def _add_all(codec: Codec, codes: torch.Tensor, total: torch.Tensor, *, fresh: bool) -> None:
+    if isinstance(codec, BlockCodec) and len(codes) and codes.stride(1) == 1:
         check_add(codes[0], total, codec.size(total.numel()))
-        codec.add_all(codes, total)
-    else:
-        for code in codes:
-            codec.add(code, total)
+        codec.add_all(codes, total, fresh=fresh)
+        return
+    if fresh:
+        total.zero_()
+    for code in codes:
+        codec.add(code, total)
 
 
 def first_nonfinite(vector: torch.Tensor) -> int | None:

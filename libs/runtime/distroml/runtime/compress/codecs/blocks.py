@@ -60,12 +60,14 @@ class BlockCodec:
         check_add(code, total, self.size(total.numel()))
         self.add_all(code[None], total)
 
-    def add_all(self, codes: torch.Tensor, total: torch.Tensor) -> None:
-        """`add` of each row of `codes`, uint8 `[count, size]`, in one pass over `total`."""
+    def add_all(self, codes: torch.Tensor, total: torch.Tensor, *, fresh: bool = False) -> None:
+        """`add` of each row of `codes`, uint8 `[count, size]`, in one pass over `total`; `fresh`: from zero."""
         kernels = kernels_for(self, total.device)
         if kernels is not None:
-            self.add_by(kernels, codes, total)
+            kernels.add(self.kind, codes, total, fresh=fresh)
             return
+        if fresh:
+            total.zero_()
         for code in codes:
             total += self.oracle.decode(code, total.numel())
 

@@ -39,7 +39,7 @@ class CodecKernels(Protocol):
         """Code one vector."""
         ...
 
-    def add(self, kind: Kind, codes: torch.Tensor, total: torch.Tensor) -> None:
+    def add(self, kind: Kind, codes: torch.Tensor, total: torch.Tensor, *, fresh: bool = False) -> None:
         """Decode many."""
         ...
 

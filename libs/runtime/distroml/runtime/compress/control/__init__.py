@@ -1,6 +1,6 @@
 """The adaptive controller: which scheme each bucket uses, decided alike on every rank from shared measurements."""
 
-from distroml.runtime.compress.control.estimating import PROBE_BYTES, PROBE_EVERY, probe_due
+from distroml.runtime.compress.control.estimating import PROBE_BYTES, PROBE_EVERY, probe_bytes
 from distroml.runtime.compress.control.model import (
     NONE,
     Bucket,
@@ -39,6 +39,6 @@ __all__ = [
     "first",
     "gain",
     "link_of",
-    "probe_due",
+    "probe_bytes",
     "with_changes",
 ]

@@ -11,6 +11,8 @@ from distroml.runtime.compress.control.model import Link, Measured, Offer, Setti
 PROBE_EVERY = 20
 PROBE_BYTES = 256 * 1024
 """Smaller messages pass through the burst of a rate limiter and show a link that is not there."""
+# Of a step's computing, what a larger probe may take.
+_PROBE_SHARE = 0.05
 
 # A mean reaches back about this many samples.
 _WINDOW = 16
@@ -26,10 +28,20 @@ _LEAST_S_PER_BYTE = 1e-12
 _RETURN, _RETURNS_STEPS = 0.5, 400
 
 
-def probe_due(state: State, step: int) -> bool:
-    """Whether a dense probe belongs into `step`: compressed exchanges may be too small to show that a link is fast."""
+def probe_bytes(setting: Setting, state: State, step: int) -> int:
+    """How large a dense probe belongs into `step`, 0 for none: compressed exchanges may not show that a link is fast.
+
+    It is as large as a small part of a step lets it be, so that what holds up every message hardly counts, yet no
+    larger than a bucket: what fits into a cache travels between ranks of one host as no bucket does.
+    """
     compressed = any(scheme != "none" for scheme in state.schemes)
-    return compressed and (step % PROBE_EVERY == 0 or state.doubt != 0)
+    if not compressed or (step % PROBE_EVERY and not state.doubt):
+        return 0
+    s_per_byte = state.link.s_per_byte * math.exp(state.doubt_log / abs(state.doubt) if state.doubt else 0.0)
+    size = PROBE_BYTES
+    while 2 * size <= setting.largest_bytes and 2 * size * s_per_byte <= _PROBE_SHARE * state.compute_s:
+        size *= 2
+    return size
 
 
 def caution(state: State) -> float:
@@ -40,9 +52,12 @@ def caution(state: State) -> float:
 
 def sampled(setting: Setting, state: State, measured: Measured, offers: Sequence[Offer]) -> tuple[State, bool]:
     """The state with the step's times taken into account, and whether it shows another regime of the link."""
+    state = _coded(state, measured, offers)
     exposed_s = sum(seen.exposed_s for seen in measured.buckets)
-    codec_s = sum(offer.codec_s for offer in offers)
-    computed_s = max(measured.step_s - exposed_s - setting.codec_slows * codec_s, 0.1 * measured.step_s)
+    codec_s = sum(seen.coded_s for seen in measured.buckets) or state.coding * sum(offer.codec_s for offer in offers)
+    # What was coded while computing waited is among its waiting already.
+    beside_s = max(codec_s - max(exposed_s - sum(seen.wire_s for seen in measured.buckets), 0.0), 0.0)
+    computed_s = max(measured.step_s - exposed_s - setting.codec_slows * beside_s, 0.1 * measured.step_s)
     state = replace(
         state,
         compute_s=_mean(state.compute_s, computed_s, state.compute_n),
@@ -54,6 +69,24 @@ def sampled(setting: Setting, state: State, measured: Measured, offers: Sequence
     return _weighed(state, sample) if sample is not None else (state, False)
 
 
+def _coded(state: State, measured: Measured, offers: Sequence[Offer]) -> State:
+    """With what codecs took, and what messages of no size did: on a busy processor both take longer than before step 1.
+
+    Neither says anything of the link.
+    """
+    offered_s = sum(offer.codec_s for offer in offers)
+    coded_s = sum(seen.coded_s for seen in measured.buckets)
+    if offered_s > 0 and coded_s > 0:
+        coding = _mean(state.coding, coded_s / offered_s, state.coding_n)
+        state = replace(state, coding=coding, coding_n=min(state.coding_n + 1, _WINDOW))
+    delays = [seen.latency_s for seen in measured.buckets if seen.latency_s > 0]
+    if delays:
+        latency_s = _mean(state.link.latency_s, math.fsum(delays) / len(delays), state.latency_n)
+        link = Link(latency_s, state.link.s_per_byte)
+        state = replace(state, link=link, latency_n=min(state.latency_n + 1, _WINDOW))
+    return state
+
+
 def _mean(mean: float, sample: float, n: int) -> float:
     """The mean with one sample more, in logs: a stall of one step moves it little."""
     if n == 0 or mean <= 0:
@@ -63,20 +96,27 @@ def _mean(mean: float, sample: float, n: int) -> float:
 
 def _link_sample(state: State, measured: Measured, offers: Sequence[Offer]) -> float | None:
     """Seconds per byte as this step shows them; None where it shows nothing."""
-    link, probe = state.link, measured.probe
+    probe = measured.probe
     if probe is not None and probe.sent_bytes > 0:
-        return max((probe.seconds - link.latency_s) / probe.sent_bytes, _LEAST_S_PER_BYTE)
-    took_s = sum(seen.exchange_s for seen in measured.buckets)
-    sent = sum(offer.sent_bytes for offer in offers)
-    on_wire_s = took_s - sum(offer.rounds * link.latency_s + offer.codec_s for offer in offers)
-    stalled = on_wire_s > 0.1 * state.compute_s
+        sample = _per_byte(state.link, probe.seconds, 1, probe.sent_bytes)
+        if sample is not None:
+            return sample
+    took_s = sum(seen.wire_s for seen in measured.buckets)
+    sent, rounds = sum(offer.sent_bytes for offer in offers), sum(offer.rounds for offer in offers)
+    stalled = took_s - rounds * state.link.latency_s > 0.1 * state.compute_s
     if not sent or took_s <= 0 or (sent < _TELLING_BYTES and not stalled):
         return None
-    # Where codecs take most of it, the wire's part is a small difference of large numbers: a bound is what is known.
-    if on_wire_s < took_s / 2:
-        bound = took_s / sent
-        return max(on_wire_s, took_s / 10) / sent if math.log(link.s_per_byte / bound) > _BAND else None
-    return on_wire_s / sent
+    return _per_byte(state.link, took_s, rounds, sent)
+
+
+def _per_byte(link: Link, took_s: float, rounds: int, sent: int) -> float | None:
+    """Of `sent` bytes in so many rounds; None where they only show that the link is no slower than is known."""
+    on_wire_s = took_s - rounds * link.latency_s
+    if on_wire_s >= took_s / 2:
+        return max(on_wire_s / sent, _LEAST_S_PER_BYTE)
+    # Where latency takes most of it, the wire's part is a small difference of large numbers: a bound is what is known.
+    known = math.log(max(link.s_per_byte, _LEAST_S_PER_BYTE) * sent / took_s) > _BAND
+    return max(on_wire_s, took_s / 10) / sent if known else None
 
 
 def _weighed(state: State, sample: float) -> tuple[State, bool]:

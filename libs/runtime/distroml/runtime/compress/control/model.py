@@ -23,7 +23,7 @@ class Offer:
         scheme: as a user writes it.
         sent_bytes: what one rank sends.
         rounds: messages that wait for one another.
-        codec_s: encoding and decoding, measured on this machine.
+        codec_s: of a processor, encoding and decoding, as they were tried on this machine.
     """
 
     scheme: str
@@ -55,11 +55,18 @@ class Setting:
         buckets: in the order in which they are exchanged.
         codec_slows: share of the codecs' time that computing loses: 1 where they have no core of their own.
         lead: steps from the one that was measured to the first that a change can hold for.
+        coding: how many times as long as tried codecs take; see `State`.
     """
 
     buckets: tuple[Bucket, ...]
     codec_slows: float = 1.0
     lead: int = 2
+    coding: float = 1.0
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of the largest bucket, as it is."""
+        return max((4 * bucket.numel for bucket in self.buckets), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +74,21 @@ class Seen:
     """One bucket's exchange in one step, the same numbers on every rank.
 
     Attributes:
-        exchange_s: from the start of its first round to the end of its last one, codecs included.
+        wire_s: from handing in its messages to their answers, codecs left out.
         exposed_s: for which computing waited.
         residual_norm, gradient_norm: in the same units.
         cosine: of what came out to the dense sum, on a sampled slice; None where it was not sampled.
+        coded_s: of a processor, encoding and decoding; 0 where that is not known.
+        latency_s: that a message of no size took; 0 where there was none.
     """
 
-    exchange_s: float
+    wire_s: float
     exposed_s: float
     residual_norm: float = 0.0
     gradient_norm: float = 0.0
     cosine: float | None = None
+    coded_s: float = 0.0
+    latency_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +168,9 @@ class State:
         step: the last one that was measured.
         from_step: from which `buckets`' schemes hold.
         link: the estimate, mean of `link_n` samples of the same regime.
+        latency_n: samples of its latency, as small messages within steps have it.
         doubt: samples in a row that contradict it, above 0 for a slower link; `doubt_log` is the sum of their logs.
+        coding: what codecs take within steps over what they took when they were tried, mean of `coding_n` steps.
         compute_s: a step without communication, mean of `compute_n` samples.
         step_s: since the last change, mean of `step_n` steps.
         step_before_s: before the last change, where it went to lossier schemes for speed; 0 otherwise.
@@ -181,6 +194,9 @@ class State:
     left: tuple[str, ...] = ()
     left_at: int = 0
     returns: int = 0
+    latency_n: int = 0
+    coding: float = 1.0
+    coding_n: int = 0
 
     @property
     def schemes(self) -> tuple[str, ...]:

@@ -31,8 +31,14 @@ _HALVINGS = 40
 
 
 def first(setting: Setting, link: Link, compute_s: float) -> State:
-    """The schemes of step 1, from a probe of the link: one dense step on a slow link costs as much as 40 others."""
+    """The schemes of step 1, from a probe of the link: one dense step on a slow link costs as much as 40 others.
+
+    They have to be worth as much beside no compression as any change later on.
+    """
     choice = choose(setting, link, compute_s, [-1] * len(setting.buckets))
+    dense = judge(setting, link, compute_s, offers_of(setting, [NONE] * len(setting.buckets)))
+    if not _better(choice, dense, _MARGIN):
+        choice = dense
     return State(buckets=tuple(Watched(scheme=offer.scheme) for offer in choice.offers), link=link, compute_s=compute_s)
 
 
@@ -57,7 +63,7 @@ def decide(setting: Setting, state: State, measured: Measured) -> tuple[State, t
     if len(measured.buckets) != len(setting.buckets):
         raise ValueError(f"{len(measured.buckets)} buckets were measured, the layout has {len(setting.buckets)}")
     sound = measured.step_s > 0 and math.isfinite(measured.step_s)
-    sound = sound and all(math.isfinite(seen.exchange_s + seen.exposed_s) for seen in measured.buckets)
+    sound = sound and all(math.isfinite(seen.wire_s + seen.exposed_s) for seen in measured.buckets)
     # The first step with a scheme makes its buffers.
     if not sound or measured.step <= state.from_step:
         return replace(state, step=measured.step), ()
@@ -89,6 +95,7 @@ def _step_back(setting: Setting, state: State, tripped: Sequence[guarding.Trip])
 
 
 def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State, tuple[Change, ...]]:
+    setting = replace(setting, coding=state.coding)
     ceilings = [one.ceiling if state.step < one.until else -1 for one in state.buckets]
     held = judge(setting, state.link, state.compute_s, offers_of(setting, state.schemes))
     found = choose(setting, state.link, state.compute_s, ceilings)

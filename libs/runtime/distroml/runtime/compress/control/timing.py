@@ -33,10 +33,10 @@ def wire_s(link: Link, offer: Offer) -> float:
 
 def timing(setting: Setting, link: Link, compute_s: float, offers: Sequence[Offer]) -> Timing:
     """The step with one offer per bucket: exchanges follow one another, each once its gradients are there."""
-    slows = setting.codec_slows
-    busy_s = compute_s + slows * sum(offer.codec_s for offer in offers)
+    slows, coding = setting.codec_slows, setting.coding
+    busy_s = compute_s + slows * coding * sum(offer.codec_s for offer in offers)
     end_s = 0.0
     for bucket, offer in zip(setting.buckets, offers, strict=True):
-        end_s = max(end_s, bucket.ready * busy_s) + wire_s(link, offer) + (1 - slows) * offer.codec_s
+        end_s = max(end_s, bucket.ready * busy_s) + wire_s(link, offer) + (1 - slows) * coding * offer.codec_s
     step_s = max(busy_s, end_s)
     return Timing(step_s, step_s - compute_s)

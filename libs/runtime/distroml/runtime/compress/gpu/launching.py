@@ -97,9 +97,14 @@ class Kernels:
                 )  # fmt: skip
         return _index(first, n)
 
-    def add(self, kind: Kind, codes: torch.Tensor, total: torch.Tensor) -> None:
-        """Add the vectors of `codes`, uint8 `[count, size]`, to `total` in their order, in one pass over it."""
-        (count, stride), n = codes.shape, total.numel()
+    def add(self, kind: Kind, codes: torch.Tensor, total: torch.Tensor, *, fresh: bool = False) -> None:
+        """Add the vectors of `codes`, uint8 `[count, size]`, to `total` in their order, in one pass over it.
+
+        A `fresh` total is taken for zero, whatever it holds.
+        """
+        count, stride, n = len(codes), codes.stride(0), total.numel()
+        if fresh:
+            total.zero_()
         match kind:
             case "int8" | "int4":
                 size, _, blocks = _QUANTISED[kind]

@@ -146,20 +146,24 @@ EXPORT int64_t distroml_encode_bf16(const float* vector, float* residual, float 
     return bad;
 }
 
-EXPORT void distroml_add_int8(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total) {
-    kernels->add_int8(codes, stride, count, n, total);
+EXPORT void distroml_add_int8(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, bool fresh,
+                              float* total) {
+    kernels->add_int8(codes, stride, count, n, fresh, total);
 }
 
-EXPORT void distroml_add_int4(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total) {
-    kernels->add_int4(codes, stride, count, n, total);
+EXPORT void distroml_add_int4(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, bool fresh,
+                              float* total) {
+    kernels->add_int4(codes, stride, count, n, fresh, total);
 }
 
-EXPORT void distroml_add_sign(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total) {
-    kernels->add_sign(codes, stride, count, n, total);
+EXPORT void distroml_add_sign(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, bool fresh,
+                              float* total) {
+    kernels->add_sign(codes, stride, count, n, fresh, total);
 }
 
-EXPORT void distroml_add_bf16(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total) {
-    kernels->add_bf16(codes, stride, count, n, total);
+EXPORT void distroml_add_bf16(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, bool fresh,
+                              float* total) {
+    kernels->add_bf16(codes, stride, count, n, fresh, total);
 }
 
 // The k greatest magnitudes of v = vector + carry * residual: `out` gets counts per 65,536 elements and offsets,

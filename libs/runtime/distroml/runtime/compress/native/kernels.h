@@ -25,11 +25,11 @@ struct Kernels {
     void (*encode_sign)(const float* vector, float* residual, float carry, int64_t n, uint8_t* out);
     void (*encode_bf16)(const float* vector, float* residual, float carry, int64_t n, uint8_t* out);
 
-    // Add `count` codes, `stride` bytes apart, to `total` in their order.
-    void (*add_int8)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total);
-    void (*add_int4)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total);
-    void (*add_sign)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total);
-    void (*add_bf16)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, float* total);
+    // Add `count` codes, `stride` bytes apart, to `total` in their order; a `fresh` one is taken for zero.
+    void (*add_int8)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, bool fresh, float* total);
+    void (*add_int4)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, bool fresh, float* total);
+    void (*add_sign)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, bool fresh, float* total);
+    void (*add_bf16)(const uint8_t* codes, int64_t stride, int64_t count, int64_t n, bool fresh, float* total);
 
     // Append a key for each element of [from, to) whose magnitude has at least the bits `threshold`; returns where it
     // stopped, which is before `to` where `room` keys might not do. `bad` becomes true at a NaN or infinity.

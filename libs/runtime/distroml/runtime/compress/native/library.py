@@ -1,6 +1,7 @@
 """The C interface of the kernels, typed. ctypes lets go of the interpreter's lock while a kernel runs.
 
-Callers promise what the kernels rely on: CPU tensors, contiguous, of the types and sizes that are said.
+Callers promise what the kernels rely on: CPU tensors, contiguous where nothing else is said, of the types and sizes
+that are said.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "sources": (c_char_p, ()),
     "first_nonfinite": (c_int64, (c_void_p, c_int64)),
     **{f"encode_{kind}": (c_int64, (c_void_p, c_void_p, c_float, c_uint32, c_int64, c_void_p)) for kind in _KINDS},
-    **{f"add_{kind}": (None, (c_void_p, c_int64, c_int64, c_int64, c_void_p)) for kind in _KINDS},
+    **{f"add_{kind}": (None, (c_void_p, c_int64, c_int64, c_int64, c_bool, c_void_p)) for kind in _KINDS},
     "topk_select": (
         c_int64,
         (c_void_p, c_void_p, c_float, c_uint32, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
@@ -93,10 +94,13 @@ class Kernels:
         encode = getattr(self._library, f"distroml_encode_{kind}")
         return int(encode(_at(vector), _at(residual), carry, seed, vector.numel(), _at(out)))
 
-    def add(self, kind: Kind, codes: torch.Tensor, total: torch.Tensor) -> None:
-        """Add the vectors of `codes`, uint8 `[count, size]`, to `total` in their order."""
+    def add(self, kind: Kind, codes: torch.Tensor, total: torch.Tensor, *, fresh: bool = False) -> None:
+        """Add the vectors of `codes`, uint8 `[count, size]` of contiguous rows, to `total` in their order.
+
+        A `fresh` total is taken for zero, whatever it holds.
+        """
         add = getattr(self._library, f"distroml_add_{kind}")
-        add(_at(codes), codes.shape[1], codes.shape[0], total.numel(), _at(total))
+        add(_at(codes), codes.stride(0), codes.shape[0], total.numel(), fresh, _at(total))
 
     def topk_select(
         self,

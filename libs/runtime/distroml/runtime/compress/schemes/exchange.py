@@ -14,7 +14,7 @@ import torch
 
 from distroml.runtime.comm import sent_bytes
 from distroml.runtime.compress.codec import Codec
-from distroml.runtime.compress.codecs import FLOAT32, add_all
+from distroml.runtime.compress.codecs import FLOAT32, sum_all
 from distroml.runtime.compress.scheme import Round, Turn
 from distroml.runtime.compress.schemes.seeds import seed_of
 
@@ -99,14 +99,13 @@ def _one_phase(sections: Sequence[Section], turn: Turn, place: int) -> Generator
     if not sections:
         return
     slots = _slots([(section.codec, section.values.numel()) for section in sections])
-    payload = torch.zeros(slots[-1].stop, dtype=torch.uint8, device=sections[0].values.device)
+    payload = torch.empty(slots[-1].stop, dtype=torch.uint8, device=sections[0].values.device)
     for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
         seed = seed_of(turn, place, number, turn.rank)
         _encode(section, section.values, section.residual, seed, payload[slot])
     codes = yield Round("gather", payload)
     for section, slot in zip(sections, slots, strict=True):
-        section.values.zero_()
-        _add(section.codec, codes[:, slot], section.values)
+        _sum(section.codec, codes[:, slot], section.values)
 
 
 def _two_phases(sections: Sequence[Section], turn: Turn, place: int) -> Generator[Round, torch.Tensor]:
@@ -114,7 +113,7 @@ def _two_phases(sections: Sequence[Section], turn: Turn, place: int) -> Generato
         return
     ranks = turn.world_size
     slots = _slots([(section.codec, part_of(section.values.numel(), ranks, 0).stop) for section in sections])
-    payload = torch.zeros(ranks, slots[-1].stop, dtype=torch.uint8, device=sections[0].values.device)
+    payload = torch.empty(ranks, slots[-1].stop, dtype=torch.uint8, device=sections[0].values.device)
     for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
         for owner in range(ranks):
             part = part_of(section.values.numel(), ranks, owner)
@@ -122,29 +121,31 @@ def _two_phases(sections: Sequence[Section], turn: Turn, place: int) -> Generato
             seed = seed_of(turn, place, number, turn.rank, owner)
             _encode(section, section.values[part], residual, seed, payload[owner, slot])
     codes = yield Round("scatter", payload.view(-1))
-    summed = torch.zeros_like(payload[0])
+    summed = torch.empty_like(payload[0])
     for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
-        mine = section.values[part_of(section.values.numel(), ranks, turn.rank)].zero_()
-        _add(section.codec, codes[:, slot], mine)
+        mine = section.values[part_of(section.values.numel(), ranks, turn.rank)]
+        _sum(section.codec, codes[:, slot], mine)
         _encode(section, mine, section.owned, seed_of(turn, place, number, turn.rank, ranks), summed[slot])
     codes = yield Round("gather", summed)
     for section, slot in zip(sections, slots, strict=True):
-        section.values.zero_()
         for owner in range(ranks):
             part = section.values[part_of(section.values.numel(), ranks, owner)]
-            _add(section.codec, codes[owner : owner + 1, slot], part)
+            _sum(section.codec, codes[owner : owner + 1, slot], part)
 
 
 def _encode(
     section: Section, vector: torch.Tensor, residual: torch.Tensor | None, seed: int, slot: torch.Tensor
 ) -> None:
-    if vector.numel():
-        section.codec.encode(vector, residual, section.carry, seed, slot[: section.codec.size(vector.numel())])
+    size = section.codec.size(vector.numel()) if vector.numel() else 0
+    if size:
+        section.codec.encode(vector, residual, section.carry, seed, slot[:size])
+    # What memory held before is nobody's business.
+    slot[size:].zero_()
 
 
-def _add(codec: Codec, slots: torch.Tensor, total: torch.Tensor) -> None:
+def _sum(codec: Codec, slots: torch.Tensor, total: torch.Tensor) -> None:
     if total.numel():
-        add_all(codec, slots[:, : codec.size(total.numel())], total)
+        sum_all(codec, slots[:, : codec.size(total.numel())], total)
 
 
 def _slot_bytes(codec: Codec, numel: int) -> int:
