@@ -8,7 +8,7 @@ meet now and then, and plain SGD to hold them to, are asked for like schemes: "o
 `compression.stepping.way_of` has all of them, and what each has of its own.
 
 The first seed's training is over a link of --mbit, and all its steps together are a scheme's time, warm-up and meetings
-included; `auto` has that link with every seed, others none that is limited.
+included, beside it the mean of a step; `auto` has that link with every seed, others none that is limited.
 
     sudo OMP_NUM_THREADS=1 python benchmarks/bytes_at_loss.py [--lesson digits] [--schemes powersgd:16+int8,int4]
 
@@ -23,6 +23,7 @@ Results are kept in build/time_to_loss.json; --fresh forgets them.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -128,6 +129,11 @@ def _under_plan(kept: Kept, plan: str, rate: float, steps: int) -> Iterator[Trai
         yield train
 
 
+def _kept(loss: float, bar: float) -> str:
+    """Whether the loss is kept; one seed cannot say."""
+    return "?" if math.isnan(bar) else "yes" if loss <= bar else "no"
+
+
 def main() -> int:
     """Measure and print a row for each scheme; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,7 +141,7 @@ def main() -> int:
     parser.add_argument("--plan", help="of four ranks and a small GPT, such as dp_replicate=2,pp=2")
     parser.add_argument("--schemes", help="ours, separated by commas")
     parser.add_argument("--mbit", type=float, help="rate of the link where that is limited; 0: never")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="1: for the time of steps alone")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--fresh", action="store_true")
@@ -154,7 +160,7 @@ def main() -> int:
     )
     link = f", the first over {mbit:g} Mbit/s" if mbit and not options.plan else ""
     print(f"{options.plan or lesson}: {steps} steps, {seeds} seeds{link}, learning rate {rate:g}")
-    print("exchange                   loss      sd  kept   MB sent  fewer than fp32  than bf16  seconds")
+    print("exchange                   loss      sd  kept   MB sent  fewer than fp32  than bf16  seconds  ms a step")
     bar = dense = 0.0
     with training as train:
         for exchange in ("own:none", *own) if options.plan else ("ddp", *own, *HOOKS):
@@ -165,13 +171,15 @@ def main() -> int:
                     raise
                 print(f"{exchange:<22} comes apart: {str(error).partition(';')[0]}", flush=True)
                 continue
-            loss, spread = statistics.mean(run.loss for run in runs), statistics.stdev(run.loss for run in runs)
+            loss = statistics.mean(run.loss for run in runs)
+            spread = statistics.stdev(run.loss for run in runs) if len(runs) > 1 else math.nan
             sent = statistics.mean(run.sent_bytes for run in runs)
             if not dense:
                 bar, dense = loss + spread, sent
             print(
-                f"{exchange:<22} {loss:8.4f} {spread:7.4f}  {'yes' if loss <= bar else 'no':<4} {sent / 1e6:8.1f} "
-                f"{dense / sent:14.1f} {dense / 2 / sent:10.1f} {runs[0].seconds:11.1f}",
+                f"{exchange:<22} {loss:8.4f} {spread:7.4f}  {_kept(loss, bar):<4} {sent / 1e6:8.1f} "
+                f"{dense / sent:14.1f} {dense / 2 / sent:10.1f} {runs[0].seconds:8.1f} "
+                f"{1e3 * runs[0].seconds / steps:10.1f}",
                 flush=True,
             )
     if not options.plan:

@@ -22,6 +22,7 @@ from distroml.planner import (
 from distroml.planner.buffers import fullest
 from distroml.planner.codes import Buffer, Sides, code_of, kept_bytes, messages
 from distroml.planner.compression import UnknownScheme, parse_spec
+from distroml.planner.training import ITEMSIZE
 from libs.planner.tests.models import TRAINING, chain, gpt, machines
 from libs.planner.tests.test_pricing import BATCH, MODEL, plans, predict
 
@@ -170,6 +171,25 @@ def test_messages_stand_beside_the_activations_that_are_left_when_they_are_sent(
     assert at_once["buffers"] == pytest.approx(3.125 * 400_000, rel=0.03)
     assert by_block["activations"] == 3e5, "the first of four is full when one block is through"
     assert by_block["buffers"] == pytest.approx(at_once["buffers"] / 4, rel=0.03)
+
+
+def test_codes_of_shards_are_made_when_the_gradients_themselves_are_gone():
+    """Blocks of 0.4 MB that leave nothing for their backward pass, and whose gradients are the most there is."""
+
+    def peak(blocks, shard, dtype="fp32"):
+        model = replace(chain([1e-3] * blocks, parameters=100_000), parameter_itemsize=ITEMSIZE[dtype])
+        training = Training(precision=dtype, compressing=compressing("none", shard))
+        return Pricer(model, machines(), training, 8).predict(Plan(dp_shard=8, microbatch=1)).bytes
+
+    for shard in ("int8", "int4"):
+        assert peak(4, shard) == peak(4, "none"), "fullest is a block before its parameters go, with the buffer behind"
+    # One block: whole parameters and gradients, or gradients twice; with codes one flat buffer, and what comes beside.
+    code = 8 * (8 + 4 * 49 + 12_500)
+    assert peak(1, "none")["gathered"] == 800_000
+    assert peak(1, "int8") == peak(1, "none"), "codes and sums of 0.3 MB stand where gradients of 0.4 MB were"
+    halves = peak(1, "int8", "bf16")
+    assert halves["gathered"] == 200_000
+    assert halves["buffers"] == 25_000 + 400_000 + code, "codes are made of 32-bit copies"
 
 
 def test_meetings_cost_once_in_so_many_steps():

@@ -22,6 +22,7 @@ _ALIGN_BYTES = 8
 _ALIGN_ELEMENTS = 16
 _SHARD_HEAD_BYTES = 8
 _TOPK_CHUNK = 65_536
+_FLOAT32_BYTES = 4
 
 # Copies of an element while it is encoded: of a float16 the value and what arrives of it; of Top-K and random-K those
 # that were chosen, with their places.
@@ -187,10 +188,20 @@ def _brought(told: Sequence[Message], ranks: int) -> int:
     return told[-1].bytes * ranks if told and told[-1].how == "gather" else 0
 
 
-def shard_working_bytes(spec: Spec, elements: int, ranks: int) -> int:
-    """What comes up beside a unit's gradients, `elements` of them, while they are summed along dp_shard as codes."""
-    # Codes as they are sent, as they come, and without their heads; the sum, and where torch wants it.
-    return 3 * shard_message(spec, elements, ranks).bytes + 8 * -(-elements // ranks)
+def shard_working_bytes(spec: Spec, elements: int, ranks: int, item: int) -> int:
+    """What comes up beside a unit's flat gradients while they are summed along dp_shard as codes.
+
+    Args:
+        spec: of the codes.
+        elements: of the gradients, all ranks' parts together.
+        ranks: along dp_shard.
+        item: bytes of one element.
+    """
+    part, codes = -(-elements // ranks), shard_message(spec, elements, ranks).bytes
+    copied = 0 if item == _FLOAT32_BYTES else _FLOAT32_BYTES * elements
+    # Where torch wants the sum is there all the time. First 32-bit copies are encoded; then codes go and come; those
+    # that came are added up without their heads.
+    return item * part + max(copied + codes, 2 * codes + _FLOAT32_BYTES * part)
 
 
 def shard_message(spec: Spec, elements: int, ranks: int) -> Message:

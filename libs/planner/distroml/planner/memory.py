@@ -188,12 +188,9 @@ class MemoryModel:
         return Kept(residuals, working, shard_working, fullest.elements * item)
 
     def _scattering(self, plan: Plan, elements: float) -> float:
-        """Bytes beside the gradients of so many elements while they are summed along dp_shard."""
-        shard = self.training.compressing.shard
-        if shard == NONE:
-            return 0.0
-        copied = 0 if self.chain.profile.parameter_itemsize == _FLOAT32 else _FLOAT32
-        return shard_working_bytes(spec_of(shard), math.ceil(elements), plan.dp_shard) + copied * elements
+        """Bytes beside the flat gradients of so many elements while they are summed along dp_shard as codes."""
+        shard, item = self.training.compressing.shard, self.chain.profile.parameter_itemsize
+        return 0.0 if shard == NONE else shard_working_bytes(spec_of(shard), math.ceil(elements), plan.dp_shard, item)
 
     def _sums(self, plan: Plan, kept: Kept, *, alone: bool) -> Sums:
         compressing = self.training.compressing

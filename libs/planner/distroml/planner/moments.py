@@ -3,8 +3,9 @@
 Activations go while gradients come, and FSDP frees gathered parameters on the way: what is largest by itself is not
 there at once. A pass is followed block by block, on the host's clock, as FSDP2 holds on to its buffers: the unit that
 runs has its parameters whole; in the backward pass the block before is gathered ahead, and what the block behind
-scatters is kept until this one scatters. What lies outside of the blocks stays gathered, and its gradients whole,
-until the end.
+scatters is kept until this one scatters. That goes through one flat buffer: when it comes up, the block's parameters
+and the buffer of the block behind are gone, and once it is filled, so are the gradients themselves. Codes are made of
+it after that. What lies outside of the blocks stays gathered, and its gradients whole, until the end.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Step:
         lasting: gradients have a place all the time: buffers, or earlier microbatches' sums.
         transient: temporary bytes of one sample in a unit.
         sums: along dp_replicate.
-        scattering: bytes beside the gradients of so many elements while they are scattered along dp_shard.
+        scattering: bytes beside the flat buffer of so many elements while it is scattered along dp_shard as codes.
     """
 
     chain: Chain
@@ -106,16 +107,24 @@ class Step:
             there = around + behind + self._gathered(ahead, block + 1)
             there += self._whole(self._trainable(block + 1, min(block + 2, stop)))
             yield self._moment(block + 1, block + 1, there, unit=block)
-            yield self._moment(block, block + 1, there + own, scattered=self._trainable(block, block + 1))
+            yield self._moment(block, block + 1, there + own)
+            if self.plan.dp_shard > 1:
+                left = around + behind + self._gathered(ahead, block)
+                yield from self._scattered(block, block + 1, left, self._trainable(block, block + 1))
+        scattered = self._whole(self._trainable(first, min(first + 1, stop)))
         if first:
-            scattered = self._whole(self._trainable(first, min(first + 1, stop)))
             yield self._moment(first, first, around + behind + scattered, unit=0)
-            outside = self._whole(self._outside())
-            yield self._moment(0, first, 2 * outside, scattered=self._outside())
+        if self.plan.dp_shard > 1:
+            yield self._moment(0, first, around + scattered + self._whole(self._outside()))
+            yield from self._scattered(0, first, 0.0, self._outside())
 
-    def _moment(
-        self, saved: int, reached: int, gathered: float, unit: int | None = None, scattered: float = 0.0
-    ) -> Moment:
+    def _scattered(self, saved: int, reached: int, beside: float, elements: float) -> Iterator[Moment]:
+        """Gradients are copied into a flat buffer; when they are gone, codes are made of it."""
+        flat = self._whole(elements)
+        yield self._moment(saved, reached, beside + 2 * flat)
+        yield self._moment(saved, reached, beside + flat, codes=self.scattering(elements))
+
+    def _moment(self, saved: int, reached: int, gathered: float, unit: int | None = None, codes: float = 0.0) -> Moment:
         """With what the first `saved` units saved, gradients from unit `reached` on, and `unit` at work."""
         activations = self.chain.saved(self.plan.tp, self.plan.sequence_parallel, self.plan.recompute)
         # What lies outside of the blocks is whole until it is scattered last: it is among what is gathered.
@@ -126,7 +135,7 @@ class Step:
             self._sharded(done),
             gathered,
             0.0 if unit is None else self.transient(self.chain.units[unit]) * self.microbatch,
-            self.sums.held(self._in_place(done)) + (self.scattering(scattered) if self.plan.dp_shard > 1 else 0.0),
+            self.sums.held(self._in_place(done)) + codes,
         )
 
     def _blocks(self, first: int, stop: int) -> list[int]:

@@ -1,6 +1,8 @@
 """What the planner counts of a scheme, without tensors, is what the scheme sends, keeps and needs on the way."""
 
 import weakref
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,14 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distroml.planner import Device, Level, Topology
 from distroml.planner.buffers import fullest
-from distroml.planner.codes import Buffer, Message, Sides, kept_bytes, messages, working_bytes
+from distroml.planner.codes import Buffer, Message, Sides, kept_bytes, messages, shard_working_bytes, working_bytes
 from distroml.planner.compression import parse_spec
 from distroml.planner.cost.moves import moved
 from distroml.runtime.comm.algorithms import Arrangement
-from distroml.runtime.compress import Layout, Piece, Turn
+from distroml.runtime.compress import Layout, Piece, Round, Turn
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.compress.schemes.matrices import as_matrix
 from distroml.runtime.compress.simulate import SimulatedRanks, exchanged
+from distroml.runtime.parallel import shardsums
 from distroml.runtime.parallel.buckets import lay_out
 
 SHAPES = [(512, 256), (256,), (256, 512), (64, 64), (1024,), (96, 3, 3, 4)]
@@ -129,6 +132,42 @@ def test_a_rank_needs_as_much_beside_its_gradients_as_counted(name: str, ranks: 
     if name.startswith("powersgd"):
         assert ours == pytest.approx(peak.most, rel=0.05)
     assert ours == pytest.approx(peak.most, rel=0.25, abs=0.1 * whole.numel)
+
+
+class Echo:
+    """Ranks that all send one the same as it sends them."""
+
+    def __init__(self, group: Any, *_: Any) -> None:
+        self.ranks = group.size()
+
+    def make(self, wanted: Round) -> torch.Tensor:
+        """As `Peers` do it, in a tensor of its own."""
+        return wanted.payload.new_empty(self.ranks, wanted.payload.numel() // self.ranks).copy_(
+            wanted.payload.view(self.ranks, -1)
+        )
+
+    def take(self) -> Counter[str]:
+        """Nothing goes anywhere."""
+        return Counter()
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_a_rank_needs_as_much_beside_its_flat_gradients_as_counted(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, ranks: int
+) -> None:
+    part = 10_001
+    monkeypatch.setattr(shardsums, "Peers", Echo)
+    sums = shardsums.ShardSums(shardsums.SHARD_CODECS[name], 0)
+    given = torch.randn(ranks * part).to(dtype)
+    group: Any = SimpleNamespace(size=lambda: ranks, rank=lambda: 0)
+    with Peak({given.untyped_storage()._cdata}) as peak:
+        # Where torch wants the sum.
+        wanted = torch.empty(part, dtype=dtype)
+        wanted.copy_(sums.sum(0, given, group, [("weight", part)]))
+    ours = shard_working_bytes(parse_spec(name), ranks * part, ranks, dtype.itemsize)
+    assert ours == pytest.approx(peak.most, rel=0.01)
 
 
 @pytest.mark.parametrize("hosts", ["aaaa", "abcd", "aabb", "aaabbb", "aabbcc"])

@@ -51,9 +51,9 @@ class Tower(nn.Module):
         return self.last(x)
 
 
-def batch() -> torch.Tensor:
+def batch(samples: int = SAMPLES) -> torch.Tensor:
     """One microbatch."""
-    return torch.ones(SAMPLES, WIDTH)
+    return torch.ones(samples, WIDTH)
 
 
 def loss(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -61,7 +61,9 @@ def loss(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return model(x).square().sum(), len(x)
 
 
-def peak(world: World, plan: str, optimizer: str = "adamw", sync_every: int = 0, **options: str) -> dict[str, int]:
+def peak(
+    world: World, plan: str, optimizer: str = "adamw", sync_every: int = 0, samples: int = SAMPLES, **options: str
+) -> dict[str, int]:
     """Bytes of a step at its peak, as torch's trackers name them."""
     parallel = _spread(world, plan, sync_every, **options)
     if optimizer == "dgc":
@@ -69,7 +71,7 @@ def peak(world: World, plan: str, optimizer: str = "adamw", sync_every: int = 0,
         parallel.exchange_for(moving, Compression(options["compress"]), 0)
     else:
         moving = torch.optim.AdamW(parallel.parameters(), lr=1e-3, foreach=False)
-    x = batch()
+    x = batch(samples)
     found = tracking.peak(parallel, moving, lambda number: _step(parallel, moving, x, number))
     parallel.close()
     return found

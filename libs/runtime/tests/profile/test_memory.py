@@ -31,6 +31,7 @@ def prediction(
     compress_shard: str = "none",
     sync_every: int = 0,
     optimizer: str = "adamw",
+    samples: int = SAMPLES,
     levels: tuple[Level, ...] = (Level(name="node", extent=4, latency_s=1e-5, bytes_per_s=1e9),),
 ) -> Prediction:
     device = Device(
@@ -43,7 +44,7 @@ def prediction(
         tp=wish.tp or 1,
         recompute=wish.recompute or "none",
         reshard_after_forward=wish.reshard_after_forward is not False,
-        microbatch=SAMPLES,
+        microbatch=samples,
         bucket_mb=wish.bucket_mb or DEFAULT_BUCKET_MB,
     )
     make = dgc if optimizer == "dgc" else adamw
@@ -53,7 +54,7 @@ def prediction(
         compressing=compressing(compress, compress_shard, sync_every=sync_every, momenta=momenta_of(make, compress)),
     )
     topology = Topology(device=device, levels=levels)
-    return Pricer(profile(Tower(), loss, batch()), topology, training, SAMPLES * chosen.dp).predict(chosen)
+    return Pricer(profile(Tower(), loss, batch()), topology, training, samples * chosen.dp).predict(chosen)
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -107,6 +108,8 @@ def test_gathered_blocks_are_counted_as_fsdp_holds_them():
         ("dp_replicate=2", 2, {"compress": "topk:0.01", "optimizer": "dgc"}),
         ("dp_replicate=2", 2, {"compress": "int8", "sync_every": 2}),
         ("dp_shard=2", 2, {"compress_shard": "int8"}),
+        ("dp_shard=2", 2, {"compress_shard": "int8", "samples": 8}),
+        ("dp_shard=4", 4, {"compress_shard": "int4", "samples": 8}),
         ("dp_replicate=2,dp_shard=2", 4, {"compress": "int8"}),
         ("dp_replicate=2,dp_shard=2,bucket_mb=0.1", 4, {"compress": "powersgd:4"}),
     ],

@@ -92,19 +92,23 @@ class ShardSums:
         ranks, rank = group.size(), group.rank()
         self._passes[unit] += 1
         parts = given.float().view(ranks, -1)
-        size = self._codec.size(parts.shape[1])
+        numel = parts.shape[1]
+        size = self._codec.size(numel)
         slot = -(-(_HEAD_BYTES + size) // _ALIGN_BYTES) * _ALIGN_BYTES
         codes = torch.zeros(ranks, slot, dtype=torch.uint8, device=given.device)
         turn = Turn(rank, ranks, self._step, unit, self._seed, 1.0)
         for owner in range(ranks):
-            code = codes[owner, _HEAD_BYTES : _HEAD_BYTES + size]
+            seed = seed_of(turn, self._passes[unit], rank, owner)
             try:
-                self._codec.encode(parts[owner], None, 1.0, seed_of(turn, self._passes[unit], rank, owner), code)
+                self._codec.encode(parts[owner], None, 1.0, seed, codes[owner, _HEAD_BYTES : _HEAD_BYTES + size])
             except Broken as broken:
                 # Told instead of raised: the others wait for this rank.
                 _heads(codes)[:] = 1 + _place(lies, broken.index)
+        # A unit's gradients are the largest there is: what is not wanted any more goes before more comes up.
+        del parts
         peers = Peers(group, None, self._arrangement)
         got = peers.make(Round("scatter", codes.view(-1)))
+        del codes
         for level, sent in peers.take().items():
             self.wire.add(_AXIS, level, self._codec.name, sent)
         with hearing():
@@ -115,8 +119,8 @@ class ShardSums:
                 for sender, head in enumerate(heads)
                 if head
             )
-            return torch.full_like(parts[0], math.nan)
-        total = torch.empty_like(parts[0])
+            return given.new_full((numel,), math.nan, dtype=torch.float32)
+        total = given.new_empty(numel, dtype=torch.float32)
         sum_all(self._codec, got[:, _HEAD_BYTES : _HEAD_BYTES + size], total)
         return total
 
