@@ -365,10 +365,11 @@ class ParallelModel:
             yield name, whole_of(name, mine.get(name), self.part, self.mesh)
 
     def close(self) -> None:
-        """Take the hooks off the model, and end what exchanges gradients."""
+        """Take the hooks off the model, end what exchanges gradients, and let go of the mesh."""
         self.gradients.close()
         if self.exchange is not None:
             self.exchange.close()
+        self.mesh.close()
 
 
 def _closing(part: Part) -> frozenset[str]:
