@@ -7,16 +7,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from distroml.planner import Plan
 from distroml.runtime.comm import WireCount
 from distroml.runtime.compress import parse_spec, scheme_of
 from distroml.runtime.compress.optim import CompressedOptimizer
-from distroml.runtime.elastic import Collectives, communication, heard
+from distroml.runtime.elastic import Collectives, heard
 from distroml.runtime.parallel.compression import (
     NO_COMPRESSION,
     Compression,
@@ -36,6 +34,7 @@ from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.precision import Precision, computing_in
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange, fastest_sums
+from distroml.runtime.parallel.statistics import average_statistics
 from distroml.runtime.parallel.substitutes import substitute_of
 from distroml.runtime.parallel.units import own_parameters
 from distroml.runtime.typed import backward, norm_of
@@ -333,30 +332,12 @@ class ParallelModel:
         self.collectives.broadcast(tensors)
 
     def average_buffers(self) -> None:
-        """Average running statistics over the data-parallel ranks; where all hold all, other buffers become rank 0's.
-
-        Statistics are exponential averages, so that averaging them now and then gives what averaging after every
-        step would.
-        """
+        """Average running statistics over data-parallel ranks; where all hold all, other buffers become rank 0's."""
         if self.plan.dp == 1:
             return
-        averaged: set[int] = set()
-        for module in (inner for root in self.part.roots for inner in root.modules()):
-            if isinstance(module, _NormBase) and module.track_running_stats:
-                for statistic in (module.running_mean, module.running_var):
-                    if statistic is not None and id(statistic) not in averaged:
-                        averaged.add(id(statistic))
-                        self._average(statistic)
+        averaged = average_statistics(self.part.roots, self.mesh)
         if self._plain:
             self.collectives.broadcast([buffer for buffer in self.module.buffers() if id(buffer) not in averaged])
-
-    def _average(self, statistic: torch.Tensor) -> None:
-        for axis in ("dp_replicate", "dp_shard"):
-            group = self.mesh.group(axis)
-            if group is not None:
-                with communication():
-                    dist.all_reduce(statistic, group=group)
-        statistic.div_(self.plan.dp)
 
     def full_tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
         """Every parameter of the whole model, one at a time, on the CPU of every rank. Collective."""
