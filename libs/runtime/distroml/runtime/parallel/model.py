@@ -243,8 +243,8 @@ class ParallelModel:
         pending.wait()
         self.counted(votes[1])
         self.gradients.wait()
-        self.keeping.feed_back(votes[1])
         self.gradients.drop_unused([reached > 0 for reached in heard(votes)[2:]])
+        self.keeping.feed_back(votes[1])
         scale = 1.0 / votes[1]
         norm = self.gradients.norm().double() * scale
         if grad_clip is not None:
