@@ -56,9 +56,11 @@ def test_a_script_that_raises_at_import_fails_with_its_text(plane: Plane, tmp_pa
 
 
 def test_a_script_that_ends_without_training_succeeds_and_says_so(plane: Plane, tmp_path: Path) -> None:
-    script(tmp_path, "print('nothing to do')\n")
-    done = plane.cli("run", "--workers", "2", "--compress", "int8", "train.py", cwd=tmp_path)
-    assert "nothing to do" in done.stdout
+    asked = ("--compress", "int8", "--sync-every", "5")
+    script(tmp_path, "import os\nprint('nothing to do, met every', os.environ['DISTROML_SYNC_EVERY'])\n")
+    done = plane.cli("run", "--workers", "2", *asked, "train.py", cwd=tmp_path)
+    for rank in range(2):
+        assert f"[{rank}] nothing to do, met every 5" in done.stdout
     untrained = "ended with exit 0 and no step was seen"
     unused = "compression int8 was asked for and not used"
     assert f"note: {untrained}" in done.stderr

@@ -5,12 +5,10 @@ Free of tensors: a test holds every number against the schemes themselves.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from distroml.planner.compression import Spec
+from distroml.planner.compression import Spec, share_of
 
 How = Literal["sum", "gather", "scatter"]
 Code = Callable[[int], int]
@@ -89,10 +87,10 @@ def code_of(spec: Spec) -> Code:
     """The code of a scheme that sends codes of whole buffers."""
     if spec.kind != "topk":
         return _CODES[spec.kind]
-    values, ratio = _CODES[spec.payload], Fraction(repr(spec.ratio))
+    values = _CODES[spec.payload]
 
     def greatest(n: int) -> int:
-        kept = max(1, math.ceil(ratio * n))
+        kept = share_of(spec.ratio, n)
         return 4 * -(-n // _TOPK_CHUNK) + 2 * kept + values(kept)
 
     return greatest
@@ -106,7 +104,7 @@ def messages(spec: Spec, buffer: Buffer, ranks: int) -> list[Message]:
         case "none":
             return [Message("sum", 4 * buffer.elements)]
         case "randomk":
-            count = min(buffer.elements, max(1, math.ceil(spec.ratio * buffer.elements)))
+            count = share_of(spec.ratio, buffer.elements)
             return _exchanged([(_CODES[spec.payload], count)], ranks) if spec.payload else [Message("sum", 4 * count)]
         case "powersgd":
             first, second = _low_rank_rounds(spec, _low_rank(spec, buffer), ranks)
@@ -142,10 +140,10 @@ def working_bytes(spec: Spec, buffer: Buffer, ranks: int) -> int:
         case "fp16":
             return max(at_once, _float16(n) + _HALVES_BYTES * encoded)
         case "topk":
-            kept = max(1, math.ceil(Fraction(repr(spec.ratio)) * encoded))
+            kept = share_of(spec.ratio, encoded)
             return max(at_once, code_of(spec)(n) + _CHOSEN_BYTES * kept)
         case "randomk":
-            return at_once + _DRAWN_BYTES * max(1, math.ceil(spec.ratio * n))
+            return at_once + _DRAWN_BYTES * share_of(spec.ratio, n)
         case "powersgd":
             return _low_rank_working(spec, buffer, ranks)
         case _:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, cast
 
 Kind = Literal["none", "bf16", "fp16", "int8", "int4", "sign", "topk", "randomk", "powersgd"]
@@ -80,6 +82,14 @@ def parse_spec(text: str) -> Spec:
     if kind == "powersgd":
         return Spec(kind, rank=_rank(text, argument), payload=carried)
     return Spec(kind, ratio=_ratio(text, kind, argument) if _ARGUMENT[kind] else 0.0, payload=carried)
+
+
+def share_of(ratio: float, elements: int) -> int:
+    """How many of `elements` are told of a share, as that is written in decimals: rounded up, at least one of any.
+
+    A product of floats may be off by one, and then ranks' messages would be of another size than what was planned.
+    """
+    return min(elements, max(1, math.ceil(Fraction(repr(float(ratio))) * elements)))
 
 
 def read_wish(text: str) -> str:

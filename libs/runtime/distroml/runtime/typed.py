@@ -39,6 +39,17 @@ def seed_generators(seed: int) -> None:
         cast("Any", torch.cuda).manual_seed(seed)
 
 
+def generators_of(device: torch.device) -> list[torch.Generator]:
+    """From which random numbers on `device` come, and those that are drawn on the CPU first."""
+    found = [cast("Any", torch).default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = cast("int | None", device.index)
+        index = torch.cuda.current_device() if index is None else index
+        found.append(torch.cuda.default_generators[index])
+    return found
+
+
 def backward(loss: torch.Tensor) -> None:
     """Run the backward pass."""
     cast("Any", loss).backward()

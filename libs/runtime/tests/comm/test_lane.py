@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from distroml.runtime.comm.lane import Lane, LaneClosed
+from distroml.runtime.comm.lane import Job, Lane, LaneClosed
 from distroml.runtime.elastic import PeerLost
 
 CPU = torch.device("cpu")
@@ -61,3 +61,11 @@ def test_its_thread_ends_with_its_owner() -> None:
     del lane
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_device_that_is_not_there_fails_jobs_and_keeps_nobody_waiting() -> None:
+    lane, job = Lane("test", torch.device("cuda", 99)), Job(lambda: None, None)
+    lane.begin(job)
+    with pytest.raises((RuntimeError, AssertionError)):
+        job.wait()
+    lane.close()

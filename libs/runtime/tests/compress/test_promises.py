@@ -5,7 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from distroml.runtime.compress import Layout, NotInStep, SimulatedRanks, State, Turn
+from distroml.planner.codes import Buffer, messages
+from distroml.planner.compression import parse_spec, share_of
+from distroml.runtime.compress import Layout, NotInStep, Piece, SimulatedRanks, State, Turn, parse_scheme
 from distroml.runtime.compress.codecs import BF16, FLOAT32, INT4, INT8, SIGN, NonFinite, TopK
 from distroml.runtime.compress.schemes import (
     Coded,
@@ -234,6 +236,40 @@ def test_a_rank_above_a_matrix_lets_it_go_whole() -> None:
     layout = laid_out([(64, 96)], gap=0)
     assert PowerSGD(1000).sent_bytes(layout, 2) == Coded(BF16).sent_bytes(layout, 2)
     assert PowerSGD(4).sent_bytes(layout, 2) == 4 * 4 * (64 + 96)
+
+
+def test_a_share_of_elements_is_what_its_decimals_say() -> None:
+    """The same for whoever tells, whoever decodes and whoever plans: 0.07 * 100 is above 7 as a product of floats."""
+    assert share_of(0.07, 100) == RandomK(0.07).count(100) == TopK(0.07).kept(100) == 7
+    assert share_of(0.071, 100) == 8
+    assert [share_of(0.01, elements) for elements in (0, 1, 99, 101)] == [0, 1, 1, 2]
+    for name in ("randomk:0.07", "randomk:0.07+bf16", "topk:0.07"):
+        layout = laid_out([(100,)], gap=0)
+        (planned,) = messages(parse_spec(name), Buffer(layout.numel), 2)
+        assert parse_scheme(name).sent_bytes(layout, 2) == planned.sent_bytes(2)
+
+
+@pytest.mark.parametrize("codec", [INT8, BF16, SIGN, Float16()], ids=lambda codec: codec.name)
+def test_sums_that_leave_the_range_of_numbers_are_held_at_its_end(codec) -> None:
+    """An owner that could not encode its sum would leave the other ranks waiting for it."""
+    layout = Layout(100_000, (Piece("whole", 0, (100_000,)),))
+    ranks = SimulatedRanks(Coded(codec), layout, 4)
+    flats = [torch.full((layout.numel,), 1.5e38) for _ in range(4)]
+    ranks.exchange(flats)
+    assert all(torch.equal(flat, flats[0]) for flat in flats)
+    assert torch.allclose(flats[0], torch.tensor(2.0**127), rtol=1e-2)
+    assert all(state.owned is not None and state.owned.isfinite().all() for state in ranks.states)
+
+
+@pytest.mark.parametrize("scheme", [Coded(INT8), RandomK(0.5), PowerSGD(4)], ids=lambda scheme: scheme.name)
+def test_what_is_no_number_is_told_by_its_place_in_the_buffer(scheme) -> None:
+    layout = laid_out([(400, 300)], gap=0)
+    assert in_two_phases([(INT8, layout.numel)], 3)
+    flats = gradients(layout, 3, 0)
+    flats[2][100_000] = torch.nan
+    with pytest.raises(NonFinite) as broken:
+        SimulatedRanks(scheme, layout, 3).exchange(flats)
+    assert broken.value.index == 100_000
 
 
 def test_ranks_that_disagree_are_noticed() -> None:

@@ -34,6 +34,8 @@ def generate(world: World, plan: str, name: str, options: dict[str, Any]) -> dic
         text = _text(parallel.module, prompt, **options)
     except (ValueError, RuntimeError) as error:
         return {"raised": str(error)}
+    finally:
+        parallel.close()
     torch.manual_seed(SEED)
     return {"text": text, "alone": _text(architecture.make(), prompt, **options)}
 
@@ -44,7 +46,9 @@ def generate_after_training(world: World, plan: str, name: str) -> list[list[int
     batch = architecture.batch(2, seed=1)
     parallel = _spread(world, plan, name)
     parallel.finish(parallel.forward_backward([batch], 1))
-    return _text(parallel.module, batch["input_ids"][:, :5], do_sample=True, temperature=5.0)
+    text = _text(parallel.module, batch["input_ids"][:, :5], do_sample=True, temperature=5.0)
+    parallel.close()
+    return text
 
 
 def generate_unequal(world: World, plan: str, name: str) -> dict[str, Any]:
@@ -58,7 +62,10 @@ def generate_unequal(world: World, plan: str, name: str) -> dict[str, Any]:
     options = {"max_new_tokens": 8, "eos_token_id": end, "pad_token_id": 0}
     torch.manual_seed(SEED)
     right = _text(architecture.make(), prompt, **options)
-    return {"text": _text(_spread(world, plan, name).module, prompt, **options), "alone": right}
+    parallel = _spread(world, plan, name)
+    text = _text(parallel.module, prompt, **options)
+    parallel.close()
+    return {"text": text, "alone": right}
 
 
 def measure(world: World, plan: str) -> dict[str, Any]:
@@ -92,4 +99,5 @@ def measure(world: World, plan: str) -> dict[str, Any]:
         parallel.module.train()
         optimizer.step()
         lone_optimizer.step()
+    parallel.close()
     return found

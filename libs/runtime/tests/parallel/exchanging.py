@@ -19,7 +19,7 @@ from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import Pending, World
 from distroml.runtime.link import NullLink
 from distroml.runtime.parallel import ParallelModel
-from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.runtime.parallel.buckets import BucketSpec, Segment
 from distroml.runtime.parallel.buffers import Took
 from distroml.runtime.parallel.shardsums import ShardSums
 from distroml.runtime.training.controlling import adapting_of
@@ -54,10 +54,11 @@ class Watch:
         self._begin = self.parallel.exchange.begin
         self.parallel.exchange.begin = self.begin
 
-    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Any:
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor, unreached: Sequence[Segment] = ()) -> Any:
         self.begun += 1
         self.went_in[number] = flat.double()
-        return _Then(self._begin(number, spec, flat), lambda: self.came_out.__setitem__(number, flat.double()))
+        pending = self._begin(number, spec, flat, unreached)
+        return _Then(pending, lambda: self.came_out.__setitem__(number, flat.double()))
 
     def true_sums(self) -> dict[int, torch.Tensor]:
         group = self.parallel.mesh.group("dp_replicate")

@@ -40,4 +40,5 @@ def masks(world: World, plan: str, steps: list[int]) -> list[dict[str, list[str]
         kept.clear()
         parallel.forward_backward([batch] * MICROBATCHES, step)
         found.append(dict(kept))
+    parallel.close()
     return found

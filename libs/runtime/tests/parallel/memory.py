@@ -48,6 +48,7 @@ def recomputed(world: World, plan: str, kind: str) -> dict[str, Any]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _Operations() as done:
         parallel.forward_backward(batches, 9)
     kept = sum(size for storage, size in saved.items() if storage not in own)
+    parallel.close()
     return {"bits": course.bits(), "saved": kept, "products": done.products, "activations": done.activations}
 
 
@@ -69,6 +70,8 @@ def precise(world: World, plan: str, precision: str, options: dict[str, Any]) ->
     course = under_plan(parallel, 2, 1.0, steps=4)
     batch = samples(2, 7)
     told, _ = parallel.measure(batch)
+    output = parallel(batch["tokens"])
+    parallel.close()
     return {
         "losses": course.losses,
         "bits": course.bits(),
@@ -76,5 +79,5 @@ def precise(world: World, plan: str, precision: str, options: dict[str, Any]) ->
         "whole": sorted({str(value.dtype) for value in course.parameters.values()}),
         "inside": sorted(inside),
         "measured": float(told),
-        "output": str(parallel(batch["tokens"]).dtype),
+        "output": str(output.dtype),
     }

@@ -55,6 +55,17 @@ def lost_between_hosts(world: World, hosts: str, cache: str, compress: str) -> s
     return "no error"
 
 
+def threads(world: World, plan: str) -> int:
+    """How many threads this process had before it makes a step under a plan, and takes everything down again."""
+    found = len(os.listdir("/proc/self/task"))
+    parallel = spread(world, plan, Quirks(width=8), MICROBATCH, torch.float32)
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=0.1)
+    step(parallel, 1)
+    optimizer.step()
+    parallel.close()
+    return found
+
+
 def differing(world: World) -> str:
     """Ranks that want different compression."""
     try:

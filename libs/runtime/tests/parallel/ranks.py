@@ -192,4 +192,5 @@ def statistics(world: World, plan: str) -> dict[str, Any]:
     state = parallel.part.state.state_dict()
     mine = {f"blocks.{name.split('blocks.')[1].split('.')[0]}" for name, _ in parallel.part.held if "blocks." in name}
     held = [name for name in right if name.rsplit(".norm.", 1)[0] in mine]
+    parallel.close()
     return {"held": len(held), "error": max(float((state[name] - right[name]).abs().max()) for name in held)}

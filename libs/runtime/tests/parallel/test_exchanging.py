@@ -74,6 +74,13 @@ def test_fewer_bytes_are_sent(pool: Pool) -> None:
     assert coded["gradient_norms"] == pytest.approx(plain["gradient_norms"], rel=1e-5)
 
 
+def test_nothing_of_a_world_is_left_once_it_is_closed(pool: Pool) -> None:
+    """Torch remembers meshes, and by them groups, of which each has threads; a process sees many generations."""
+    plans = ("dp_shard=2", "dp_shard=2", "tp=2", "tp=2")
+    _, first, _, last = [pool.run(f"{MISHAPS}threads", 2, 120, plan=plan) for plan in plans]
+    assert all(after <= before for before, after in zip(first, last, strict=True)), (first, last)
+
+
 def test_ranks_that_want_different_compression_are_told_so(pool: Pool) -> None:
     for told in pool.run(f"{MISHAPS}differing", 2):
         assert "rank 0: compress='none'" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 from distroml.runtime.elastic import Pending
-from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.runtime.parallel.buckets import BucketSpec, Segment
 from distroml.runtime.parallel.reducer import GradientReducer
 from distroml.runtime.typed import backward
 
@@ -21,10 +22,13 @@ class Handed:
     def __init__(self) -> None:
         self.flats: list[torch.Tensor] = []
 
-    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
-        del number, spec
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor, unreached: Sequence[Segment] = ()) -> Pending:
+        del number, spec, unreached
         self.flats.append(flat.clone())
         return Pending(None)
+
+    def take_back(self, dropped: Collection[str]) -> None:
+        del dropped
 
 
 def reentrantly(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -204,6 +204,11 @@ def test_batches_of_two_shapes_in_one_step_are_refused() -> None:
         pipeline.forward_backward([torch.randn(3, WIDTH)])
 
 
+def test_a_step_without_batches_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one microbatch"):
+        cut(Model).forward_backward([])
+
+
 @pytest.mark.parametrize(("pp", "microbatches", "fits"), [(2, 4, True), (2, 5, False), (4, 3, True), (4, 9, False)])
 def test_microbatches_of_interleaved_schedules(pp: int, microbatches: int, fits: bool) -> None:
     check_microbatches("1f1b", pp, microbatches)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from distroml.runtime.comm.algorithms import Choice, Timed
-from distroml.runtime.compress.optim import DGC, OuterNesterov
+from distroml.runtime.compress.optim import DGC, CompressedOptimizer, OneBitAdam, OuterNesterov
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel import Compression, ParallelModel, parallelize
 from distroml.runtime.parallel.parallelize import choose_plan, spread
@@ -61,20 +61,39 @@ def loss(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
     return model(x).square().sum(), len(x)
 
 
+def one_bit(parameters: Iterable[nn.Parameter]) -> CompressedOptimizer:
+    """1-bit Adam, whose second step is the first after its warm-up."""
+    return OneBitAdam(parameters, lr=1e-3, warm_up_steps=1)
+
+
+def dgc(parameters: Iterable[nn.Parameter]) -> CompressedOptimizer:
+    """Deep gradient compression."""
+    return DGC(parameters, lr=1e-3, warm_up_steps=8)
+
+
+EXCHANGING = {"onebit": one_bit, "dgc": dgc}
+
+
 def peak(
     world: World, plan: str, optimizer: str = "adamw", sync_every: int = 0, samples: int = SAMPLES, **options: str
 ) -> dict[str, int]:
     """Bytes of a step at its peak, as torch's trackers name them."""
     parallel = _spread(world, plan, sync_every, **options)
-    if optimizer == "dgc":
-        moving: torch.optim.Optimizer = DGC(parallel.parameters(), lr=1e-3, warm_up_steps=8)
-        parallel.exchange_for(moving, Compression(options["compress"]), 0)
+    moving: torch.optim.Optimizer
+    if optimizer in EXCHANGING:
+        moving = _exchanged(parallel, optimizer, options["compress"])
     else:
         moving = torch.optim.AdamW(parallel.parameters(), lr=1e-3, foreach=False)
     x = batch(samples)
     found = tracking.peak(parallel, moving, lambda number: _step(parallel, moving, x, number))
     parallel.close()
     return found
+
+
+def _exchanged(parallel: ParallelModel, optimizer: str, compress: str) -> CompressedOptimizer:
+    moving = EXCHANGING[optimizer](parallel.parameters())
+    parallel.exchange_for(moving, Compression(compress), 0)
+    return moving
 
 
 def _step(parallel: ParallelModel, optimizer: torch.optim.Optimizer, x: torch.Tensor, number: int) -> None:
@@ -162,13 +181,14 @@ def met(world: World, every: int, compress: str) -> dict[str, Any]:
     return found
 
 
-def momenta(world: World, compress: str) -> int:
-    """What exchanges keep for deep gradient compression."""
+def momenta(world: World, compress: str, optimizer: str) -> dict[str, int]:
+    """What exchanges keep for an optimizer whose ranks exchange momenta, and what that keeps itself."""
     parallel = _spread(world, "dp_replicate=2", compress=compress)
-    optimizer = DGC(parallel.parameters(), lr=1e-3)
-    parallel.exchange_for(optimizer, Compression(compress), 0)
-    _step(parallel, optimizer, batch(), 1)
+    moving = _exchanged(parallel, optimizer, compress)
+    for number in (1, 2):
+        _step(parallel, moving, batch(), number)
     assert parallel.exchange is not None
-    found = parallel.exchange.state_bytes
+    inner = sum(one.nbytes for state in moving.state.values() for one in state.values())
+    found = {"exchange": parallel.exchange.state_bytes, "optimizer": inner}
     parallel.close()
     return found

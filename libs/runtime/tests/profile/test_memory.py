@@ -9,10 +9,9 @@ from torch import nn
 
 from distroml.planner import Device, Level, Prediction, Pricer, Topology, Training, compressing, parse_wish
 from distroml.planner.plan import DEFAULT_BUCKET_MB, Plan
-from distroml.runtime.compress.optim import DGC
 from distroml.runtime.profile import profile
 from distroml.runtime.profile.optimizers import kind_of, momenta_of
-from libs.runtime.tests.profile.memory_ranks import SAMPLES, WIDTH, Tower, batch, loss
+from libs.runtime.tests.profile.memory_ranks import EXCHANGING, SAMPLES, WIDTH, Tower, batch, loss
 from tests.numerics.pool import Pool
 
 RANKS = "libs.runtime.tests.profile.memory_ranks"
@@ -47,7 +46,7 @@ def prediction(
         microbatch=samples,
         bucket_mb=wish.bucket_mb or DEFAULT_BUCKET_MB,
     )
-    make = dgc if optimizer == "dgc" else adamw
+    make = EXCHANGING.get(optimizer, adamw)
     training = Training(
         optimizer=kind_of(make),
         precision="fp32",
@@ -59,10 +58,6 @@ def prediction(
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters)
-
-
-def dgc(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return DGC(parameters, lr=1e-3, warm_up_steps=8)
 
 
 def test_saved_bytes_are_those_that_autograd_saves():
@@ -106,6 +101,7 @@ def test_gathered_blocks_are_counted_as_fsdp_holds_them():
         ("dp_replicate=2", 2, {"compress": "powersgd:4"}),
         ("dp_replicate=4,bucket_mb=0.3", 4, {"compress": "powersgd:16+int8"}),
         ("dp_replicate=2", 2, {"compress": "topk:0.01", "optimizer": "dgc"}),
+        ("dp_replicate=2", 2, {"compress": "sign", "optimizer": "onebit"}),
         ("dp_replicate=2", 2, {"compress": "int8", "sync_every": 2}),
         ("dp_shard=2", 2, {"compress_shard": "int8"}),
         ("dp_shard=2", 2, {"compress_shard": "int8", "samples": 8}),
@@ -182,8 +178,9 @@ def test_replicas_that_meet_send_and_keep_what_was_predicted(pool: Pool, compres
 
 @pytest.mark.e2e
 @pytest.mark.timeout(180)
-def test_velocities_are_kept_as_predicted(pool: Pool):
-    ours = predicted("dp_replicate=2", compress="topk:0.01", optimizer="dgc")
-    for real in pool.run(f"{RANKS}:momenta", 2, compress="topk:0.01"):
-        assert ours["residuals"] == pytest.approx(real, rel=0.03)
-        assert ours["optimizer"] == 0
+@pytest.mark.parametrize(("optimizer", "compress"), [("dgc", "topk:0.01"), ("onebit", "sign")])
+def test_momenta_are_kept_as_predicted(pool: Pool, optimizer: str, compress: str):
+    ours = predicted("dp_replicate=2", compress=compress, optimizer=optimizer)
+    for real in pool.run(f"{RANKS}:momenta", 2, compress=compress, optimizer=optimizer):
+        assert ours["residuals"] == pytest.approx(real["exchange"], rel=0.03)
+        assert ours["optimizer"] == real["optimizer"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -327,6 +329,31 @@ def test_one_process_at_a_time_builds(tmp_path: Any, monkeypatch: pytest.MonkeyP
     assert ask() == "held"
     source.close()
     assert ask() == ""
+
+
+@pytest.mark.parametrize("why", ["no locks", "no file"])
+def test_who_cannot_lock_builds_all_the_same_and_says_so_once(
+    why: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the folder for what is temporary lies on a network file system that has no lock service."""
+
+    def refused(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(sources.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sources.Turn, "_warned", False)
+    if why == "no locks":
+        monkeypatch.setattr(sources.fcntl, "flock", refused)
+    else:
+        (tmp_path / f"distroml-build-{os.getuid()}.lock").mkdir()
+    blank, _ = record(make, SEED)
+    source = BuiltSource(make, blank, "", sources.Turn())
+    for _ in range(2):
+        assert source.read("embed.weight").shape == blank.embed.weight.shape
+        source.close()
+    (told,) = caplog.messages
+    assert "let TMPDIR name a folder on a local disk" in told
+    assert sources.Turn._file is None
 
 
 def test_torch_makes_deferred_tensors_as_we_need_them() -> None:

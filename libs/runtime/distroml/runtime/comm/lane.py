@@ -146,9 +146,13 @@ def _serve(jobs: queue.SimpleQueue[Job | None], broken: _Broken, device: torch.d
     # Torch counts threads by the thread that asks: one of two ranks on a machine may not take all of it here.
     torch.set_num_threads(threads)
     stream = None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        stream = torch.cuda.Stream(device)
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            stream = torch.cuda.Stream(device)
+    except Exception as failure:
+        # Without this thread nobody would ever tell those who wait.
+        broken.failure = failure
     while (job := jobs.get()) is not None:
         if broken.failure is not None:
             job.fail(broken.failure)

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from distroml.runtime.compress.codecs.oracle import LIMIT
-from distroml.runtime.compress.native import kernels_for
+from distroml.runtime.compress.native import kernels, kernels_for
+
+
+def arithmetic(device: torch.device) -> str:
+    """Who forms the products of tensors on `device`: where that differs, the same factors restore other bits."""
+    if device.type == "cuda":
+        return f"torch on {torch.cuda.get_device_name(device)}"
+    if kernels() is not None:
+        return "compiled kernels"
+    return f"torch without compiled kernels, on {torch.backends.cpu.get_cpu_capability()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from distroml.runtime.compress import Layout, Piece, Scheme, State, succeeded
-from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.runtime.parallel.buckets import BucketSpec, Segment
 from distroml.runtime.typed import floats, norm_of
 
 
@@ -62,6 +63,20 @@ class Measured:
     cosine: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What was kept of one parameter before an exchange: of its gradients, and its velocity; None where nothing was."""
+
+    segment: Segment
+    kept: torch.Tensor | None
+    velocity: torch.Tensor | None
+
+    @property
+    def part(self) -> slice:
+        """Where it lies in the bucket."""
+        return slice(self.segment.offset, self.segment.offset + self.segment.numel)
+
+
 @dataclass(slots=True)
 class Buffer:
     """One bucket's part of an exchange. It belongs to the exchange's thread between a step's begin and end.
@@ -78,6 +93,7 @@ class Buffer:
         least: of all ranks, each number by itself; 0 where ranks were not asked.
         measured: of the last exchange.
         velocity: this rank's own momentum, where that is exchanged in place of gradients.
+        aside: what was kept before the last exchange of parameters that this rank had not reached.
     """
 
     number: int
@@ -91,6 +107,7 @@ class Buffer:
     least: Took = Took()
     measured: Measured | None = None
     velocity: torch.Tensor | None = None
+    aside: list[Aside] = field(default_factory=lambda: list[Aside]())
 
     def __post_init__(self) -> None:
         spec = self.spec
@@ -131,10 +148,48 @@ class Buffer:
 
     def keep(self, more: torch.Tensor) -> None:
         """Keep `more`, normalised, beside what is kept already."""
+        self._residual().add_(more)
+
+    def lay_aside(self, segments: Sequence[Segment]) -> None:
+        """Note what is kept of these, before an exchange that may turn out to be for nothing."""
+        for one in segments:
+            part = slice(one.offset, one.offset + one.numel)
+            # Where an owner keeps something, every rank has a residual, too.
+            kept = None if self.state.residual is None else self.state.residual[part].clone()
+            if kept is not None and (owned := self._owned_in(one)) is not None:
+                kept[owned[1]] += owned[0]
+            self.aside.append(Aside(one, kept, None if self.velocity is None else self.velocity[part].clone()))
+
+    def put_back(self, names: Collection[str]) -> None:
+        """Of parameters of these names, keep again what was laid aside; nothing is laid aside any more."""
+        for one in self.aside:
+            if one.segment.name in names:
+                if (owned := self._owned_in(one.segment)) is not None:
+                    owned[0].zero_()
+                if one.kept is not None:
+                    self._residual()[one.part] = one.kept
+                elif self.state.residual is not None:
+                    self.state.residual[one.part] = 0.0
+                if self.velocity is not None:
+                    self.velocity[one.part] = 0.0 if one.velocity is None else one.velocity
+        self.aside.clear()
+
+    def _residual(self) -> torch.Tensor:
         if self.state.residual is None:
             self.state = replace(self.state, residual=torch.zeros(self.spec.numel, device=self.spec.device))
         assert self.state.residual is not None
-        self.state.residual += more
+        return self.state.residual
+
+    def _owned_in(self, segment: Segment) -> tuple[torch.Tensor, slice] | None:
+        """What is owned of a segment's sums, and where in the segment that lies; None where it is nothing."""
+        if self.state.owned is None:
+            return None
+        begin = max(segment.offset, self.state.owned_from)
+        end = min(segment.offset + segment.numel, self.state.owned_from + self.state.owned.numel())
+        if begin >= end:
+            return None
+        own = self.state.owned[begin - self.state.owned_from : end - self.state.owned_from]
+        return own, slice(begin - segment.offset, end - segment.offset)
 
     @property
     def state_bytes(self) -> int:

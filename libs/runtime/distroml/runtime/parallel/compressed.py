@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -18,15 +18,15 @@ from distroml.runtime.comm.lane import Job, Lane
 from distroml.runtime.comm.rounds import Peers, drive
 from distroml.runtime.compress import Scheme, Turn
 from distroml.runtime.compress.schemes import Dense
-from distroml.runtime.elastic import Pending, hearing
+from distroml.runtime.elastic import Pending
 from distroml.runtime.parallel.agreement import Agreed, agreed_on, breaks, told_of
 from distroml.runtime.parallel.asking import Asked, answer
-from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.runtime.parallel.buckets import BucketSpec, Segment
 from distroml.runtime.parallel.buffers import Buffer, Measured, Took
-from distroml.runtime.parallel.culprits import NonFinite
+from distroml.runtime.parallel.culprits import NonFinite, found_among
 from distroml.runtime.parallel.sampling import Sample, sampled_bucket, take_sample
 from distroml.runtime.parallel.substitutes import Substitute
-from distroml.runtime.typed import integers, norm_of
+from distroml.runtime.typed import norm_of
 
 _AXIS = "dp_replicate"
 # What ranks tell one another before each exchange counts under this name.
@@ -63,10 +63,11 @@ class CompressedExchange:
     A gradient that is no finite number is agreed upon before its bucket is exchanged: no rank's residuals change by
     that bucket or a later one of the step, their sums are NaN everywhere, and `non_finite` tells whose fault it is.
     Buckets before it were exchanged as ever: what they gave and what is kept of them add up, so that a step that is
-    taken nevertheless loses nothing.
+    taken nevertheless loses nothing. Nor does one that reached a parameter on no rank: nobody heeds what was told of
+    that, and what was kept of it is kept until it is reached again.
 
     One that `adapts`, and compresses nothing at all in a step, costs no more than plain sums: nothing is agreed upon
-    then, and nobody is told whose fault a gradient is.
+    then, and `non_finite` has what this rank is to blame for, on a processor only.
 
     Args:
         group: the ranks that differ along dp_replicate only, of this exchange alone; None: this rank is the only one,
@@ -159,17 +160,28 @@ class CompressedExchange:
             buffer.took = replace(buffer.took, waited_s=job.waited_s)
         self._jobs.clear()
 
-    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor, unreached: Sequence[Segment] = ()) -> Pending:
         """See `Exchange`. Padding in `flat` is zero, before and after."""
         if self.idle(number):
             return Pending(None)
-        job = self._lane.job(functools.partial(self._exchange, self._step, self._buffers[number], flat))
+        work = functools.partial(self._exchange, self._step, self._buffers[number], flat, tuple(unreached))
+        job = self._lane.job(work)
         self._jobs[number] = job
         if self._step.told:
             self._lane.begin(job)
         else:
             self._step.held.append(job)
         return Pending(job)
+
+    def take_back(self, dropped: Collection[str]) -> None:
+        """See `Exchange`: what is kept of these parameters' gradients is as it was before the step."""
+
+        def restore() -> None:
+            for buffer in self._buffers.values():
+                buffer.put_back(dropped)
+
+        if any(buffer.aside for buffer in self._buffers.values()):
+            self._lane.do(restore)
 
     def announce(self, terms: torch.Tensor) -> None:
         """This rank's count of loss terms in this step is `terms`, and its last forward pass is over.
@@ -276,7 +288,8 @@ class CompressedExchange:
 
     # ---- the exchange's thread
 
-    def _exchange(self, step: _Step, buffer: Buffer, flat: torch.Tensor) -> None:
+    def _exchange(self, step: _Step, buffer: Buffer, flat: torch.Tensor, unreached: Sequence[Segment]) -> None:
+        buffer.aside.clear()
         if not buffer.spec.numel:
             return
         if step.plain is None:
@@ -284,6 +297,7 @@ class CompressedExchange:
                 one.advance(step.number)
             step.plain = self._adapts and all(one.plain for one in self._buffers.values())
         if step.plain:
+            self._look_at(step, buffer, flat)
             started = time.perf_counter()
             self._peers.sum(flat)
             buffer.took = Took(wire_s=time.perf_counter() - started)
@@ -317,13 +331,15 @@ class CompressedExchange:
         if agreed.broken:
             if summing is None and not bool(norm_of(work).isfinite()):
                 suspect = self._suspect(buffer, work)
-            self._blame(step, buffer, suspect)
+            self._blame(self._group, step, buffer, suspect)
             step.broken = True
         if step.broken:
             for segment in buffer.spec.segments:
                 flat[segment.offset : segment.offset + segment.numel] = math.nan
         elif summing is None and (agreed.unit > 0 or plain):
             turn = Turn(self.rank, self.world_size, step.number, buffer.number, self._seed, agreed.unit)
+            if not plain or buffer.velocity is not None:
+                buffer.lay_aside(unreached)
             if self.substitute is not None and agreed.unit > 0:
                 self.substitute.before(buffer, work, turn)
             rounds = buffer.scheme.rounds(work, buffer.layout, buffer.state, turn)
@@ -364,26 +380,21 @@ class CompressedExchange:
             self.wire.add(_AXIS, level, _SAMPLE, sent)
         return sample
 
+    def _look_at(self, step: _Step, buffer: Buffer, flat: torch.Tensor) -> None:
+        """Note where this rank's gradient is no finite number: the sum will not tell whose it was.
+
+        Others note their own. Elsewhere than on a processor a look would hold up the device.
+        """
+        if flat.device.type == "cpu" and not bool(norm_of(flat).isfinite()):
+            self._blame(None, step, buffer, self._suspect(buffer, flat))
+
+    def _blame(self, group: dist.ProcessGroup | None, step: _Step, buffer: Buffer, suspect: str) -> None:
+        """Note whose gradient it was among the ranks of `group`; None: this one alone."""
+        names = [segment.name for segment in buffer.spec.segments]
+        self.non_finite += found_among(group, names, suspect, step.number, self._device)
+
     def _suspect(self, buffer: Buffer, work: torch.Tensor) -> str:
         return "" if self.innocent() else buffer.suspect(work)
-
-    def _blame(self, step: _Step, buffer: Buffer, suspect: str) -> None:
-        """Tell every rank whose gradient it was: `suspect` is this rank's parameter, empty where it has none."""
-        names = [segment.name for segment in buffer.spec.segments]
-        place = names.index(suspect) if suspect else -1
-        places = torch.full((self.world_size,), place, dtype=torch.int64, device=self._device)
-        with hearing():
-            if self._group is not None:
-                dist.all_gather_into_tensor(places, places[:1].clone(), group=self._group)
-            told = integers(places)
-        self.non_finite += tuple(
-            NonFinite(self._global(rank), names[place], step.number) for rank, place in enumerate(told) if place >= 0
-        )
-
-    def _global(self, rank: int) -> int:
-        if self._group is None:
-            return dist.get_rank() if dist.is_initialized() else 0
-        return dist.get_global_rank(self._group, rank)
 
     def _count(self, scheme: str) -> int:
         """Count what was sent since the last call under `scheme`. Returns its bytes."""

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
 from distroml.planner import Plan, PlanRefused
 from distroml.planner.compression import AUTO
 from distroml.runtime.comm.algorithms import Arrangement, host_name
-from distroml.runtime.compress import Scheme
+from distroml.runtime.compress import Scheme, parse_spec
+from distroml.runtime.compress.lowrank import arithmetic
 from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import Collectives, World, communication
@@ -98,16 +100,18 @@ class Compression:
 NO_COMPRESSION = Compression()
 
 
-def agree_on(compression: Compression, collectives: Collectives) -> None:
-    """Make sure that all ranks have these settings. Collective.
+def agree_on(compression: Compression, collectives: Collectives, device: torch.device) -> None:
+    """Make sure that all ranks have these settings, and will make the same of what they are told. Collective.
 
     Raises:
-        CompressionDiffers: they have not; says which rank wants what.
+        CompressionDiffers: they have not, or will not; says which rank wants or does what.
         PeerLost: another rank is gone.
     """
     wanted: defaultdict[Compression, list[int]] = defaultdict(list)
-    for rank, one in enumerate(collectives.gather(compression)):
+    done: defaultdict[str, list[int]] = defaultdict(list)
+    for rank, (one, how) in enumerate(collectives.gather((compression, _arithmetic(compression, device)))):
         wanted[one].append(rank)
+        done[how].append(rank)
     if len(wanted) > 1:
         told = "; ".join(
             f"rank {', '.join(map(str, ranks))}: compress={one.scheme!r}, compress_shard={one.shard!r}, "
@@ -115,6 +119,19 @@ def agree_on(compression: Compression, collectives: Collectives) -> None:
             for one, ranks in wanted.items()
         )
         raise CompressionDiffers(f"the ranks want different compression ({told}); start all of them alike")
+    if len(done) > 1:
+        told = "; ".join(f"rank {', '.join(map(str, ranks))}: {how}" for how, ranks in done.items())
+        raise CompressionDiffers(
+            f"with compress={compression.scheme!r} the ranks would come apart, since they form PowerSGD's products in "
+            f"different ways ({told}); on each machine install a compiler of C++17 (Debian: apt install g++) and "
+            "DistroML again, or use like GPUs, or choose a scheme such as int8"
+        )
+
+
+def _arithmetic(compression: Compression, device: torch.device) -> str:
+    """On what the bits depend that come out of one exchange; codes give the same everywhere."""
+    low_rank = compression.adapts or parse_spec(compression.scheme).kind == "powersgd"
+    return arithmetic(device) if low_rank else ""
 
 
 def check_possible(plan: Plan, compression: Compression) -> None:

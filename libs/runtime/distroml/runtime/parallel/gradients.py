@@ -14,9 +14,10 @@ from torch.distributed.tensor import DTensor
 from distroml.planner.plan import Axis
 from distroml.runtime.comm.algorithms import AllReduce
 from distroml.runtime.elastic import Pending, communication
-from distroml.runtime.parallel.buckets import BucketSpec, Start, lay_out
+from distroml.runtime.parallel.buckets import BucketSpec, Segment, Start
 from distroml.runtime.parallel.compressed import CompressedExchange
 from distroml.runtime.parallel.departures import Departures
+from distroml.runtime.parallel.layouts import divided_axes, lay_out_apart
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.sharding import Reached
 from distroml.runtime.typed import norm_of, split_flat
@@ -172,7 +173,7 @@ class DividedGradients:
         self.wait_s = 0.0
 
     def _is_alike(self, name: str, parameter: nn.Parameter, tied: Collection[str]) -> bool:
-        return name in tied or (self._mesh.group("tp") is not None and "tp" not in _divided_axes(parameter))
+        return name in tied or (self._mesh.group("tp") is not None and "tp" not in divided_axes(parameter))
 
     @property
     def alike(self) -> frozenset[int]:
@@ -219,19 +220,21 @@ class DividedGradients:
     def _begin(self, number: int) -> None:
         if self._exchange is not None and self._exchange.idle(number):
             return
-        spec = self._layout[number]
+        spec, unreached = self._layout[number], list[Segment]()
         flat = torch.zeros(spec.numel, dtype=spec.dtype, device=spec.device)
         with torch.no_grad():
             for segment in spec.segments:
                 name, parameter = self.parameters[segment.index]
                 self._fired[name] = parameter in self._reached
+                if not self._fired[name]:
+                    unreached.append(segment)
                 part = flat[segment.offset : segment.offset + segment.numel].view(segment.shape)
                 if parameter.grad is not None:
                     part.copy_(local_of(parameter.grad))
                 # From here on the gradient lies in the bucket: what it was goes, and its sum needs no copy.
                 parameter.grad = _lying_in(part, parameter)
         if self._exchange is not None:
-            pending = self._exchange.begin(number, spec, flat)
+            pending = self._exchange.begin(number, spec, flat, unreached)
         else:
             assert self._sums is not None
             pending = self._sums.start(flat)
@@ -259,9 +262,11 @@ class DividedGradients:
 
     def drop_unused(self, used: Sequence[bool]) -> None:
         """See `Gradients`."""
-        for name, parameter in self.parameters:
-            if not used[self._places[name]]:
-                parameter.grad = None
+        dropped = [(name, parameter) for name, parameter in self.parameters if not used[self._places[name]]]
+        for _, parameter in dropped:
+            parameter.grad = None
+        if self._exchange is not None:
+            self._exchange.take_back([name for name, _ in dropped])
 
     def norm(self) -> torch.Tensor:
         """See `Gradients`."""
@@ -284,7 +289,7 @@ class DividedGradients:
         """Whether this rank's elements of a gradient are among those that are added up: each element once."""
         if not self._counted[name]:
             return False
-        divided = _divided_axes(parameter)
+        divided = divided_axes(parameter)
         return all(axis in divided or self._mesh.place[axis] == 0 for axis in ("tp", "dp_shard"))
 
     def scale(self, factor: torch.Tensor | float) -> None:
@@ -299,50 +304,3 @@ class DividedGradients:
         self._flying.clear()
         for _, parameter in self.parameters:
             parameter.grad = None
-
-
-def lay_out_apart(
-    held: Sequence[tuple[str, nn.Parameter]],
-    parts: Sequence[tuple[str, nn.Parameter]],
-    tied: Sequence[str],
-    bucket_mb: float,
-    *,
-    partial: Collection[str] = (),
-    closing: Collection[str] = (),
-) -> dict[int, BucketSpec]:
-    """Buckets by number, such that what several ranks hold alike comes out alike, and what is whole late holds up none.
-
-    A code of one gradient depends on its neighbours in the bucket, on its place and on the bucket's number, and the
-    order in which a sum of three ranks or more is formed on the place and the bucket's size. So a
-    parameter that several stages hold has a bucket of its own, with one number on all of them, and those that are
-    whole on every tp rank come before the divided ones, of which these ranks may hold different numbers.
-
-    Args:
-        held: this rank's parameters.
-        parts: the local parts of the same.
-        tied: names of parameters that several stages hold.
-        bucket_mb: size of a bucket.
-        partial: names of parameters whose gradients are summed along tp after the passes.
-        closing: names of parameters whose gradients are whole at the passes' very end.
-    """
-    layout: dict[int, BucketSpec] = {}
-    kinds: dict[tuple[bool, bool, bool], list[int]] = {}
-    for place, (name, parameter) in enumerate(held):
-        if name in tied:
-            (layout[tied.index(name)],) = lay_out(parts, bucket_mb, [place])
-        else:
-            kind = ("tp" in _divided_axes(parameter), name in partial, name in closing)
-            kinds.setdefault(kind, []).append(place)
-    for _, places in sorted(kinds.items()):
-        first = max(len(tied), *(number + 1 for number in layout), 0)
-        layout |= dict(enumerate(lay_out(parts, bucket_mb, places), first))
-    return dict(sorted(layout.items()))
-
-
-def _divided_axes(parameter: nn.Parameter) -> set[str]:
-    """The axes along which ranks hold different elements of a parameter."""
-    if not isinstance(parameter, DTensor):
-        return set()
-    names = parameter.device_mesh.mesh_dim_names or ()
-    # FSDP's placement of a parameter that tp divides, too, says of itself that it is no shard.
-    return {name for name, placement in zip(names, parameter.placements, strict=True) if not placement.is_replicate()}

@@ -107,14 +107,18 @@ class Keeping:
     def feed_back(self, terms: torch.Tensor) -> None:
         """Add to the summed gradients what an earlier run with compression still owed them; once, before the norm.
 
+        Parameters that no rank reached have no gradient any more, and are owed it until they have one.
+
         Args:
             terms: global count of this step's loss terms.
         """
-        if not self._owed:
-            return
-        for name, parameter in self._parameters:
-            owed = self._owed.pop(clean(name), None)
-            if owed is not None and parameter.grad is not None:
+        still: dict[str, torch.Tensor] = {}
+        for name, parameter in self._parameters if self._owed else ():
+            if (owed := self._owed.get(clean(name))) is None:
+                continue
+            if parameter.grad is None:
+                still[clean(name)] = owed
+            else:
                 own = local_of(parameter.grad)
                 own.add_((local_of(owed) * terms).to(own.dtype))
-        self._owed.clear()
+        self._owed = still

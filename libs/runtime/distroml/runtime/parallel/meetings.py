@@ -10,14 +10,14 @@ whoever reads it. Anchors and each rank's own parameters beside it let the same 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from distroml.runtime.checkpoint.whole import clean
 from distroml.runtime.compress.optim import OuterNesterov, OuterState
 from distroml.runtime.elastic import Collectives, Pending
-from distroml.runtime.parallel.buckets import BucketSpec
+from distroml.runtime.parallel.buckets import BucketSpec, Segment
 from distroml.runtime.parallel.compressed import CompressedExchange
 from distroml.runtime.parallel.reducer import GradientReducer
 
@@ -28,10 +28,13 @@ PARAMETERS = "parameters"
 class Apart:
     """`Exchange` of gradients that stay where they are."""
 
-    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor, unreached: Sequence[Segment] = ()) -> Pending:
         """See `Exchange`."""
-        del number, spec, flat
+        del number, spec, flat, unreached
         return Pending(None)
+
+    def take_back(self, dropped: Collection[str]) -> None:
+        """See `Exchange`: nothing was told."""
 
 
 class Meetings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache  # pyright: ignore[reportPrivateUsage]
 
 from distroml.planner import AXES, Plan
 from distroml.planner.plan import Axis
@@ -61,3 +62,14 @@ class Mesh:
         """Torch's mesh over `axes`, each of size above one."""
         assert self._devices is not None
         return self._devices[axes]
+
+    def close(self) -> None:
+        """Have torch forget the groups, on the thread that computed with them; repeatable.
+
+        Torch remembers what came of computations by the meshes that they were on, with their groups, whose threads and
+        connections would last as long as the process; and what it remembers it gives to a mesh of a later world, too,
+        whose ranks stand alike.
+        """
+        if self._devices is not None:
+            self._devices._pg_registry.clear()  # pyright: ignore[reportPrivateUsage]
+            _clear_sharding_prop_cache()

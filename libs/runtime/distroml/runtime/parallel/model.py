@@ -7,16 +7,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from distroml.planner import Plan
 from distroml.runtime.comm import WireCount
 from distroml.runtime.compress import parse_spec, scheme_of
 from distroml.runtime.compress.optim import CompressedOptimizer
-from distroml.runtime.elastic import Collectives, communication, heard
+from distroml.runtime.elastic import Collectives, heard
 from distroml.runtime.parallel.compression import (
     NO_COMPRESSION,
     Compression,
@@ -36,6 +34,7 @@ from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.precision import Precision, computing_in
 from distroml.runtime.parallel.randomness import seed_pass
 from distroml.runtime.parallel.reducer import GradientReducer, SumExchange, fastest_sums
+from distroml.runtime.parallel.statistics import average_statistics
 from distroml.runtime.parallel.substitutes import substitute_of
 from distroml.runtime.parallel.units import own_parameters
 from distroml.runtime.typed import backward, norm_of
@@ -81,7 +80,7 @@ class ParallelModel:
         self._precision: Precision = precision
         self._trainable = trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
         self._plain = plan.world_size == plan.dp_replicate
-        agree_on(compression, self.collectives)
+        agree_on(compression, self.collectives, mesh.world.device)
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
         self.shard_sums = coded = shard_sums(mesh, part.roots, part.held, compression, seed)
         self.shard_gathers = shard_gathers(mesh, part.roots, compression)
@@ -244,8 +243,8 @@ class ParallelModel:
         pending.wait()
         self.counted(votes[1])
         self.gradients.wait()
-        self.keeping.feed_back(votes[1])
         self.gradients.drop_unused([reached > 0 for reached in heard(votes)[2:]])
+        self.keeping.feed_back(votes[1])
         scale = 1.0 / votes[1]
         norm = self.gradients.norm().double() * scale
         if grad_clip is not None:
@@ -333,30 +332,12 @@ class ParallelModel:
         self.collectives.broadcast(tensors)
 
     def average_buffers(self) -> None:
-        """Average running statistics over the data-parallel ranks; where all hold all, other buffers become rank 0's.
-
-        Statistics are exponential averages, so that averaging them now and then gives what averaging after every
-        step would.
-        """
+        """Average running statistics over data-parallel ranks; where all hold all, other buffers become rank 0's."""
         if self.plan.dp == 1:
             return
-        averaged: set[int] = set()
-        for module in (inner for root in self.part.roots for inner in root.modules()):
-            if isinstance(module, _NormBase) and module.track_running_stats:
-                for statistic in (module.running_mean, module.running_var):
-                    if statistic is not None and id(statistic) not in averaged:
-                        averaged.add(id(statistic))
-                        self._average(statistic)
+        averaged = average_statistics(self.part.roots, self.mesh)
         if self._plain:
             self.collectives.broadcast([buffer for buffer in self.module.buffers() if id(buffer) not in averaged])
-
-    def _average(self, statistic: torch.Tensor) -> None:
-        for axis in ("dp_replicate", "dp_shard"):
-            group = self.mesh.group(axis)
-            if group is not None:
-                with communication():
-                    dist.all_reduce(statistic, group=group)
-        statistic.div_(self.plan.dp)
 
     def full_tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
         """Every parameter of the whole model, one at a time, on the CPU of every rank. Collective."""
@@ -365,10 +346,11 @@ class ParallelModel:
             yield name, whole_of(name, mine.get(name), self.part, self.mesh)
 
     def close(self) -> None:
-        """Take the hooks off the model, and end what exchanges gradients."""
+        """Take the hooks off the model, end what exchanges gradients, and let go of the mesh."""
         self.gradients.close()
         if self.exchange is not None:
             self.exchange.close()
+        self.mesh.close()
 
 
 def _closing(part: Part) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -21,8 +21,15 @@ from distroml.runtime.typed import norm_of, on_gradient
 class Exchange(Protocol):
     """How a bucket's flat buffer becomes the sum over all ranks. Compression schemes take this place."""
 
-    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
-        """Start on bucket `number`; every rank calls in the same order. `flat` holds the sum after `wait()`."""
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor, unreached: Sequence[Segment] = ()) -> Pending:
+        """Start on bucket `number`; every rank calls in the same order. `flat` holds the sum after `wait()`.
+
+        `unreached`: where it has no gradient of this rank in this step, but zeros.
+        """
+        ...
+
+    def take_back(self, dropped: Collection[str]) -> None:
+        """No rank reached these parameters in this step, and nobody heeds what was told of them; after the waits."""
         ...
 
 
@@ -32,9 +39,12 @@ class SumExchange:
     def __init__(self, collectives: Collectives, sums: AllReduce | None = None) -> None:
         self._start = collectives.sum_async if sums is None else sums.start
 
-    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor) -> Pending:
+    def begin(self, number: int, spec: BucketSpec, flat: torch.Tensor, unreached: Sequence[Segment] = ()) -> Pending:
         """See `Exchange`."""
         return self._start(flat)
+
+    def take_back(self, dropped: Collection[str]) -> None:
+        """See `Exchange`: nothing is kept."""
 
 
 def fastest_sums(world: World, group: dist.ProcessGroup | None) -> Chosen | None:
@@ -154,10 +164,10 @@ class GradientReducer:
         while self._next < len(self._buckets) and not self._buckets[self._next].missing:
             self._launch(self._buckets[self._next])
 
-    def _launch(self, bucket: _Bucket) -> None:
+    def _launch(self, bucket: _Bucket, unreached: Sequence[Segment] = ()) -> None:
         bucket.launched = True
         self._next += 1
-        self._pending.append(self._exchange.begin(bucket.number, bucket.spec, bucket.flat))
+        self._pending.append(self._exchange.begin(bucket.number, bucket.spec, bucket.flat, unreached))
 
     def flush(self) -> list[bool]:
         """All backward passes are done: exchange what is left; parameters without a gradient count as zero.
@@ -166,12 +176,12 @@ class GradientReducer:
             For each parameter whether this rank's passes reached it.
         """
         for bucket in self._buckets[self._next :]:
-            for segment in bucket.spec.segments:
-                if not self._fired[segment.index]:
-                    view = self._views[segment.index]
-                    view.zero_()
-                    self.parameters[segment.index][1].grad = view
-            self._launch(bucket)
+            unreached = [segment for segment in bucket.spec.segments if not self._fired[segment.index]]
+            for segment in unreached:
+                view = self._views[segment.index]
+                view.zero_()
+                self.parameters[segment.index][1].grad = view
+            self._launch(bucket, unreached)
         return list(self._fired)
 
     def wait(self) -> None:
@@ -184,9 +194,12 @@ class GradientReducer:
 
     def drop_unused(self, used: Sequence[bool]) -> None:
         """Parameters that no rank reached get no gradient, as in one process: optimizers then leave them alone."""
-        for (_, parameter), reached in zip(self.parameters, used, strict=True):
-            if not reached:
-                parameter.grad = None
+        dropped = [place for place, reached in enumerate(used) if not reached]
+        for place in dropped:
+            # What compression told of it does not count in the norm.
+            self._views[place].zero_()
+            self.parameters[place][1].grad = None
+        self._exchange.take_back([self.parameters[place][0] for place in dropped])
 
     def norm(self) -> torch.Tensor:
         """The 2-norm of all gradients as they are now, bit-equal on every rank."""

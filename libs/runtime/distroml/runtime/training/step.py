@@ -121,6 +121,9 @@ class Stepper:
         pending.wait()
         self._parallel.counted(votes[1])
         gradients.wait()
+        if not all(fired):
+            # A replica that steps by itself is one process: what it didn't reach, its optimizer leaves alone.
+            gradients.drop_unused(tally(heard(votes)).used if own is None else fired)
         self._parallel.keeping.feed_back(votes[1])
         comm_wait_s = time.perf_counter() - waited
         if own is None:
@@ -143,9 +146,6 @@ class Stepper:
             comm_wait_s=comm_wait_s,
             non_finite=self._parallel.non_finite,
         )
-        if not all(fired):
-            # A replica that steps by itself is one process: what it didn't reach, its optimizer leaves alone.
-            gradients.drop_unused(tally(heard(votes)).used if own is None else fired)
         if self._late:
             flying.report = flying.report.to("cpu", non_blocking=True)
             flying.ready = torch.cuda.Event()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 
+from distroml.planner.compression import share_of
 from distroml.runtime.compress.codecs import oracle
 from distroml.runtime.compress.codecs.blocks import FLOAT32, BlockCodec, CastCodec
 from distroml.runtime.compress.codecs.checks import check_add, check_encode
@@ -54,7 +53,7 @@ class TopK:
 
     def kept(self, numel: int) -> int:
         """How many entries are kept: `ratio` of them as it is written in decimals, rounded up."""
-        return max(1, math.ceil(Fraction(repr(float(self.ratio))) * numel))
+        return share_of(self.ratio, numel)
 
     def size(self, numel: int) -> int:
         """Bytes of the code of `numel` elements."""

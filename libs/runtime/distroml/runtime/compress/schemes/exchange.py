@@ -14,7 +14,8 @@ import torch
 
 from distroml.runtime.comm import sent_bytes
 from distroml.runtime.compress.codec import Codec
-from distroml.runtime.compress.codecs import FLOAT32, sum_all
+from distroml.runtime.compress.codecs import FLOAT32, NonFinite, sum_all
+from distroml.runtime.compress.codecs.oracle import LIMIT
 from distroml.runtime.compress.scheme import Round, Turn
 from distroml.runtime.compress.schemes.seeds import seed_of
 
@@ -73,6 +74,9 @@ def exchange(sections: Sequence[Section], turn: Turn, place: int = 0) -> Generat
         sections: of the same codecs and sizes on every rank.
         turn: of this exchange.
         place: number of the exchange within its turn, for its random numbers.
+
+    Raises:
+        NonFinite: a vector of this rank has a NaN or an infinity at that index; nobody was told anything.
     """
     sections = [section for section in sections if section.values.numel()]
     if not in_two_phases([(section.codec, section.values.numel()) for section in sections], turn.world_size):
@@ -119,13 +123,21 @@ def _two_phases(sections: Sequence[Section], turn: Turn, place: int) -> Generato
             part = part_of(section.values.numel(), ranks, owner)
             residual = None if section.residual is None else section.residual[part]
             seed = seed_of(turn, place, number, turn.rank, owner)
-            _encode(section, section.values[part], residual, seed, payload[owner, slot])
+            try:
+                _encode(section, section.values[part], residual, seed, payload[owner, slot])
+            except NonFinite as broken:
+                raise NonFinite(part.start + broken.index) from None
     codes = yield Round("scatter", payload.view(-1))
     summed = torch.empty_like(payload[0])
     for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
         mine = section.values[part_of(section.values.numel(), ranks, turn.rank)]
         _sum(section.codec, codes[:, slot], mine)
-        _encode(section, mine, section.owned, seed_of(turn, place, number, turn.rank, ranks), summed[slot])
+        seed = seed_of(turn, place, number, turn.rank, ranks)
+        try:
+            _encode(section, mine, section.owned, seed, summed[slot])
+        except NonFinite:
+            # Every rank's part was finite and their sum is not. To fail here would leave the others waiting for it.
+            _encode(section, mine.clamp_(-LIMIT, LIMIT), section.owned, seed, summed[slot])
     codes = yield Round("gather", summed)
     for section, slot in zip(sections, slots, strict=True):
         for owner in range(ranks):

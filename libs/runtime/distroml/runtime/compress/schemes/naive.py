@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from distroml.runtime.compress.codec import Codec
+from distroml.runtime.compress.codecs.oracle import LIMIT
 from distroml.runtime.compress.scheme import Turn
 from distroml.runtime.compress.schemes.exchange import part_of
 from distroml.runtime.compress.schemes.seeds import seed_of
@@ -33,6 +34,7 @@ def coded(
         told = torch.zeros(mine.numel())
         for turn, gradient, residual in zip(turns, gradients, residuals, strict=True):
             told += _through(codec, gradient[part], residual[part], unit, seed_of(turn, 0, 0, turn.rank, owner))
+        told.clamp_(-LIMIT, LIMIT)
         parts.append(_through(codec, told, mine, unit, seed_of(turns[owner], 0, 0, owner, ranks)))
     return torch.cat(parts)
 

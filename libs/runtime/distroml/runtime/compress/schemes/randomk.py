@@ -5,12 +5,12 @@ Choices are equal, so values are summed as they are and no index travels (Koneč
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
 
+from distroml.planner.compression import share_of
 from distroml.runtime.comm import sent_bytes
 from distroml.runtime.compress.codec import Codec
 from distroml.runtime.compress.layout import Layout
@@ -46,8 +46,8 @@ class RandomK:
         return f"randomk:{self.ratio!r}" + ("" if self.values is None else f"+{self.values.name}")
 
     def count(self, numel: int) -> int:
-        """How many of `numel` elements are told."""
-        return min(numel, max(1, math.ceil(self.ratio * numel)))
+        """How many of `numel` elements are told: `ratio` of them as it is written in decimals, rounded up."""
+        return share_of(self.ratio, numel)
 
     def prepare(self, layout: Layout, world_size: int, device: torch.device) -> State:
         """See `Scheme`."""

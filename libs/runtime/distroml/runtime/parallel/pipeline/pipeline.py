@@ -148,9 +148,11 @@ class Pipeline:
             Sum of losses and their number, float64, where the last stage is; zeros on other ranks.
 
         Raises:
-            ValueError: the batches differ in shape, or the schedule cannot order so many.
+            ValueError: there are no batches, they differ in shape, or the schedule cannot order so many.
             PeerLost: another rank of the pipeline is gone.
         """
+        if not batches:
+            raise ValueError("a pipeline's step needs at least one microbatch on every rank, and was given none")
         keys = [self._key("loss", batch) for batch in batches]
         for position, key in enumerate(keys):
             if key != keys[0]:

@@ -25,7 +25,8 @@ from torch.distributed.pipelining import (
 
 from distroml.runtime.elastic import communication
 from distroml.runtime.parallel.pipeline.deferred import Deferred
-from distroml.runtime.parallel.pipeline.flow import Flow, Run, Value
+from distroml.runtime.parallel.pipeline.flow import Flow, Run
+from distroml.runtime.parallel.pipeline.graph import Value
 from distroml.runtime.parallel.pipeline.stage import StageModule, Task
 
 if TYPE_CHECKING:

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from distroml.runtime.parallel.pipeline import trees
+from distroml.runtime.parallel.pipeline.doors import Argument, Hole, Place
 from distroml.runtime.parallel.pipeline.errors import CutReached
-from distroml.runtime.parallel.pipeline.flow import Argument, Flow, Hole, Place, Run, StageFlow, Value
+from distroml.runtime.parallel.pipeline.flow import Flow, Run, StageFlow
+from distroml.runtime.parallel.pipeline.graph import Value
 
 # Wrappers that recomputation and torch.compile put around a block; names are those of the user's model.
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")

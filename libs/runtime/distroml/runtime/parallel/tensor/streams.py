@@ -8,33 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from distroml.runtime.parallel.randomness import seed_for
-from distroml.runtime.typed import seed_generators
+from distroml.runtime.typed import generators_of
 
-Common = tuple[torch.Tensor, torch.Tensor | None]
-"""State of the CPU's generator, and of a GPU's."""
+Common = list[tuple[torch.Generator, torch.Tensor]]
+"""The generators that blocks draw from, the CPU's and a GPU's own, each with its state."""
 
 
 def begin_own(device: torch.device, rank: int) -> Common:
     """From now on random numbers are those of `rank`. Returns what `end_own` needs."""
     # Drawn from the CPU's generator, which the tp ranks share too: a GPU's would have to be waited for.
-    drawn = int(torch.randint(1 << 62, ()))
-    cuda: Any = torch.cuda
-    common = torch.get_rng_state(), cuda.get_rng_state(device) if device.type == "cuda" else None
-    seed_generators(seed_for(drawn, rank))
+    seed = seed_for(int(torch.randint(1 << 62, ())), rank)
+    common = [(generator, generator.get_state()) for generator in generators_of(device)]
+    for generator, _ in common:
+        generator.manual_seed(seed)
     return common
 
 
 def end_own(common: Common) -> None:
     """Random numbers are again those that all tp ranks share."""
-    cpu, gpu = common
-    torch.set_rng_state(cpu)
-    if gpu is not None:
-        torch.cuda.set_rng_state(gpu)
+    for generator, state in common:
+        generator.set_state(state)
 
 
 @contextmanager

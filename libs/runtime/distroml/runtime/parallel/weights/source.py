@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import tempfile
 import time
@@ -15,6 +16,8 @@ from torch import nn
 
 from distroml.runtime.checkpoint.whole import clean
 from distroml.runtime.parallel.weights.errors import WeightsMismatch
+
+log = logging.getLogger(__name__)
 
 Index = tuple[slice, ...]
 """A box of a tensor: one slice with step 1 per dimension; `()` is all of it."""
@@ -84,12 +87,13 @@ class LiveSource:
 class Turn:
     """One process of this machine and user at a time, by a lock on a file that dies with its holder.
 
-    It only spares memory: who waits longer than `TURN_S` goes on without it rather than hang. Within a process turns
-    don't wait for one another.
+    It only spares memory: who waits longer than `TURN_S` goes on without it rather than hang, and so does who cannot
+    have a lock at all, after one warning. Within a process turns don't wait for one another.
     """
 
     _file: ClassVar[int | None] = None
     _holders: ClassVar[int] = 0
+    _warned: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._taken = False
@@ -103,14 +107,19 @@ class Turn:
         if Turn._holders > 1:
             return
         path = Path(tempfile.gettempdir()) / f"distroml-build-{os.getuid()}.lock"
-        Turn._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + TURN_S
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(Turn._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(_POLL_S)
+        try:
+            Turn._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            _lock(Turn._file)
+        except OSError as error:
+            # A network file system without a lock service, a file of somebody else's, a full or read-only disk.
+            if not Turn._warned:
+                Turn._warned = True
+                log.warning(
+                    "processes of this machine may build their models at the same time, which takes more memory: %s "
+                    "cannot be locked (%s); let TMPDIR name a folder on a local disk",
+                    path,
+                    error,
+                )
 
     def give(self) -> None:
         """End the turn; nothing where it was not taken."""
@@ -128,6 +137,17 @@ class Turn:
 
     def __exit__(self, *error: object) -> None:
         self.give()
+
+
+def _lock(file: int) -> None:
+    """Return with the lock, or without it after `TURN_S`. Raises `OSError` where there are no locks."""
+    deadline = time.monotonic() + TURN_S
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(_POLL_S)
 
 
 class BuiltSource:

@@ -4,6 +4,7 @@ library.py   loads MPI once per process, and ends it so that no rank waits for o
 farewell.py  ranks tell one another that their program ended
 kinds.py     which MPI type moves a tensor and which operation reduces it
 engine.py    the only caller of MPI after set-up: starts, tests, and gives up at the deadline
-collectives.py  what torch calls on a group
+posting.py   a group, and operations on it
+reductions.py, collectives.py  what torch calls on it
 backend.py   opens a world
 """

@@ -14,10 +14,11 @@ from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed has 
 
 from distroml.runtime.comm.backends.errors import BackEndUnavailable
 from distroml.runtime.comm.backends.mpi import library
-from distroml.runtime.comm.backends.mpi.collectives import TORCH_NAME, MpiGroup
+from distroml.runtime.comm.backends.mpi.collectives import MpiGroup
 from distroml.runtime.comm.backends.mpi.engine import Engine, Operation
 from distroml.runtime.comm.backends.mpi.farewell import TAG
 from distroml.runtime.comm.backends.mpi.kinds import Kinds
+from distroml.runtime.comm.backends.mpi.posting import TORCH_NAME
 from distroml.runtime.comm.backends.port import BackEnd, Seat
 
 _ADDRESS_BYTES = 256
