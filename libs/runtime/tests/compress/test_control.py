@@ -259,7 +259,7 @@ def test_probes_are_larger_where_that_costs_little_of_a_step_and_never_larger_th
 def test_what_fits_into_a_cache_and_is_fast_there_does_not_make_it_go_back_and_forth():
     """Ranks of one host: a small probe sees memory that is near, a bucket does not."""
     training = Training(
-        setting(buckets=1), lambda step: mbit(5_000), noise=0.05, probed=lambda size: 4.0 if size < 1 << 20 else 1.0
+        setting(buckets=1), lambda step: mbit(5_000, 2e-5), noise=0.05, probed=lambda n: 6.0 if n < 1 << 20 else 1.0
     )
     training.run(400)
     assert training.changes == []
