@@ -91,6 +91,8 @@ def test_ranks_that_want_different_compression_are_told_so(pool: Pool) -> None:
     ("plan", "options"),
     [
         ("dp_replicate=2", {"compress": "int8"}),
+        # Which compresses nothing here: each rank notes its own, and the sum tells of nobody.
+        ("dp_replicate=2", {"compress": "auto"}),
         ("dp_replicate=2,pp=2", {"compress": "int8"}),
         ("dp_shard=2", {"compress_shard": "int8"}),
         ("dp_replicate=2,dp_shard=2", {"compress": "int8", "compress_shard": "int4"}),
