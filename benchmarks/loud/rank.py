@@ -1,7 +1,8 @@
 """A rank of the example GPT's training; rank 0 also writes so many bytes of lines a second to its standard output.
 
-`rank.py FOLDER STEPS BYTES_PER_S`, beside the example's files. Rank 0 leaves `FOLDER/steps`, the machine's monotonic
-nanoseconds at each step's end, and `FOLDER/written`, the bytes and lines that it wrote.
+`rank.py FOLDER STEPS BYTES_PER_S`, beside the example's files. Each leaves its process in `FOLDER/pid.RANK`, rank 0
+`FOLDER/steps`, the machine's monotonic nanoseconds at each step's end, and `FOLDER/written`, the bytes and lines that
+it wrote.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Loud:
 
 def main() -> None:
     folder, steps, bytes_per_s = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    (folder / f"pid.{os.environ['RANK']}").write_text(str(os.getpid()), encoding="utf-8")
     torch.set_num_threads(1)
     config = read_config(Path(__file__).parent / "gpt.toml")
     training = config.training

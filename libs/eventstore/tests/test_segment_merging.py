@@ -1,6 +1,7 @@
 """Small segments are sealed anew with what follows them, and nothing of the log is lost by it."""
 
 import hashlib
+import itertools
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,94 @@ async def test_what_follows_a_segment_that_was_merged_and_removed_is_joined_to_w
         assert await everything(SegmentLog(objects, LOG)) == COMMITS
 
 
+async def left_small(count=20):
+    """What an older relay left: single commits, then a large segment, then one more."""
+    objects = open_object_store()
+    await sealed(objects, *range(1, count + 1), 29, 30)
+    sizes = [info.size for info in objects.list(f"log/{LOG}/")]
+    # A bound that the small ones fit into, and not with the large one.
+    return objects, 8 * sum(sizes[:count])
+
+
+async def test_segments_that_stayed_small_behind_a_large_one_are_merged_with_one_another():
+    objects, bound = await left_small()
+    before = SegmentLog(objects, LOG)
+    old = await before.names()
+    relay = SegmentLog(objects, LOG, merge_bytes=bound)
+    more = history(33)
+    await relay.seal(COMMITS[-1].revision, more[30:31])
+    # What stands for them is there, and they are until the next seal.
+    assert len(stored(objects)) > 20
+    for reader in (before, relay, SegmentLog(objects, LOG)):
+        assert await everything(reader) == more[:31]
+    await relay.seal(more[30].revision, more[31:32])
+    assert len(stored(objects)) < 6
+    # A relay that was replaced and stood still goes on behind one that has left.
+    name, data = encode(LOG, old[19].last, old[19].link, COMMITS[20:24])
+    objects.put(key_of(name), data)
+    for reader in (before, relay, SegmentLog(objects, LOG)):
+        assert await everything(reader) == more[:32]
+        assert await everything(reader, COMMITS[19].revision) == more[20:32]
+        assert await everything(reader, COMMITS[7].revision) == more[8:32]
+        events = [recorded for recorded in events_of(more[:32]) if recorded.stream == "s/a/1"]
+        assert await reader.read_stream("s/a/1", after=0, limit=1000) == events
+        assert await reader.verify() == []
+
+
+async def test_a_relay_killed_while_it_merges_what_stayed_small_is_gone_on_with():
+    more = history(34)
+    for gone in range(21):
+        objects, bound = await left_small()
+        relay = SegmentLog(objects, LOG, merge_bytes=bound)
+        old = await relay.names()
+        await relay.seal(COMMITS[-1].revision, more[30:31])
+        for name in old[:gone]:
+            objects.delete(key_of(name))
+        assert await everything(SegmentLog(objects, LOG)) == more[:31]
+        successor = SegmentLog(objects, LOG, merge_bytes=bound)
+        for at in (31, 32, 33):
+            await successor.seal(more[at - 1].revision, more[at : at + 1])
+        assert await everything(SegmentLog(objects, LOG)) == more
+        assert len(stored(objects)) < 6
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "runs"),
+    [
+        ([], 80, []),
+        ([1] * 9, 80, [slice(0, 8)]),
+        ([1] * 8, 80, []),
+        ([1] * 10 + [11] + [1] * 9, 80, [slice(0, 10), slice(11, 19)]),
+        ([1] * 28, 80, [slice(0, 10), slice(10, 20)]),
+        ([0] * 100, 80, [slice(0, 64), slice(64, 99)]),
+    ],
+)
+def test_neighbours_that_stayed_small_are_found(sizes, most, runs):
+    assert merging.scattered(sizes, most) == runs
+
+
+async def test_a_listing_that_lacks_what_came_meanwhile_is_made_again():
+    """Segments are listed one page after the other, and a folder's entries in no order."""
+
+    class Torn:
+        def __init__(self, objects, key):
+            self._objects, self._key = objects, key
+
+        def __getattr__(self, name):
+            return getattr(self._objects, name)
+
+        def list(self, *args, **keywords):
+            key, self._key = self._key, None
+            return [info for info in self._objects.list(*args, **keywords) if info.key != key]
+
+    objects = open_object_store()
+    await sealed(objects, 10, 20, 30)
+    for key in stored(objects)[:2]:
+        reader = SegmentLog(Torn(objects, key), LOG)
+        assert await everything(reader) == COMMITS
+        assert await reader.verify() == []
+
+
 async def test_a_damaged_segment_is_not_merged_and_keeps_nothing_from_being_sealed():
     objects = open_object_store()
     (name,) = await (await sealed(objects, 5)).names()
@@ -130,10 +219,11 @@ def test_as_many_are_merged_as_are_no_larger_than_what_they_join(sizes, size, mo
 
 @given(st.data())
 def test_whatever_relays_merge_and_remove_the_log_is_whole(data):
-    """Relays that know the log of any time seal, merge what they know, and remove what they merged, in any order."""
+    """Relays that know the log of any time seal, merge some of what they know, and remove that, in any order."""
     stored, known, removable = set[Name](), [list[Name]()], list[list[Name]]()
+    digests = (hashlib.sha256(b"%d" % nth).hexdigest() for nth in itertools.count())
     for _ in range(data.draw(st.integers(1, 20))):
-        match data.draw(st.sampled_from(["look", "seal", "seal", "remove"])):
+        match data.draw(st.sampled_from(["look", "seal", "seal", "gather", "remove"])):
             case "look":
                 known.append(chain(stored))
             case "seal":
@@ -142,8 +232,15 @@ def test_whatever_relays_merge_and_remove_the_log_is_whole(data):
                 before = names[len(names) - count - 1] if count < len(names) else None
                 last = (names[-1].last if names else 0) + data.draw(st.integers(1, 5))
                 start, link = (before.last, before.link) if before else (0, BEGINNING)
-                stored.add(Name(last, start, link, hashlib.sha256(b"%d" % len(stored)).hexdigest()))
+                stored.add(Name(last, start, link, next(digests)))
                 removable.append(names[len(names) - count :])
+            case "gather":
+                names = data.draw(st.sampled_from(known))
+                if len(names) > 1:
+                    start = data.draw(st.integers(0, len(names) - 2))
+                    run = names[start : data.draw(st.integers(start + 1, len(names) - 1))]
+                    stored.add(Name(run[-1].last, run[0].after, run[0].previous, next(digests)))
+                    removable.append(run)
             case "remove":
                 if removable:
                     stored -= set(removable.pop(data.draw(st.integers(0, len(removable) - 1))))

@@ -13,7 +13,7 @@ from elasticsearch import ApiError, AsyncElasticsearch
 
 from distroml.logstore.conformance import block, line
 from distroml.logstore.elastic import Shipper, shipper
-from distroml.logstore.elastic.bulk import Bulk, Document
+from distroml.logstore.elastic.bulk import Bulk, Documents
 from distroml.logstore.port import LogStoreDown
 
 
@@ -39,11 +39,11 @@ class Elastic:
         return SimpleNamespace(body={"errors": True, "items": items})
 
 
-def documents(texts: list[str], counts: Counter[str]) -> list[Document]:
+def documents(texts: list[str], counts: Counter[str]) -> list[Documents]:
     def count(outcome: str, lines: int) -> None:
         counts[outcome] += lines
 
-    return [(f"{text}\n".encode(), count) for text in texts]
+    return [Documents(f"{text}\n".encode(), 1, count) for text in texts]
 
 
 def texts(number: int, *bad: int) -> list[str]:
@@ -111,7 +111,64 @@ async def test_a_server_that_goes_meanwhile_keeps_what_it_did_not_take() -> None
 
 
 @pytest.mark.parametrize("whole", [True, False])
-async def test_such_a_line_keeps_no_other_from_arriving(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_little_is_written_the_others_of_all_times_tell(whole: bool) -> None:
+    """Before, a line that is never taken was sent again for as long as the node had few others."""
+    counts, server = Counter[str](), Elastic("bad", whole=whole)
+    bulk, left, tries = Bulk(cast(AsyncElasticsearch, server), "s"), documents(["bad"], counts), 0
+    while left:
+        tries += 1
+        assert tries < 20
+        left = list(await bulk.sift([*left, *documents([f"good {tries}"], counts)], left))
+    assert counts == {"shipped": 9, "refused": 1}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_long_outage_of_the_whole_or_of_a_part_costs_no_line(whole: bool) -> None:
+    for bad in ("", "bad"):
+        counts, server = Counter[str](), Elastic(bad, whole=whole)
+        bulk, left = Bulk(cast(AsyncElasticsearch, server), "s"), list[Documents]()
+        for n in range(30):
+            left = list(await bulk.sift([*left, *documents([f"bad {n}", f"good {n}"], counts)], left))
+        assert counts["refused"] == 0
+        server.bad = b"none"
+        assert await bulk.send(left) == []
+        assert counts == {"shipped": 60}
+
+
+async def test_a_line_that_was_taken_in_the_end_tells_nothing_against_another() -> None:
+    counts, server = Counter[str](), Elastic("bad", whole=False)
+    bulk = Bulk(cast(AsyncElasticsearch, server), "s")
+    first, second = documents(["bad 1", "bad 2"], counts)
+    good = documents(texts(8), counts)
+    assert list(await bulk.sift([first, *good], [first])) == [first]
+    server.bad = b"bad 2"
+    assert list(await bulk.sift([first, second, *good[:5]], [first, second])) == [second]
+    assert counts == {"shipped": 14}
+
+
+async def test_lines_of_one_block_meet_each_its_own_end() -> None:
+    class Strict(Elastic):
+        async def bulk(self, *, operations: bytes, **_: object) -> object:
+            rows = operations.splitlines()
+            ends = [next((end for end in (400, 500, 503) if b"%d" % end in row), 201) for row in rows[1::2]]
+            if set(ends) == {201}:
+                return SimpleNamespace(body={"errors": False})
+            return SimpleNamespace(body={"errors": True, "items": [{"create": {"status": end}} for end in ends]})
+
+    counts, server = Counter[str](), Strict("", whole=False)
+    (some,) = documents(["x"], counts)
+    some = some._replace(data=b"".join(b"create\n%d\n" % n for n in (1, 400, 500, 2, 503)), lines=5)
+    bulk = Bulk(cast(AsyncElasticsearch, server), "s")
+    left = await bulk.send([some, some._replace(data=b"create\n7\ncreate\n8\n", lines=2)])
+    assert [one.data for one in left] == [b"create\n500\n", b"create\n503\n"]
+    assert bulk.stumbled
+    assert counts == {"shipped": 4, "refused": 1}
+
+
+@pytest.mark.parametrize(("whole", "others"), [(True, 20), (False, 20), (True, 1), (False, 1)])
+async def test_such_a_line_keeps_no_other_from_arriving(
+    whole: bool, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before, all others waited behind it until there was no room for them."""
     monkeypatch.setattr(shipper, "_FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(shipper, "_LONGEST_WAIT_S", 0.001)
@@ -130,9 +187,11 @@ async def test_such_a_line_keeps_no_other_from_arriving(whole: bool, monkeypatch
     running, good = asyncio.create_task(shipping.run()), 0
     async with asyncio.timeout(20):
         while not counts["refused"]:
-            for _ in range(20):
+            for _ in range(others):
                 good += 1
                 shipping.add(block(line("job-a", "good", at=good)))
+            while others == 1 and counts["shipped"] < good:
+                await asyncio.sleep(0.001)
             await asyncio.sleep(0.001)
     assert await shipping.flush(20)
     running.cancel()

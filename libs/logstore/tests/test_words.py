@@ -46,9 +46,8 @@ def test_a_block_comes_to_its_lines_and_to_their_documents(parts: list[bytes], t
             at_ms=1_790_000_000_000, offset=offset, text=text, level=level_of(text), trace_id=own or trace,
             span_id=span,
         )  # fmt: skip
-    documents = encode(block, "host-%s")
-    for one, document in zip(found, documents, strict=True):
-        create, source = map(json.loads, document.splitlines())
+    rows = [json.loads(row) for row in encode(block, "host-%s").removesuffix(b"\n").split(b"\n")]
+    for one, create, source in zip(found, rows[::2], rows[1::2], strict=True):
         assert create == {"create": {"_id": one.id}}
         assert (source["event.id"], source["host.name"]) == (one.id, "host-%s")
         assert source["distroml"]["words"].split() == joined(one.text).split()

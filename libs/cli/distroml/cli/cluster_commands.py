@@ -1,11 +1,22 @@
-"""`nodes` and `queue`: the cluster."""
+"""`nodes`, `node …` and `queue`: the cluster."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
 from distroml.api.scheduler.v1 import jobs_pb2
 from distroml.cli import output
-from distroml.cli.client import call
+from distroml.cli.client import Plane, call
 from distroml.cli.options import Data, Json
+from distroml.events import fresh_id
+
+app = typer.Typer(no_args_is_help=True, help="Take one node out of use and back.")
+
+NodeName: TypeAlias = Annotated[str, typer.Argument(metavar="NODE", help="Node id, as `nodes` lists it.")]
 
 
 def nodes(data: Data, json: Json = False) -> None:
@@ -30,6 +41,28 @@ def nodes(data: Data, json: Json = False) -> None:
         ),
         empty="no node has registered yet",
     )
+
+
+@app.command()
+def cordon(node: NodeName, data: Data, json: Json = False) -> None:
+    """Place nothing new on the node; what runs there goes on, and the node is drained when nothing is left."""
+    request = jobs_pb2.CordonNodeRequest(node=node, request_id=fresh_id("req"))
+    _steer(data, json, lambda plane: plane.jobs.CordonNode(request))
+
+
+@app.command()
+def uncordon(node: NodeName, data: Data, json: Json = False) -> None:
+    """Let the node take gangs again."""
+    request = jobs_pb2.UncordonNodeRequest(node=node, request_id=fresh_id("req"))
+    _steer(data, json, lambda plane: plane.jobs.UncordonNode(request))
+
+
+def _steer(data: Path, json: bool, action: Callable[[Plane], Awaitable[jobs_pb2.Node]]) -> None:
+    answer = call(data, action)
+    if json:
+        output.print_json(output.as_dict(answer))
+    else:
+        output.out.print(f"{answer.id} is {output.state_text(jobs_pb2.NodeState.Name(answer.state))}")
 
 
 def queue(data: Data, json: Json = False) -> None:

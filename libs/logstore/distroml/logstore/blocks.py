@@ -6,8 +6,8 @@ all that it has done to their bytes together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Final, TypeAlias
 
@@ -26,6 +26,9 @@ class Block:
     """Lines of one process that follow one another in its file, each with its end.
 
     What is no UTF-8 reads as U+FFFD; a carriage return before a line's end is none of it.
+
+    Attributes:
+        count: how many lines.
     """
 
     job: str
@@ -41,16 +44,16 @@ class Block:
     offset: int
     """Where the first line begins in the file of its stream."""
     data: bytes
+    count: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Asked for at each station: counted once.
+        object.__setattr__(self, "count", self.data.count(b"\n"))
 
     @property
     def id(self) -> str:
         """What the ids of its lines begin with; each ends in the line's offset."""
         return f"{self.job}/{self.worker}/{self.incarnation}/{self.stream}/"
-
-    @property
-    def count(self) -> int:
-        """How many lines."""
-        return self.data.count(b"\n")
 
     def offsets(self) -> Iterator[int]:
         """Where each line begins."""
@@ -63,7 +66,7 @@ class Block:
         """Each line without its end."""
         return self.data.decode(errors="replace").replace("\r\n", "\n").split("\n")[:-1]
 
-    def said(self) -> Iterable[Said]:
+    def said(self) -> list[Said] | repeat[Said]:
         """What each line says of itself; where none says anything, the same without end."""
         no_level, no_ids = none_names_a_level(self.data), none_names_ids(self.data)
         if no_level and no_ids:

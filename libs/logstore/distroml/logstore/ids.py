@@ -11,7 +11,7 @@ _SPAN: Final = re.compile(r'"?span[._]?id"?\s*[=:]\s*"?([0-9a-f]{16})\b', re.IGN
 
 def none_names_ids(lines: bytes) -> bool:
     """Whether surely none of these lines names a trace."""
-    return b"race" not in lines and b"RACE" not in lines
+    return b"race" not in lines and (b"R" not in lines or b"RACE" not in lines)
 
 
 def ids_of(text: str) -> tuple[str, str]:

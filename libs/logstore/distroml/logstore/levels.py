@@ -23,7 +23,8 @@ _WARNED: Final = re.compile(r"\S+:\d+: \w*Warning: ")
 # What `level_of` goes by, looked for in many lines at once: four capitals in a row, and these.
 _AS_CAPITALS: Final = bytes(65 if 65 <= code <= 90 else 32 for code in range(256))
 _CAPITALS: Final = b"AAAA"
-_SIGNS: Final = (b"evel", b"Traceback", b"Error", b"Exception", b"Warning: ")
+_CAPITAL: Final = b"A"
+_CAPITALIZED: Final = (b"Traceback", b"Error", b"Exception", b"Warning: ")
 
 
 def level_of(text: str) -> str:
@@ -49,7 +50,11 @@ def level_of(text: str) -> str:
 
 def none_names_a_level(lines: bytes) -> bool:
     """Whether surely none of these lines names a level: `level_of` need not be asked then."""
-    return not (_CAPITALS in lines.translate(_AS_CAPITALS) or any(sign in lines for sign in _SIGNS))
+    if b"evel" in lines:
+        return False
+    capitals = lines.translate(_AS_CAPITALS)
+    # Many programs write none at all, and one is found at once where there are many.
+    return _CAPITAL not in capitals or not (_CAPITALS in capitals or any(sign in lines for sign in _CAPITALIZED))
 
 
 def at_least(level: str) -> tuple[str, ...]:

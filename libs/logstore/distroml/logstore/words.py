@@ -17,8 +17,9 @@ Phrases: TypeAlias = tuple[tuple[str, ...], ...]
 
 _WORD: Final = re.compile(rf"\w{{1,{MAX_WORD_CHARS}}}")
 _APART: Final = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
-# The same for many lines at once, whose ends stay; and a word that is too long, where what words are made of is `w`.
-_APART_IN_BYTES: Final = bytes(32 if code in _APART and code != 10 else code for code in range(256))
+# The same for many lines at once, lowered, whose ends stay; and a word that is too long, where what words are made of
+# is `w`.
+_LOWERED_APART: Final = bytes(32 if code in _APART and code != 10 else code for code in range(256)).lower()
 _AS_WORDS: Final = bytes(32 if code in _APART else 119 for code in range(256))
 _LONG: Final = b"w" * (MAX_WORD_CHARS + 1)
 _PART: Final = re.compile(r'"([^"]*)"?|([^\s"]+)')
@@ -40,14 +41,14 @@ def joined(text: str) -> str:
     return " ".join(words(text))
 
 
-def joined_all(lines: bytes) -> list[bytes]:
-    """The words of each line, whatever stands between them; each line has its end.
+def joined_all(lines: bytes) -> bytes:
+    """The words of each line, whatever stands between them; each line has its end, and keeps it.
 
     No word of it needs to be escaped in JSON, and more than one space says what one says.
     """
     if lines.isascii() and _LONG not in lines.translate(_AS_WORDS):
-        return lines.lower().translate(_APART_IN_BYTES).split(b"\n")[:-1]
-    return [joined(text).encode() for text in lines.decode(errors="replace").split("\n")[:-1]]
+        return lines.translate(_LOWERED_APART)
+    return "\n".join(map(joined, lines.decode(errors="replace").split("\n"))).encode()
 
 
 def phrases(query: str) -> Phrases:

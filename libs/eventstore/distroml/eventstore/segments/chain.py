@@ -5,7 +5,8 @@ read from the outbox without a gap. So there may be several that begin at one re
 reaches furthest; what does not belong to it says nothing that the chain does not say.
 
 A segment leaves the store only where a larger one, of all that it holds and more, is there instead. So one that follows
-a segment which has left is joined to what lies around its beginning: the two overlap, and say the same where they do.
+a segment which has left is joined to what lies around its beginning: the two overlap, and say the same where they do,
+or the one begins where the other ends.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def chain(names: Iterable[Name]) -> list[Name]:
     every = tuple(names)
 
     def around(revision: int) -> Name | None:
-        return max((name for name in every if name.after < revision < name.last), key=str, default=None)
+        return max((name for name in every if name.after < revision <= name.last), key=str, default=None)
 
     return _walked((), every, around)
 

@@ -4,8 +4,9 @@ A crash at any point leaves a readable log: a segment is one object, put atomica
 content has, and what a segment holds leaves the outbox only after the put returned. No conditional put is needed, so
 any S3 will do.
 
-A segment is sealed together with the small ones before it, as `merging` says, and those leave the store when the next
-one is sealed. Who knew them only looks again, and finds the one that stands for them.
+A segment is sealed together with the small ones before it, and others that stayed small with one another, as `merging`
+says; those leave the store when the next one is sealed. Who knew them only looks again, and finds the one that stands
+for them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Generic, TypeVar
+from itertools import accumulate
+from typing import TypeVar
 
 from distroml.events import Recorded
 from distroml.eventstore.errors import on_objects
@@ -35,6 +36,7 @@ from distroml.eventstore.segments.format import (
     encode,
     header_end,
 )
+from distroml.eventstore.segments.recent import Recent
 from distroml.objectstore import NoSuchObject, ObjectStore
 from distroml.statestore.failpoint import hit
 
@@ -71,8 +73,10 @@ class SegmentLog:
         self._chain: list[Name] = []
         # Segments that another stands for, to be removed; None before it was looked whether a killed relay left some.
         self._replaced: list[Name] | None = None
-        self._bodies: _Recent[tuple[OutboxEntry, ...]] = _Recent(_SEGMENTS_CACHED)
-        self._headers: _Recent[Header] = _Recent(_HEADERS_CACHED)
+        # Neighbours that stayed small, as they were when that was looked.
+        self._scattered: list[list[Name]] = []
+        self._bodies: Recent[tuple[OutboxEntry, ...]] = Recent(_SEGMENTS_CACHED)
+        self._headers: Recent[Header] = Recent(_HEADERS_CACHED)
         self._refreshing = asyncio.Lock()
 
     @property
@@ -104,7 +108,8 @@ class SegmentLog:
             return end
         if end < after:
             raise ValueError(f"segments end at revision {end}, and cannot go on after {after}")
-        small, before = await self._small(names, sum(map(size_of, entries))) if await self._removed() else ([], [])
+        size, may_merge = sum(map(size_of, entries)), await self._removed()
+        small, before = await self._small(names, size) if may_merge else ([], [])
         kept = names[-len(small) - 1] if len(small) < len(names) else None
         start, previous = (kept.last, kept.link) if kept else (0, BEGINNING)
         # In a thread, for what follows waits for it: thousands of commits, compressed and hashed.
@@ -114,6 +119,9 @@ class SegmentLog:
         await on_objects("segments", self._put, name, data)
         hit("segments.seal")
         self._replaced = None if replaced is None else [*replaced, *small]
+        if may_merge and size < self._merge_bytes:
+            # What waits is little: there is time for what lies behind.
+            await self._gather()
         return name.last
 
     async def read(self, *, after: int) -> Sequence[OutboxEntry]:
@@ -215,6 +223,34 @@ class SegmentLog:
             log.warning("small segments are not merged: %s", error)
             return [], []
 
+    async def _gather(self) -> None:
+        """Seal some neighbours that stayed small anew as one, where there are any; they are removed with the next."""
+        if not self._scattered:
+            return
+        run = self._scattered.pop()
+        try:
+            if _place(await self._refreshed(), run) is None:
+                return
+            sizes = [(await self._header(name)).body_bytes for name in run]
+            count = sum(total <= self._merge_bytes for total in accumulate(sizes))
+            if count >= merging.FEWEST:
+                await self._gathered(run[:count])
+        except (EventStoreError, _Missing) as error:
+            log.warning("segments that stayed small are not merged: %s", error)
+
+    async def _gathered(self, run: list[Name]) -> None:
+        commits: list[OutboxEntry] = []
+        for name in run:
+            commits += _past(await self._body(name), commits[-1].revision if commits else 0)
+        first = run[0]
+        commits = list(_past(commits, first.after))
+        name, data = await asyncio.to_thread(encode, self.log_id, first.after, first.previous, commits, run)
+        await on_objects("segments", self._put, name, data)
+        if (at := _place(self._chain, run)) is not None:
+            self._chain = [*self._chain[:at], name, *self._chain[at + len(run) :]]
+        if self._replaced is not None:
+            self._replaced += run
+
     async def _removed(self) -> bool:
         """Whether all segments have left that others stand for; while they do not no others are merged.
 
@@ -234,11 +270,18 @@ class SegmentLog:
         return True
 
     async def _left_behind(self) -> list[Name]:
-        """Segments that a relay merged and was killed before it removed them: those that the log's own ones name."""
+        """Segments that a relay merged and was killed before it removed them: those that the log's own ones name.
+
+        Looks for those that stayed small, too.
+        """
         names = await self._refreshed()
         used = set(names)
         found: list[Name] = []
-        for name in await on_objects("segments", self._listed, None):
+        sizes = await on_objects("segments", self._stored, None)
+        # By what they take in the store: no header has to be read for that.
+        runs = merging.scattered([sizes.get(name, self._merge_bytes) for name in names], self._merge_bytes)
+        self._scattered = [names[run] for run in runs]
+        for name in sizes:
             at = bisect_left(names, name.last, key=lambda one: one.last)
             if name in used or at == len(names):
                 continue
@@ -284,15 +327,28 @@ class SegmentLog:
         return header
 
     def _chained(self) -> list[Name]:
-        return chain(self._listed(None))
+        names = self._listed(None)
+        while True:
+            try:
+                return chain(names)
+            except StoreDamaged:
+                # A listing is not of one moment: it may lack a segment that came while others were listed already.
+                before, names = names, self._listed(None)
+                if names == before:
+                    raise
 
     def _listed(self, after: Name | None) -> list[Name]:
         """Names of segments that sort after one, in order."""
-        found: list[Name] = []
+        return list(self._stored(after))
+
+    def _stored(self, after: Name | None) -> dict[Name, int]:
+        """The same, each with the bytes that it takes."""
+        found: dict[Name, int] = {}
         key = "" if after is None else f"{self._prefix}{after}"
         while page := self._objects.list(self._prefix, after=key, limit=_PAGE):
-            names = (Name.parse(info.key.removeprefix(self._prefix)) for info in page)
-            found += [name for name in names if name is not None]
+            for info in page:
+                if (name := Name.parse(info.key.removeprefix(self._prefix))) is not None:
+                    found[name] = info.size
             key = page[-1].key
         return found
 
@@ -319,24 +375,12 @@ class _Missing(Exception):
         self.name = name
 
 
+def _place(names: Sequence[Name], run: Sequence[Name]) -> int | None:
+    """Where in a chain these follow one another."""
+    at = bisect_left(names, run[0].last, key=lambda name: name.last)
+    return at if list(names[at : at + len(run)]) == list(run) else None
+
+
 def _past(entries: Sequence[OutboxEntry], revision: int) -> Sequence[OutboxEntry]:
     """Those of rising revisions that come after one."""
     return entries[bisect_right(entries, revision, key=lambda entry: entry.revision) :]
-
-
-class _Recent(Generic[T]):
-    """The values used last, by name."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[Name, T] = OrderedDict()
-
-    def get(self, name: Name) -> T | None:
-        if name in self._values:
-            self._values.move_to_end(name)
-        return self._values.get(name)
-
-    def put(self, name: Name, value: T) -> None:
-        self._values[name] = value
-        while len(self._values) > self._size:
-            self._values.popitem(last=False)

@@ -1,5 +1,7 @@
 """Requests with many documents, and what became of each document: there, refused for good, or to be sent again.
 
+Documents of one block stay in one piece for as long as all of them meet the same end, as nearly all do.
+
 A server that has trouble of its own answers 500, and so does one that a document makes stumble. Which of the two it is,
 other documents tell: where nearly all of them are taken, the one that never is has to be given up (`Bulk.sift`).
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from elasticsearch import ApiError, AsyncElasticsearch
 
@@ -23,8 +25,6 @@ REFUSED: Final = "refused"
 
 Count: TypeAlias = Callable[[str, int], None]
 """Told how many lines met which end."""
-Document: TypeAlias = tuple[bytes, Count]
-"""A line as Elasticsearch takes it, and who is told what became of it."""
 
 # The whole request is too large, or one line spoils it.
 _DIVIDE: Final = frozenset({400, 413})
@@ -39,14 +39,42 @@ _IN_VAIN: Final = 15
 _REQUESTS: Final = 256
 """At most so many at once to find what is to blame: some ten lines of ten thousand, if each spoils its request."""
 _TAKEN_FOR_EACH: Final = 9
-"""Where fewer others than these are taken for each line that is not, a part of the server has trouble."""
+"""Where fewer others than these were taken for each line that is not, a part of the server has trouble."""
 _GIVEN_UP: Final = 16
 """At most so many lines at once."""
 
 
-def count(outcome: str, documents: Sequence[Document]) -> None:
+class Documents(NamedTuple):
+    """Lines as Elasticsearch takes them, two lines of a request for each, and who is told what became of them."""
+
+    data: bytes
+    lines: int
+    told: Count
+
+    def each(self) -> Sequence[Documents]:
+        """One by one."""
+        if self.lines == 1:
+            return [self]
+        rows = self.data.split(b"\n")
+        return [Documents(b"%b\n%b\n" % pair, 1, self.told) for pair in zip(rows[::2], rows[1::2], strict=False)]
+
+
+def one_by_one(batch: Sequence[Documents]) -> list[Documents]:
+    """The same, for each line its own."""
+    return [one for some in batch for one in some.each()]
+
+
+def lines_of(batch: Sequence[Documents]) -> int:
+    """How many lines."""
+    return sum(some.lines for some in batch)
+
+
+def count(outcome: str, documents: Sequence[Documents]) -> None:
     """Tell what became of documents."""
-    for told, lines in Counter(told for _, told in documents).items():
+    found = Counter[Count]()
+    for some in documents:
+        found[some.told] += some.lines
+    for told, lines in found.items():
         told(outcome, lines)
 
 
@@ -63,23 +91,31 @@ class Bulk:
         self.held_by = ""
         self.stumbled = False
         self._taken = 0
+        # For each line that alone was not taken how many others were, each time that was tried.
+        self._beside: dict[Documents, int] = {}
         # Documents that met it by themselves, by their identities.
         self._alone: set[int] = set()
 
-    async def send(self, batch: Sequence[Document]) -> Sequence[Document]:
+    async def send(self, batch: Sequence[Documents]) -> Sequence[Documents]:
         """Send a batch; what is to be sent again, the whole where it raises as `speaking` does."""
-        self.stumbled = False
-        self._alone.clear()
-        return await self._send(batch)
+        again = await self._try(batch)
+        if not again:
+            self._beside.clear()
+        return again
 
-    async def sift(self, batch: Sequence[Document], suspects: Sequence[Document]) -> Sequence[Document]:
+    async def sift(self, batch: Sequence[Documents], suspects: Sequence[Documents]) -> Sequence[Documents]:
         """Send a batch part by part, and give up those of the suspects that alone are never taken.
 
-        Nothing is given up where little else is taken either. Returns what is to be sent again.
+        Nothing is given up where little else is taken either, now and when they were sifted before. Returns what is to
+        be sent again.
+
+        Args:
+            batch: single lines.
+            suspects: those of the batch that were sent before, again and again.
         """
         known = set(map(id, suspects))
         before, asked = self._taken, 0
-        parts, again, alone = deque([batch]), list[Document](), list[Document]()
+        parts, again, alone = deque([batch]), list[Documents](), list[Documents]()
         while parts:
             part = parts.popleft()
             if asked >= (_IN_VAIN if self._taken == before else _REQUESTS):
@@ -87,7 +123,7 @@ class Bulk:
                 continue
             asked += 1
             try:
-                left = await self.send(part)
+                left = await self._try(part)
             except LogStoreDown as error:
                 self.held_by = f": {error}"
                 if not self.stumbled:
@@ -102,16 +138,21 @@ class Bulk:
             to_blame = self._alone & known
             for one in left:
                 (alone if id(one) in to_blame else again).append(one)
-        if self._taken - before < _TAKEN_FOR_EACH * len(alone):
-            return [*again, *alone]
-        return [*again, *await self._given_up(alone[:_GIVEN_UP]), *alone[_GIVEN_UP:]]
+        taken = self._taken - before
+        # Where jobs write little there are few others to tell by at a time: those of all times tell together.
+        self._beside = {one: self._beside.get(one, 0) + taken for one in alone}
+        blamed = list[Documents]()
+        for one in alone:
+            is_blamed = taken > 0 and self._beside[one] >= _TAKEN_FOR_EACH * len(alone) and len(blamed) < _GIVEN_UP
+            (blamed if is_blamed else again).append(one)
+        return [*again, *await self._given_up(blamed)]
 
-    async def _given_up(self, alone: Sequence[Document]) -> Sequence[Document]:
+    async def _given_up(self, alone: Sequence[Documents]) -> Sequence[Documents]:
         """Send each once more, now that others are taken, and give up those that are not; returns the others."""
-        again: list[Document] = []
+        again: list[Documents] = []
         for one in alone:
             try:
-                again += await self.send([one])
+                again += await self._try([one])
             except LogStoreDown as error:
                 self.held_by = f": {error}"
                 again.append(one)
@@ -120,9 +161,14 @@ class Bulk:
                 self._refuse([one], f"it is answered by 500 again and again, and others are taken{self.held_by}")
         return again
 
-    async def _send(self, batch: Sequence[Document]) -> Sequence[Document]:
+    async def _try(self, batch: Sequence[Documents]) -> Sequence[Documents]:
+        self.stumbled = False
+        self._alone.clear()
+        return await self._send(batch)
+
+    async def _send(self, batch: Sequence[Documents]) -> Sequence[Documents]:
         # In one piece: the client looks at each piece by itself.
-        operations: Any = b"".join([document for document, _ in batch])
+        operations: Any = b"".join([some.data for some in batch])
         try:
             async with speaking():
                 answer = await self._client.bulk(
@@ -138,23 +184,25 @@ class Bulk:
                 return await self._halves(batch, str(error))
             if status == _ITS_OWN:
                 self.stumbled = True
-                if len(batch) == 1:
+                if lines_of(batch) == 1:
                     self._alone.add(id(batch[0]))
             raise
         match answer.body:
             case {"errors": False}:
                 self._took(batch)
                 return []
-            case {"errors": True, "items": [*items]} if len(items) == len(batch):
-                return self._settle(batch, [item["create"] for item in items])
+            case {"errors": True, "items": [*items]} if len(items) == lines_of(batch):
+                return self._settle(one_by_one(batch), [item["create"] for item in items])
             case other:
                 raise LogStoreRefused(f"what answers does not say what became of the lines: {str(other)[:120]!r}")
 
-    async def _halves(self, batch: Sequence[Document], why: str) -> Sequence[Document]:
+    async def _halves(self, batch: Sequence[Documents], why: str) -> Sequence[Documents]:
         """The server, or a proxy before it, does not take the request as a whole."""
-        if len(batch) == 1:
+        if lines_of(batch) == 1:
             self._refuse(batch, why)
             return []
+        if len(batch) == 1:
+            batch = batch[0].each()
         middle = len(batch) // 2
         again = await self._send(batch[:middle])
         try:
@@ -164,7 +212,7 @@ class Bulk:
             self.held_by = f": {error}"
             return [*again, *batch[middle:]]
 
-    def _settle(self, batch: Sequence[Document], items: Sequence[dict[str, Any]]) -> list[Document]:
+    def _settle(self, batch: Sequence[Documents], items: Sequence[dict[str, Any]]) -> list[Documents]:
         pairs = list(zip(batch, items, strict=True))
         again = [document for document, item in pairs if _is_for_later(item)]
         refused = [(document, item) for document, item in pairs if _is_for_good(item)]
@@ -180,13 +228,13 @@ class Bulk:
             self._refuse([document for document, _ in refused], str(refused[0][1].get("error")))
         return again
 
-    def _took(self, documents: Sequence[Document]) -> None:
-        self._taken += len(documents)
+    def _took(self, documents: Sequence[Documents]) -> None:
+        self._taken += lines_of(documents)
         count(SHIPPED, documents)
 
-    def _refuse(self, documents: Sequence[Document], why: str) -> None:
+    def _refuse(self, documents: Sequence[Documents], why: str) -> None:
         count(REFUSED, documents)
-        log.warning("Elasticsearch takes some lines never", lines=len(documents), error=why[:500])
+        log.warning("Elasticsearch takes some lines never", lines=lines_of(documents), error=why[:500])
 
 
 def _is_for_later(item: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from typing import Final
 from elasticsearch import AsyncElasticsearch
 
 from distroml.logstore.blocks import Block
-from distroml.logstore.elastic.bulk import REFUSED, SHIPPED, Bulk, Count, Document
+from distroml.logstore.elastic.bulk import REFUSED, SHIPPED, Bulk, Count, Documents, lines_of, one_by_one
 from distroml.logstore.elastic.client import check_server
 from distroml.logstore.elastic.document import encode
 from distroml.logstore.elastic.template import ensure_template, stream_of
@@ -77,7 +77,7 @@ class Shipper:
         self._max_bytes, self._count, self._tell = max_bytes, count or _nobody, tell
         self._waiting: deque[tuple[Block, Count]] = deque()
         self._waiting_bytes = 0
-        self._sending: Sequence[Document] = ()
+        self._sending: Sequence[Documents] = ()
         self._stumbled = 0
         self._ready = False
         self._why: str | None = ""
@@ -147,30 +147,34 @@ class Shipper:
             if self._stumbled < _STUMBLES:
                 self._sending = await self._bulk.send(self._sending)
             else:
-                suspects, self._sending = self._sending, self._with_others()
-                self._sending = await self._bulk.sift(self._sending, suspects)
-                self._stumbled = 0
+                suspects = one_by_one(self._sending)
+                self._sending = batch = [*suspects, *self._others()]
+                self._sending = await self._bulk.sift(batch, suspects)
+                # As many tries once more if that was in vain; where others were taken, or there are none, the next ones
+                # need not wait for them.
+                self._stumbled = 0 if len(self._sending) == len(batch) > 1 else _STUMBLES
         finally:
             self._stumbled += self._bulk.stumbled
         if self._sending:
             # The template may be gone, with all that the server had.
             self._ready = False
-            raise LogStoreDown(f"Elasticsearch did not take {len(self._sending)} lines yet{self._bulk.held_by}")
+            raise LogStoreDown(f"Elasticsearch did not take {lines_of(self._sending)} lines yet{self._bulk.held_by}")
 
-    def _with_others(self) -> Sequence[Document]:
-        """What is sent again and again, and the next lines, by which it shows whether others are taken."""
-        if sum(len(document) for document, _ in self._sending) >= BATCH_BYTES:
+    def _others(self) -> list[Documents]:
+        """The next lines, by which it shows whether others are taken than those that are sent again and again."""
+        if sum(len(some.data) for some in self._sending) >= BATCH_BYTES:
             # As much as one request should hold, and enough lines to compare.
-            return self._sending
-        return [*self._sending, *self._take()]
+            return []
+        return one_by_one(self._take())
 
-    def _take(self) -> list[Document]:
+    def _take(self) -> list[Documents]:
         """The documents of the next lines."""
-        batch: list[Document] = []
-        size = 0
-        while self._waiting and len(batch) < BATCH_LINES and size < BATCH_BYTES:
+        batch: list[Documents] = []
+        size = lines = 0
+        while self._waiting and lines < BATCH_LINES and size < BATCH_BYTES:
             block, told = self._waiting.popleft()
             size += _size(block)
-            batch += [(document, told) for document in encode(block, self._host)]
+            lines += block.count
+            batch.append(Documents(encode(block, self._host), block.count, told))
         self._waiting_bytes -= size
         return batch

@@ -45,7 +45,7 @@ class TelemetryPush:
         self._node = node
         self._steps: deque[pb.StepSample] = deque()
         self._resources: deque[pb.ResourceSample] = deque()
-        self._blocks: deque[tuple[pb.LogBlock, Done | None]] = deque()
+        self._blocks: deque[tuple[pb.LogBlock, int, Done | None]] = deque()
         self._lines = self._line_bytes = 0
         self._spans: deque[pb.SpanRecord] = deque()
         self._unacknowledged: deque[tuple[pb.PushRequest, list[Done]]] = deque()
@@ -71,7 +71,7 @@ class TelemetryPush:
 
     def add_lines(self, block: Block, done: Done | None = None) -> None:
         """Some lines of a worker's output."""
-        self._blocks.append((_message(block), done))
+        self._blocks.append((_message(block), block.count, done))
         self._lines += block.count
         self._line_bytes += len(block.data)
         while self._lines > MAX_LINES or self._line_bytes > MAX_LINE_BYTES:
@@ -172,8 +172,7 @@ class TelemetryPush:
 
     def _next_block(self) -> tuple[pb.LogBlock, int, Done | None]:
         """Take the oldest block out; how many lines it has, and whom to tell."""
-        block, done = self._blocks.popleft()
-        count = block.data.count(b"\n")
+        block, count, done = self._blocks.popleft()
         self._lines -= count
         self._line_bytes -= len(block.data)
         return block, count, done

@@ -44,7 +44,10 @@ _WAITING_STEPS: dict[str, tuple[str, ...]] = {
         "start agents on more nodes",
         "cancel it, if it was meant for other machines",
     ),
-    reasons.NO_NODES: ("`distroml nodes` shows the nodes and their states", "start an agent on a machine with slots"),
+    reasons.NO_NODES: (
+        "`distroml nodes` shows the nodes and their states",
+        "start an agent on a machine with slots, or open one that is cordoned: `distroml node uncordon NODE`",
+    ),
 }
 
 _MPI_STEPS = (
