@@ -3,10 +3,11 @@
 One table, in the order of the ladder: from the scheme that loses nothing to the one that loses most.
 
 Steps are what was measured: on the example GPT (4.9 million parameters, 512 tokens a step, learning rate 5e-4) plain
-training comes to its loss in 403 steps, mean of three seeds, and with the ladder's schemes in 404, 407, 418, 441, 458 and
-522; of the last two, of one seed that takes 418 steps plain, in 713 and 978 (`benchmarks/time_to_loss.py --curves`).
-Where guards stand is an estimate in the order of published runs. Another model and batch loses otherwise: with four times
-the batch low rank cost two to three times as much. What `auto` promises in time to a loss is as good as these numbers.
+training comes to its loss in 403 steps, mean of three seeds, and with the ladder's schemes in 404, 407, 418, 441, 458
+and 522; with the last two in 713 and 978 of one seed, which takes 418 plain (`benchmarks/time_to_loss.py --curves`).
+Where guards stand is an estimate in the order of published runs. Another model and batch loses otherwise: with four
+times the batch low rank cost two to three times as much. What `auto` promises in time to a loss is as good as these
+numbers.
 """
 
 from __future__ import annotations
