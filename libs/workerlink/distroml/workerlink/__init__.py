@@ -2,44 +2,43 @@
 
 from distroml.workerlink import environment
 from distroml.workerlink.framing import Frames, LinkError, decode_to_agent, decode_to_worker, encode
-from distroml.workerlink.messages import (
-    MAX_FRAME_BYTES,
-    PROTOCOL,
-    VERDICTS,
+from distroml.workerlink.message import MAX_FRAME_BYTES, PROTOCOL, VERDICTS, Message
+from distroml.workerlink.toagent import (
     AskLatest,
     AwaitGeneration,
-    CheckpointCommitted,
-    CheckpointFailed,
-    CheckpointRef,
     CompressionAdvised,
     CorruptionFound,
-    Drain,
-    Generation,
-    GenerationBroken,
     Heartbeat,
     Hello,
-    Latest,
     LinksProbed,
-    Member,
-    Message,
     PlanChosen,
     PlanMeasured,
     Samples,
     SaveBegun,
     SaveFailed,
-    SaveOpened,
-    SaveRefused,
     SchemeChanged,
     ShardSaved,
     Span,
     StepRecorded,
     StepSample,
-    Stop,
     Stopping,
     ToAgent,
+    WorkerFailed,
+)
+from distroml.workerlink.toworker import (
+    CheckpointCommitted,
+    CheckpointFailed,
+    CheckpointRef,
+    Drain,
+    Generation,
+    GenerationBroken,
+    Latest,
+    Member,
+    SaveOpened,
+    SaveRefused,
+    Stop,
     ToWorker,
     Welcome,
-    WorkerFailed,
 )
 
 __all__ = [

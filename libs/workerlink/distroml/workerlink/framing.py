@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from distroml.workerlink.messages import MAX_FRAME_BYTES, Message, ToAgent, ToWorker
+from distroml.workerlink.message import MAX_FRAME_BYTES, Message
+from distroml.workerlink.toagent import ToAgent
+from distroml.workerlink.toworker import ToWorker
 
 _LENGTH = struct.Struct(">I")
 _encoder = msgspec.msgpack.Encoder()

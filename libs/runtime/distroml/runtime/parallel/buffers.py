@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from distroml.runtime.compress import Layout, Piece, Scheme, State, succeeded
+from distroml.runtime.parallel.agreement import Agreed
 from distroml.runtime.parallel.buckets import BucketSpec, Segment
 from distroml.runtime.typed import floats, norm_of
 
@@ -129,6 +130,19 @@ class Buffer:
             if scheme != self.scheme:
                 self.scheme = scheme
                 self.state = succeeded(scheme, self.layout, self.world_size, self.spec.device, self.state)
+
+    def note(self, step: int, sent_bytes: int, agreed: Agreed | None = None, cosine: float | None = None) -> None:
+        """The exchange of a step is over; `agreed` where ranks agreed on anything before it."""
+        self.measured = Measured(
+            bucket=self.number,
+            step=step,
+            scheme=self.scheme.name,
+            sent_bytes=sent_bytes,
+            gradient_norm=0.0 if agreed is None else agreed.gradient_norm,
+            residual_norm=0.0 if agreed is None else agreed.residual_norm,
+            took=self.least,
+            cosine=cosine,
+        )
 
     def suspect(self, values: torch.Tensor) -> str:
         """The parameter whose gradient in this bucket is no finite number, or the largest where the norm overflows."""

@@ -19,7 +19,7 @@ from distroml.runtime.comm.rounds import Peers, drive
 from distroml.runtime.compress import Scheme, Turn
 from distroml.runtime.compress.schemes import Dense
 from distroml.runtime.elastic import Pending
-from distroml.runtime.parallel.agreement import Agreed, agreed_on, breaks, told_of
+from distroml.runtime.parallel.agreement import agreed_on, breaks, told_of
 from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import BucketSpec, Segment
 from distroml.runtime.parallel.buffers import Buffer, Measured, Took
@@ -301,7 +301,7 @@ class CompressedExchange:
             started = time.perf_counter()
             self._peers.sum(flat)
             buffer.took = Took(wire_s=time.perf_counter() - started)
-            buffer.measured = self._measured(step, buffer)
+            buffer.note(step.number, self._count(buffer.scheme.name))
             return
         plain = buffer.plain
         here, began_s = flat.device.type == "cpu", time.thread_time()
@@ -351,21 +351,8 @@ class CompressedExchange:
         if here and not plain:
             took = replace(took, coded_s=time.thread_time() - began_s)
         buffer.took = took
-        buffer.measured = self._measured(step, buffer, agreed, None if sample is None else sample.cosine(work))
-
-    def _measured(
-        self, step: _Step, buffer: Buffer, agreed: Agreed | None = None, cosine: float | None = None
-    ) -> Measured:
-        return Measured(
-            bucket=buffer.number,
-            step=step.number,
-            scheme=buffer.scheme.name,
-            sent_bytes=self._count(buffer.scheme.name),
-            gradient_norm=0.0 if agreed is None else agreed.gradient_norm,
-            residual_norm=0.0 if agreed is None else agreed.residual_norm,
-            took=buffer.least,
-            cosine=cosine,
-        )
+        cosine = None if sample is None else sample.cosine(work)
+        buffer.note(step.number, self._count(buffer.scheme.name), agreed, cosine)
 
     def _sample(self, step: _Step, buffer: Buffer, work: torch.Tensor) -> Sample | None:
         """A part of the bucket summed as it is, where it is this one's turn; the same on every rank."""

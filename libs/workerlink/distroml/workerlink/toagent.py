@@ -1,25 +1,8 @@
-"""The messages between the agent and a worker, over the agent's unix socket.
-
-Msgpack by msgspec: a training process needs neither gRPC nor protobuf. The first message of a connection is the
-worker's `Hello`; whichever side reconnects says again where it stands. Unknown message kinds end the connection
-with a clear error, since both ends come from one installation.
-"""
+"""What a worker says to its agent."""
 
 from __future__ import annotations
 
-import msgspec
-
-PROTOCOL = 1
-MAX_FRAME_BYTES = 8 * 1024 * 1024
-VERDICTS = ("AsPredicted", "Slower", "Faster", "MoreMemory", "LessMemory", "NotPredicted")
-"""How a plan's measurement stands to its prediction. Where time and memory both contradict it, memory is named."""
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """Root of all messages; the tag is the class name."""
-
-
-# ---- worker to agent
+from distroml.workerlink.message import Message
 
 
 class Hello(Message, frozen=True):
@@ -67,8 +50,8 @@ class StepSample(Message, frozen=True):
     samples: int = 0
     tokens: int = 0
     learning_rate: float | None = None
-    extra: dict[str, float] = {}
-    wire_bytes: dict[str, int] = {}
+    extra: dict[str, float] = {}  # noqa: RUF012 (msgspec gives each its own)
+    wire_bytes: dict[str, int] = {}  # noqa: RUF012 (msgspec gives each its own)
 
 
 class Samples(Message, frozen=True):
@@ -177,10 +160,9 @@ class CompressionAdvised(Message, frozen=True):
 
 
 class SaveBegun(Message, frozen=True):
-    """Ask to open a save; answered by `SaveOpened` or `SaveRefused` with the same `step`.
+    """Ask to open a save, which waits `patience_s` for a catalogue that is away: training that ends has no next one.
 
-    `patience_s` says for how long the catalogue may be away before that is refused: training that goes on has a next
-    save, and training that ends has none.
+    Answered by `SaveOpened` or `SaveRefused` with the same `step`.
     """
 
     generation: int
@@ -253,7 +235,7 @@ class Span(Message, frozen=True):
     name: str
     start_ns: int
     end_ns: int
-    attributes: dict[str, str | int | float | bool] = {}
+    attributes: dict[str, str | int | float | bool] = {}  # noqa: RUF012 (msgspec gives each its own)
     error: str = ""
     dropped: int = 0
 
@@ -262,112 +244,6 @@ class Stopping(Message, frozen=True):
     """The worker obeys `Stop`: it saves if asked to, then exits 0."""
 
     step: int
-
-
-# ---- agent to worker
-
-
-class Welcome(Message, frozen=True):
-    """Answer to `Hello`."""
-
-    job: str
-    attempt: int
-    node: str
-    traceparent: str = ""
-
-
-class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One worker of a generation."""
-
-    worker: str
-    node: str
-    rank: int
-    local_rank: int
-
-
-class CheckpointRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A committed checkpoint: its step and the hash that names its manifest object."""
-
-    step: int
-    manifest_hash: str
-
-
-class Generation(Message, frozen=True):
-    """The agreed member set and this worker's place in it. The store is a torch TCPStore that no worker hosts.
-
-    `traceparent` is of the span in which it formed.
-    """
-
-    number: int
-    rank: int
-    local_rank: int
-    node_rank: int
-    world_size: int
-    local_world_size: int
-    store_host: str
-    store_port: int
-    members: list[Member]
-    restore: CheckpointRef | None = None
-    traceparent: str = ""
-
-
-class GenerationBroken(Message, frozen=True):
-    """Leave this generation at once: tear down its process groups and say `AwaitGeneration`."""
-
-    number: int
-    cause: str
-
-
-class Drain(Message, frozen=True):
-    """Leave this generation after the current step: save a checkpoint, then say `AwaitGeneration`."""
-
-    number: int
-    reason: str
-
-
-class Stop(Message, frozen=True):
-    """End within `grace_s`: exit 0 after the current step, saving first where `checkpoint` is set."""
-
-    reason: str
-    grace_s: int
-    checkpoint: bool
-
-
-class SaveOpened(Message, frozen=True):
-    """The save may build on `base_manifest_hash` (empty: none) and write below `object_prefix`."""
-
-    step: int
-    save_id: str
-    base_manifest_hash: str
-    object_prefix: str
-
-
-class SaveRefused(Message, frozen=True):
-    """The save cannot be opened now; training goes on."""
-
-    step: int
-    reason: str
-    message: str
-
-
-class CheckpointCommitted(Message, frozen=True):
-    """Every shard of the step is durable and the catalogue has it."""
-
-    step: int
-    manifest_hash: str
-
-
-class CheckpointFailed(Message, frozen=True):
-    """The save of this step will not become a checkpoint."""
-
-    step: int
-    message: str
-
-
-class Latest(Message, frozen=True):
-    """The newest sound checkpoint, or none."""
-
-    restore: CheckpointRef | None = None
 
 
 ToAgent = (
@@ -389,16 +265,4 @@ ToAgent = (
     | WorkerFailed
     | Span
     | Stopping
-)
-ToWorker = (
-    Welcome
-    | Generation
-    | GenerationBroken
-    | Drain
-    | Stop
-    | SaveOpened
-    | SaveRefused
-    | CheckpointCommitted
-    | CheckpointFailed
-    | Latest
 )
