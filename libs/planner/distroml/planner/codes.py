@@ -198,8 +198,8 @@ def shard_working_bytes(spec: Spec, elements: int, ranks: int, item: int) -> int
     part, codes = -(-elements // ranks), shard_message(spec, elements, ranks).bytes
     copied = 0 if item == _FLOAT32_BYTES else _FLOAT32_BYTES * elements
     # Where torch wants the sum is there all the time. First 32-bit copies are encoded; then codes go and come; those
-    # that came are added up without their heads.
-    return item * part + max(copied + codes, 2 * codes + _FLOAT32_BYTES * part)
+    # that came are added up.
+    return item * part + max(copied + codes, 2 * codes, codes + _FLOAT32_BYTES * part)
 
 
 def shard_message(spec: Spec, elements: int, ranks: int) -> Message:

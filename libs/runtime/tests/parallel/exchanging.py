@@ -221,7 +221,7 @@ def asked(world: World) -> dict[str, Any]:
     exchange = parallel.exchange
     for buffer in exchange.buffers:
         exchange.set_scheme(buffer.number, parse_scheme("int8"), from_step=1)
-    buckets, cosines, took, late_s = len(exchange.buffers), {}, [], 0.3
+    buckets, cosines, took, late_s = len(exchange.buffers), {}, [], 1.0
     for number in range(1, 8 * buckets + 1):
         told = exchange.ask([float(world.rank)])
         if world.rank == 1 and number < 5:
