@@ -168,6 +168,8 @@ class Adapted(Own):
         self._adapting = adapting
         start(adapting, self._parallel, sample, 1, 0, "")
         self.choosing_s = time.perf_counter() - started
+        # What probes sent before the first step is of no step.
+        self._parallel.sent()
 
     def step(self, batch: Any) -> None:
         self._number += 1
