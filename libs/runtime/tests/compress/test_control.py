@@ -251,7 +251,7 @@ def test_probes_are_larger_where_that_costs_little_of_a_step_and_never_larger_th
     assert sizes[10] == sizes[300] == PROBE_BYTES
     assert sizes[1000] == 1 << 20
     assert work.largest_bytes / 2 < sizes[100_000] <= work.largest_bytes
-    # Where a probe just showed that the link is another, the next one is for that.
+    # Where a probe just showed that the link is another, the next one is for that, and comes soon.
     doubting = dataclasses.replace(state, link=mbit(10), doubt=-1, doubt_log=-math.log(100))
     assert probe_bytes(work, doubting, 21) == 1 << 20
 

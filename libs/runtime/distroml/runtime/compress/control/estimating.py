@@ -11,6 +11,8 @@ from distroml.runtime.compress.control.model import Link, Measured, Offer, Setti
 PROBE_EVERY = 20
 PROBE_BYTES = 256 * 1024
 """Smaller messages pass through the burst of a rate limiter and show a link that is not there."""
+# In doubt more often, yet not in each step: where probes and exchanges see a link differently, doubt does not end.
+_DOUBTED_EVERY = 4
 # Of a step's computing, what a larger probe may take.
 _PROBE_SHARE = 0.05
 
@@ -35,7 +37,7 @@ def probe_bytes(setting: Setting, state: State, step: int) -> int:
     larger than a bucket: what fits into a cache travels between ranks of one host as no bucket does.
     """
     compressed = any(scheme != "none" for scheme in state.schemes)
-    if not compressed or (step % PROBE_EVERY and not state.doubt):
+    if not compressed or step % (_DOUBTED_EVERY if state.doubt else PROBE_EVERY):
         return 0
     s_per_byte = state.link.s_per_byte * math.exp(state.doubt_log / abs(state.doubt) if state.doubt else 0.0)
     size = PROBE_BYTES
