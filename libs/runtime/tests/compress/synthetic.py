@@ -20,9 +20,9 @@ from distroml.runtime.compress.control import (
     first,
     probe_bytes,
 )
-from distroml.runtime.compress.control.choosing import offers_of
+from distroml.runtime.compress.control.choosing import offers_of, penalty
 from distroml.runtime.compress.control.timing import timing, wire_s
-from libs.runtime.tests.compress.events import Happened
+from libs.runtime.tests.compress.events import Happened, happen
 
 # Bytes sent per element of the buffer, rounds, and codec seconds per element: about what two ranks of one core see.
 COSTS = {
@@ -125,3 +125,9 @@ class Training:
             self.probes[step] = size
             probe = Probe(size, link.latency_s + size * link.s_per_byte / self.probed(size))
         return Measured(step, found.step_s, self.loss(step), tuple(seen), probe)
+
+
+def happened(truth: Setting, link: Link, schemes: Sequence[str]) -> float:
+    """Seconds to a loss with these schemes, as events come to them: 1 for as many steps as a dense run takes."""
+    offers = offers_of(truth, schemes)
+    return happen(truth, link, 0.2, offers).step_s * penalty(truth, offers)

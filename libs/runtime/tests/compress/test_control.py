@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from distroml.runtime.compress.control import (
     LADDER,
-    PROBE_BYTES,
     Bucket,
     Change,
     Link,
@@ -28,13 +27,12 @@ from distroml.runtime.compress.control import (
     first,
     gain,
     link_of,
-    probe_bytes,
 )
-from distroml.runtime.compress.control.choosing import choose, judge, offers_of, penalty
+from distroml.runtime.compress.control.choosing import choose, judge, offers_of
 from distroml.runtime.compress.control.penalties import rung
 from distroml.runtime.compress.control.timing import timing
 from libs.runtime.tests.compress.events import happen
-from libs.runtime.tests.compress.synthetic import Training, mbit, setting
+from libs.runtime.tests.compress.synthetic import Training, happened, mbit, setting
 
 RATES = st.sampled_from([10, 25, 50, 100, 200, 500, 1000, 10_000])
 FAST = {"none"}
@@ -147,12 +145,6 @@ def test_a_change_of_the_link_is_followed_within_forty_steps(before, after, at, 
         assert held.penalty <= 1.02
 
 
-def happened(truth, link, schemes):
-    """Seconds to a loss with these schemes, as events come to them: 1 for as many steps as a dense run takes."""
-    offers = offers_of(truth, schemes)
-    return happen(truth, link, 0.2, offers).step_s * penalty(truth, offers)
-
-
 def best_that_happens(truth, link, late):
     """The least seconds to a loss with one scheme for early buckets and one for late ones."""
     names = [one.scheme for one in LADDER]
@@ -233,68 +225,6 @@ def test_what_changes_say_is_in_units_that_people_read():
     slower = next(change for change in training.changes if change.reason == "LinkSlower")
     assert slower.why.startswith("the links do 8 Mbit/s: a step of 20.1 s becomes one of 1.09 s")
     assert begun(first(setting(), mbit(2_000), 0.01))[0].why == "the links between the ranks do 2 Gbit/s"
-
-
-def test_a_probe_is_made_every_twenty_steps_while_something_is_compressed():
-    training = Training(setting(), lambda step: mbit(10))
-    training.run(100)
-    assert training.probes == dict.fromkeys([20, 40, 60, 80, 100], PROBE_BYTES)
-
-
-def test_probes_are_larger_where_that_costs_little_of_a_step_and_never_larger_than_a_bucket():
-    sizes = {}
-    for rate in (10, 300, 1000, 100_000):
-        work = setting(buckets=2)
-        state = dataclasses.replace(first(work, mbit(10), 0.2), link=mbit(rate))
-        sizes[rate] = probe_bytes(work, state, 20)
-        assert probe_bytes(work, state, 21) == 0
-    assert sizes[10] == sizes[300] == PROBE_BYTES
-    assert sizes[1000] == 1 << 20
-    assert work.largest_bytes / 2 < sizes[100_000] <= work.largest_bytes
-    # Where a probe just showed that the link is another, the next one is for that, and comes soon.
-    doubting = dataclasses.replace(state, link=mbit(10), doubt=-1, doubt_log=-math.log(100))
-    assert [probe_bytes(work, doubting, step) for step in (21, 22, 23, 24)] == [0, 0, 0, 1 << 20]
-
-
-def test_what_fits_into_a_cache_and_is_fast_there_does_not_make_it_go_back_and_forth():
-    """Ranks of one host: a small probe sees memory that is near, a bucket does not."""
-    training = Training(
-        setting(buckets=1), lambda step: mbit(5_000, 2e-5), noise=0.05, probed=lambda n: 6.0 if n < 1 << 20 else 1.0
-    )
-    training.run(400)
-    assert training.changes == []
-
-
-@pytest.mark.parametrize("rate", [200, 1000])
-@pytest.mark.parametrize("busy", [1.0, 3.0])
-def test_a_busy_processor_is_not_taken_for_a_slower_link(rate, busy):
-    """Codecs and messages wait for it; what the wire itself takes does not change."""
-    training = Training(
-        setting(buckets=1), lambda step: mbit(rate), noise=0.05, happens=happen, busy=busy, delay_s=3e-3
-    )
-    state = training.run(100)
-    assert not [change for change in training.changes if change.reason.startswith("Link")]
-    assert state.link.s_per_byte == pytest.approx(mbit(rate).s_per_byte, rel=0.15)
-    assert state.link.latency_s == pytest.approx(mbit(rate).latency_s + 3e-3, rel=0.15)
-
-
-@pytest.mark.parametrize(("buckets", "slows"), [(1, 0.0), (1, 1.0), (4, 0.0), (4, 1.0)])
-def test_what_computing_takes_is_told_from_waiting_and_coding(buckets, slows):
-    """Also where codecs of the last bucket are what computing waits for."""
-    training = Training(setting(buckets=buckets, slows=slows), lambda step: mbit(200), happens=happen)
-    assert training.run(60).compute_s == pytest.approx(0.2, rel=0.05)
-
-
-@pytest.mark.parametrize("rate", [100, 1000, 3000])
-def test_codecs_that_take_longer_within_steps_than_alone_are_reckoned_with(rate):
-    work = setting(buckets=1)
-    training = Training(work, lambda step: mbit(rate), happens=happen, busy=4.0)
-    state = training.run(100)
-    assert state.coding == pytest.approx(4.0)
-    costly = tuple(dataclasses.replace(offer, codec_s=4 * offer.codec_s) for offer in work.buckets[0].offers)
-    truth = dataclasses.replace(work, buckets=(dataclasses.replace(work.buckets[0], offers=costly),))
-    best = min(happened(truth, mbit(rate), [one.scheme]) for one in LADDER)
-    assert happened(truth, mbit(rate), training.schemes[100]) < 1.06 * best
 
 
 @given(rate=RATES, noise=st.floats(0, 0.5), seed=st.integers(0, 99))

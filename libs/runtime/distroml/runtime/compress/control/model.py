@@ -49,13 +49,13 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What does not change within a generation.
+    """What is chosen from, the same within a generation but for `coding`.
 
     Attributes:
         buckets: in the order in which they are exchanged.
         codec_slows: share of the codecs' time that computing loses: 1 where they have no core of their own.
         lead: steps from the one that was measured to the first that a change can hold for.
-        coding: how many times as long as tried codecs take; see `State`.
+        coding: how many times as long as tried codecs take: of all this, what alone is learnt as steps go by (`State`).
     """
 
     buckets: tuple[Bucket, ...]
