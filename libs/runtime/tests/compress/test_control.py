@@ -64,18 +64,18 @@ def test_the_first_choice_already_fits_the_link(rate, least, most):
 
 
 @given(rate=st.floats(1000, 50_000), slows=st.floats(0, 1), buckets=st.integers(1, 5))
-def test_the_first_choice_has_to_be_worth_as_much_as_a_change(rate, slows, buckets):
-    """Else a link on which little is to be won is begun with losses that no measurement would have led to."""
+def test_the_first_choice_has_to_be_surely_worth_it(rate, slows, buckets):
+    """Where little is promised, steps without it are measured first."""
     work = setting(buckets=buckets, slows=slows)
     state = first(work, mbit(rate), 0.2)
     begun, dense = (
         judge(work, mbit(rate), 0.2, offers_of(work, schemes)) for schemes in (state.schemes, ["none"] * buckets)
     )
-    assert begun.offers == dense.offers or begun.to_loss_s < 0.95 * dense.to_loss_s
+    assert begun.offers == dense.offers or 1.25 * begun.to_loss_s <= dense.to_loss_s
 
 
 def test_a_bucket_that_hides_behind_the_pass_loses_less_than_the_last_one():
-    schemes = first(setting(), mbit(1000), 0.2).schemes
+    schemes = [offer.scheme for offer in choose(setting(), mbit(1000), 0.2, [-1] * 4).offers]
     assert [rung(s) for s in schemes] == sorted(rung(s) for s in schemes)
     assert schemes[0] == "none"
     assert schemes[-1] != "none"
@@ -279,19 +279,6 @@ def test_a_loss_that_rises_steps_every_lossy_bucket_back_once_at_a_time():
     assert {change.bucket for change in rose} == {0, 1, 2, 3}
     steps = sorted({change.from_step for change in rose})
     assert all(later - earlier >= 16 for earlier, later in pairwise(steps))
-
-
-def test_a_change_that_turns_out_slower_is_taken_back():
-    work = setting(buckets=1)
-    state = first(work, mbit(1000), 0.2)
-    state = dataclasses.replace(state, from_step=1, step_before_s=0.2)
-    for step in range(2, 30):
-        seen = (Seen(0.03, 0.01),)
-        state, changes = decide(work, state, Measured(step, 0.3, 3.0, seen))
-        if changes:
-            break
-    assert [change.reason for change in changes] == ["NotFaster"]
-    assert rung(changes[0].to_scheme) < rung(changes[0].from_scheme)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -33,7 +33,10 @@ def test_probes_are_larger_where_that_costs_little_of_a_step_and_never_larger_th
     assert work.largest_bytes / 2 < sizes[100_000] <= work.largest_bytes
     # Where a probe just showed that the link is another, the next one is for that, and comes soon.
     doubting = dataclasses.replace(state, link=mbit(10), doubt=-1, doubt_log=-math.log(100))
-    assert [probe_bytes(work, doubting, step) for step in (21, 22, 23, 24)] == [0, 0, 0, 1 << 20]
+    assert probe_bytes(work, doubting, 21) == 1 << 20
+    # Not for ever: doubts that came to nothing make the next one's probes rarer.
+    quelled = dataclasses.replace(doubting, quelled=2)
+    assert [probe_bytes(work, quelled, step) for step in (21, 22, 23, 24)] == [0, 0, 0, 1 << 20]
 
 
 def test_what_fits_into_a_cache_and_is_fast_there_does_not_make_it_go_back_and_forth():
@@ -42,7 +45,7 @@ def test_what_fits_into_a_cache_and_is_fast_there_does_not_make_it_go_back_and_f
         setting(buckets=1), lambda step: mbit(5_000, 2e-5), noise=0.05, probed=lambda n: 6.0 if n < 1 << 20 else 1.0
     )
     training.run(400)
-    assert training.changes == []
+    assert len(training.changes) <= 1
 
 
 @pytest.mark.parametrize("rate", [200, 1000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from distroml.runtime.compress.control.model import Bucket, Link, Offer, Setting
 from distroml.runtime.compress.control.penalties import LADDER, RUNGS
@@ -42,9 +43,9 @@ def penalty(setting: Setting, offers: Sequence[Offer]) -> float:
     return 1.0 + sum(LADDER[RUNGS[offer.scheme]].extra * bucket.numel / whole for bucket, offer in pairs)
 
 
-def judge(setting: Setting, link: Link, compute_s: float, offers: Sequence[Offer]) -> Choice:
-    """What these offers come to."""
-    return Choice(tuple(offers), timing(setting, link, compute_s, offers), penalty(setting, offers))
+def judge(setting: Setting, link: Link, compute_s: float, offers: Sequence[Offer], coding: float = 1.0) -> Choice:
+    """What these offers come to; `coding` as in `timing`."""
+    return Choice(tuple(offers), timing(setting, link, compute_s, offers, coding), penalty(setting, offers))
 
 
 def ladders(setting: Setting, ceilings: Sequence[int]) -> list[list[Offer]]:
@@ -58,20 +59,21 @@ def _ladder(bucket: Bucket, ceiling: int) -> list[Offer]:
     return sorted(allowed, key=lambda offer: RUNGS[offer.scheme])
 
 
-def choose(setting: Setting, link: Link, compute_s: float, ceilings: Sequence[int]) -> Choice:
+def choose(setting: Setting, link: Link, compute_s: float, ceilings: Sequence[int], coding: float = 1.0) -> Choice:
     """The best offers: up the ladder while time to loss falls and communication shows, then down where it hides.
 
     1. Rung by rung, all buckets together; the climb ends at the first rung whose exchange hides.
     2. Bucket by bucket, those that are ready first: the least lossy offer that costs no time to loss, since their
        exchange hides behind the rest of the pass.
     """
+    judged = partial(judge, setting, link, compute_s, coding=coding)
     buckets = ladders(setting, ceilings)
-    best = judge(setting, link, compute_s, [offers[0] for offers in buckets])
+    best = judged([offers[0] for offers in buckets])
     for index in range(1, len(LADDER)):
         if best.hidden:
             break
         level = [max((o for o in offers if RUNGS[o.scheme] <= index), key=_rung_of) for offers in buckets]
-        tried = judge(setting, link, compute_s, level)
+        tried = judged(level)
         if tried.to_loss_s < best.to_loss_s * (1 - _WORTH):
             best = tried
         if tried.hidden:
@@ -80,7 +82,7 @@ def choose(setting: Setting, link: Link, compute_s: float, ceilings: Sequence[in
         for offer in offers:
             if RUNGS[offer.scheme] >= RUNGS[best.offers[number].scheme]:
                 break
-            tried = judge(setting, link, compute_s, [*best.offers[:number], offer, *best.offers[number + 1 :]])
+            tried = judged([*best.offers[:number], offer, *best.offers[number + 1 :]])
             if tried.to_loss_s <= best.to_loss_s or (tried.hidden and best.hidden):
                 best = tried
                 break

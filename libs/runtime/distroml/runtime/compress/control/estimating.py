@@ -11,8 +11,9 @@ from distroml.runtime.compress.control.model import Link, Measured, Offer, Setti
 PROBE_EVERY = 20
 PROBE_BYTES = 256 * 1024
 """Smaller messages pass through the burst of a rate limiter and show a link that is not there."""
-# In doubt more often, yet not in each step: where probes and exchanges see a link differently, doubt does not end.
-_DOUBTED_EVERY = 4
+# A doubt is probed in each step, after the next that came to nothing in every second one, and so on: where probes and
+# exchanges see a link differently, doubts come without end, and each probe takes time.
+_MOST_QUELLED = 4
 # Of a step's computing, what a larger probe may take.
 _PROBE_SHARE = 0.05
 
@@ -37,7 +38,7 @@ def probe_bytes(setting: Setting, state: State, step: int) -> int:
     larger than a bucket: what fits into a cache travels between ranks of one host as no bucket does.
     """
     compressed = any(scheme != "none" for scheme in state.schemes)
-    if not compressed or step % (_DOUBTED_EVERY if state.doubt else PROBE_EVERY):
+    if not compressed or step % (1 << state.quelled if state.doubt else PROBE_EVERY):
         return 0
     s_per_byte = state.link.s_per_byte * math.exp(state.doubt_log / abs(state.doubt) if state.doubt else 0.0)
     size = PROBE_BYTES
@@ -126,13 +127,16 @@ def _weighed(state: State, sample: float) -> tuple[State, bool]:
     if abs(off) <= _BAND * caution(state):
         mean = _mean(state.link.s_per_byte, sample, state.link_n)
         link = Link(state.link.latency_s, mean)
-        return replace(state, link=link, link_n=min(state.link_n + 1, _WINDOW), doubt=0, doubt_log=0.0), False
+        quelled = min(state.quelled + (state.doubt != 0), _MOST_QUELLED)
+        state = replace(state, link=link, link_n=min(state.link_n + 1, _WINDOW), quelled=quelled)
+        return replace(state, doubt=0, doubt_log=0.0), False
     side = 1 if off > 0 else -1
     same = state.doubt * side > 0
     doubt, doubt_log = (state.doubt + side, state.doubt_log + off) if same else (side, off)
     needed = _FAR_DOUBTS if abs(doubt_log / doubt) > _FAR else _DOUBTS
     if abs(doubt) < needed:
-        return replace(state, doubt=doubt, doubt_log=doubt_log), False
+        quelled = min(state.quelled + (state.doubt != 0 and not same), _MOST_QUELLED)
+        return replace(state, doubt=doubt, doubt_log=doubt_log, quelled=quelled), False
     fresh = state.link.s_per_byte * math.exp(doubt_log / abs(doubt))
     link = Link(state.link.latency_s, fresh)
-    return replace(state, link=link, link_n=abs(doubt), doubt=0, doubt_log=0.0), True
+    return replace(state, link=link, link_n=abs(doubt), doubt=0, doubt_log=0.0, quelled=0), True

@@ -1,4 +1,4 @@
-"""When a scheme does harm: its residual runs away, its direction is lost, the loss rises, or it is no faster."""
+"""When a scheme does harm: its residual runs away, its direction is lost, or the loss rises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from distroml.runtime.compress.control.model import NONE, Course, Measured, Seen, State, Watched
 from distroml.runtime.compress.control.penalties import LADDER, rung
-from distroml.runtime.compress.control.timing import time_words
 
 # A residual may grow for as long as its scheme needs to tell everything once; windows of so many steps show the trend.
 _WINDOW = 50
@@ -19,9 +18,6 @@ _COSINES = 3
 _SCATTERS = 4.0
 _HIGH = 16
 _LEARNED = 32
-# A change for speed has to show it within so many steps.
-_SHOWN_AFTER = 12
-_SLOWER = 1.05
 _HOLD = 200
 _MOST_HOLD = 3200
 
@@ -104,9 +100,6 @@ def trips(state: State, measured: Measured) -> list[Trip]:
     if course.high >= _HIGH:
         why = f"the loss is {course.fast:.4g} after {course.best:.4g}"
         return [Trip(number, "LossRose", why) for number in lossy]
-    if state.step_before_s > 0 and state.step_n >= _SHOWN_AFTER and state.step_s > _SLOWER * state.step_before_s:
-        why = f"steps take {time_words(state.step_s)}, and took {time_words(state.step_before_s)} before the change"
-        return [Trip(number, "NotFaster", why) for number in lossy]
     return []
 
 

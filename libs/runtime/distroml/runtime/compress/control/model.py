@@ -49,19 +49,17 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is chosen from, the same within a generation but for `coding`.
+    """What is chosen from, the same within a generation.
 
     Attributes:
         buckets: in the order in which they are exchanged.
         codec_slows: share of the codecs' time that computing loses: 1 where they have no core of their own.
         lead: steps from the one that was measured to the first that a change can hold for.
-        coding: how many times as long as tried codecs take: of all this, what alone is learnt as steps go by (`State`).
     """
 
     buckets: tuple[Bucket, ...]
     codec_slows: float = 1.0
     lead: int = 2
-    coding: float = 1.0
 
     @property
     def largest_bytes(self) -> int:
@@ -161,6 +159,19 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
+class Refuted:
+    """Lossier schemes than `schemes` were no faster on a link of `s_per_byte`, so many `times`.
+
+    They are not tried again before step `until`.
+    """
+
+    schemes: tuple[str, ...]
+    s_per_byte: float
+    until: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """All that the controller carries from one step to the next; goes into checkpoints as it is.
 
@@ -170,10 +181,12 @@ class State:
         link: the estimate, mean of `link_n` samples of the same regime.
         latency_n: samples of its latency, as small messages within steps have it.
         doubt: samples in a row that contradict it, above 0 for a slower link; `doubt_log` is the sum of their logs.
+        quelled: doubts that came to nothing since the link was last another.
         coding: what codecs take within steps over what they took when they were tried, mean of `coding_n` steps.
         compute_s: a step without communication, mean of `compute_n` samples.
         step_s: since the last change, mean of `step_n` steps.
-        step_before_s: before the last change, where it went to lossier schemes for speed; 0 otherwise.
+        step_before_s: before the last change, where that was for speed and has yet to show it; 0 otherwise.
+        refuted: the last such change that did not.
         left, left_at: the schemes that the last choice gave up, and the step after which it did.
         returns: choices lately that went back to what the one before gave up.
     """
@@ -185,11 +198,13 @@ class State:
     link_n: int = 1
     doubt: int = 0
     doubt_log: float = 0.0
+    quelled: int = 0
     compute_s: float = 0.0
     compute_n: int = 0
     step_s: float = 0.0
     step_n: int = 0
     step_before_s: float = 0.0
+    refuted: Refuted | None = None
     course: Course = Course()
     left: tuple[str, ...] = ()
     left_at: int = 0

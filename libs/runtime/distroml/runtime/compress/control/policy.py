@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from distroml.runtime.compress.control import guarding
+from distroml.runtime.compress.control import guarding, proving
 from distroml.runtime.compress.control.choosing import HIDDEN, Choice, choose, judge, offers_of
 from distroml.runtime.compress.control.estimating import caution, sampled
 from distroml.runtime.compress.control.model import NONE, Change, Link, Measured, Setting, State, Watched
@@ -33,11 +33,11 @@ _HALVINGS = 40
 def first(setting: Setting, link: Link, compute_s: float) -> State:
     """The schemes of step 1, from a probe of the link: one dense step on a slow link costs as much as 40 others.
 
-    They have to be worth as much beside no compression as any change later on.
+    Where they are not surely worth more than no compression, steps without it are measured first.
     """
     choice = choose(setting, link, compute_s, [-1] * len(setting.buckets))
     dense = judge(setting, link, compute_s, offers_of(setting, [NONE] * len(setting.buckets)))
-    if not _better(choice, dense, _MARGIN):
+    if choice.to_loss_s * proving.SURE > dense.to_loss_s:
         choice = dense
     return State(buckets=tuple(Watched(scheme=offer.scheme) for offer in choice.offers), link=link, compute_s=compute_s)
 
@@ -68,13 +68,19 @@ def decide(setting: Setting, state: State, measured: Measured) -> tuple[State, t
     if not sound or measured.step <= state.from_step:
         return replace(state, step=measured.step), ()
     current = offers_of(setting, state.schemes)
+    s_per_byte = state.link.s_per_byte
     state, moved = sampled(setting, state, measured, current)
     state = replace(guarding.watched(state, measured), step=measured.step)
     if moved:
-        # What steps took before was on another link.
-        state = replace(state, step_s=0.0, step_n=0, step_before_s=0.0)
+        # What steps took before was on another link; on a faster one, what was to be faster than that still has to be.
+        before_s = state.step_before_s if state.link.s_per_byte < s_per_byte else 0.0
+        state = replace(state, step_s=0.0, step_n=0, step_before_s=before_s)
     if tripped := guarding.trips(state, measured):
         return _step_back(setting, state, tripped)
+    state, back = proving.shown(setting, state)
+    if back:
+        state = replace(_with_schemes(state, back), left=state.schemes, left_at=state.step)
+        return _changed(state, back[0].from_step, step_before_s=0.0), back
     if not moved and (measured.step < state.from_step + _HOLD_STEPS or measured.step % _CHOOSE_EVERY):
         return state, ()
     return _choose_anew(setting, state, moved=moved)
@@ -95,36 +101,30 @@ def _step_back(setting: Setting, state: State, tripped: Sequence[guarding.Trip])
 
 
 def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State, tuple[Change, ...]]:
-    setting = replace(setting, coding=state.coding)
-    ceilings = [one.ceiling if state.step < one.until else -1 for one in state.buckets]
-    held = judge(setting, state.link, state.compute_s, offers_of(setting, state.schemes))
-    found = choose(setting, state.link, state.compute_s, ceilings)
+    held = judge(setting, state.link, state.compute_s, offers_of(setting, state.schemes), state.coding)
+    found = choose(setting, state.link, state.compute_s, proving.ceilings(state), state.coding)
     if found.offers == held.offers or not _better(found, held, _MARGIN * caution(state)):
         return state, ()
+    lossier, measured = found.penalty > held.penalty, state.step_n >= proving.TELLING
+    if lossier and not measured and found.to_loss_s * proving.SURE > held.to_loss_s:
+        return state, ()
     from_step = state.step + setting.lead
-    reason = "LinkSlower" if found.penalty > held.penalty else "LinkFaster"
+    reason = "LinkSlower" if lossier else "LinkFaster"
     if not moved:
-        reason = "Faster" if found.penalty > held.penalty else "LessLossy"
+        reason = "Faster" if lossier else "LessLossy"
     why = (
         f"the links do {_rate(state.link)}: a step of {time_words(held.timing.step_s)} becomes one of "
         f"{time_words(found.timing.step_s)}, {100 * found.timing.exposed:.0f} % of it for communication"
     )
-    buckets = list(state.buckets)
-    changes: list[Change] = []
-    for number, (old, new) in enumerate(zip(state.buckets, found.offers, strict=True)):
-        if old.scheme != new.scheme:
-            buckets[number] = Watched(scheme=new.scheme, ceiling=old.ceiling, until=old.until, trips=old.trips)
-            changes.append(Change(number, old.scheme, new.scheme, reason, why, from_step))
-    # On a link that moved, what steps took before is no measure of what they take now.
-    before_s = state.step_s if found.penalty > held.penalty and not moved else 0.0
-    state = replace(
-        state,
-        buckets=tuple(buckets),
-        left=state.schemes,
-        left_at=state.step,
-        returns=_returns(state, tuple(offer.scheme for offer in found.offers)),
+    changes = tuple(
+        Change(number, old.scheme, new.scheme, reason, why, from_step)
+        for number, (old, new) in enumerate(zip(state.buckets, found.offers, strict=True))
+        if old.scheme != new.scheme
     )
-    return _changed(state, from_step, step_before_s=before_s), tuple(changes)
+    returns = _returns(state, tuple(offer.scheme for offer in found.offers))
+    before_s = state.step_s if lossier and measured else 0.0
+    state = replace(_with_schemes(state, changes), left=state.schemes, left_at=state.step, returns=returns)
+    return _changed(state, from_step, step_before_s=before_s), changes
 
 
 def _returns(state: State, chosen: tuple[str, ...]) -> int:
@@ -147,13 +147,15 @@ def _changed(state: State, from_step: int, *, step_before_s: float) -> State:
 
 def with_changes(state: State, changes: Sequence[Change]) -> State:
     """The state as if these changes, all from one step on, had been decided by it: for steps that are made again."""
+    return _changed(_with_schemes(state, changes), changes[0].from_step, step_before_s=0.0)
+
+
+def _with_schemes(state: State, changes: Sequence[Change]) -> State:
     buckets = list(state.buckets)
     for change in changes:
         old = buckets[change.bucket]
-        buckets[change.bucket] = replace(
-            Watched(scheme=change.to_scheme), ceiling=old.ceiling, until=old.until, trips=old.trips
-        )
-    return _changed(replace(state, buckets=tuple(buckets)), changes[0].from_step, step_before_s=0.0)
+        buckets[change.bucket] = Watched(change.to_scheme, ceiling=old.ceiling, until=old.until, trips=old.trips)
+    return replace(state, buckets=tuple(buckets))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,12 @@ def wire_s(link: Link, offer: Offer) -> float:
     return offer.rounds * link.latency_s + offer.sent_bytes * link.s_per_byte
 
 
-def timing(setting: Setting, link: Link, compute_s: float, offers: Sequence[Offer]) -> Timing:
-    """The step with one offer per bucket: exchanges follow one another, each once its gradients are there."""
-    slows, coding = setting.codec_slows, setting.coding
+def timing(setting: Setting, link: Link, compute_s: float, offers: Sequence[Offer], coding: float = 1.0) -> Timing:
+    """The step with one offer per bucket: exchanges follow one another, each once its gradients are there.
+
+    Codecs take `coding` times as long as when they were tried.
+    """
+    slows = setting.codec_slows
     busy_s = compute_s + slows * coding * sum(offer.codec_s for offer in offers)
     end_s = 0.0
     for bucket, offer in zip(setting.buckets, offers, strict=True):
