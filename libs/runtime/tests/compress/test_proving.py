@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 
-from distroml.runtime.compress.control import Measured, Probe, Seen, decide, first
+from distroml.runtime.compress.control import Measured, Probe, Seen, decide, first, with_changes
 from distroml.runtime.compress.control.penalties import rung
 from libs.runtime.tests.compress.events import Happened, happen
 from libs.runtime.tests.compress.synthetic import Training, mbit, setting
+
+DENSE = [setting(buckets=1).buckets[0].offers[0]]
 
 
 def dearer(times):
@@ -96,3 +98,18 @@ def test_a_link_that_is_seen_to_be_faster_meanwhile_does_not_prove_a_change():
             break
     assert state.link.s_per_byte == pytest.approx(mbit(2000).s_per_byte, rel=0.1)
     assert [(change.reason, change.to_scheme) for change in told] == [("NotFaster", "none")]
+
+
+def test_a_change_that_is_made_again_still_has_to_show_it():
+    """As where a worker is killed just after it: its steps are compared with those before the checkpoint."""
+    training = trained(1.03, 60)
+    (tried,), (back,) = ([c for c in training.changes if c.reason == reason] for reason in ("Faster", "NotFaster"))
+    until = Training(training.setting, training.link, noise=0.02, happens=training.happens)
+    state = until.run(tried.from_step - training.setting.lead - 1)
+    again = with_changes(state, [tried])
+    assert again.schemes == (tried.to_scheme,)
+    assert again.step_before_s == pytest.approx(until.happens(until.setting, mbit(2000), 0.2, DENSE).step_s, rel=0.1)
+    left = with_changes(again, [back])
+    assert left.step_before_s == 0
+    assert left.refuted is not None
+    assert (left.refuted.schemes, left.refuted.until, left.refuted.times) == (("none",), back.from_step + 200, 1)

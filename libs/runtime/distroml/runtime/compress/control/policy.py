@@ -111,7 +111,7 @@ def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State,
     from_step = state.step + setting.lead
     reason = "LinkSlower" if lossier else "LinkFaster"
     if not moved:
-        reason = "Faster" if lossier else "LessLossy"
+        reason = proving.FASTER if lossier else "LessLossy"
     why = (
         f"the links do {_rate(state.link)}: a step of {time_words(held.timing.step_s)} becomes one of "
         f"{time_words(found.timing.step_s)}, {100 * found.timing.exposed:.0f} % of it for communication"
@@ -147,7 +147,12 @@ def _changed(state: State, from_step: int, *, step_before_s: float) -> State:
 
 def with_changes(state: State, changes: Sequence[Change]) -> State:
     """The state as if these changes, all from one step on, had been decided by it: for steps that are made again."""
-    return _changed(_with_schemes(state, changes), changes[0].from_step, step_before_s=0.0)
+    reason, from_step = changes[0].reason, changes[0].from_step
+    after = replace(_with_schemes(state, changes), left=state.schemes, left_at=from_step)
+    if reason == proving.NOT_FASTER:
+        after = proving.refuted(after, after.schemes, from_step)
+    before_s = state.step_s if reason == proving.FASTER and state.step_n >= proving.TELLING else 0.0
+    return _changed(after, from_step, step_before_s=before_s)
 
 
 def _with_schemes(state: State, changes: Sequence[Change]) -> State:

@@ -9,6 +9,8 @@ from distroml.runtime.compress.control.model import Change, Refuted, Setting, St
 from distroml.runtime.compress.control.penalties import rung
 from distroml.runtime.compress.control.timing import time_words
 
+FASTER, NOT_FASTER = "Faster", "NotFaster"
+"""Reasons of a change for speed, and of the one that takes it back."""
 SURE = 1.25
 """What is promised to be so many times as fast to a loss needs no measurement beside it."""
 TELLING = 8
@@ -23,10 +25,10 @@ _SLOWER = 1.6
 def ceilings(state: State) -> list[int]:
     """The most lossy rung that each bucket may have, by its guards and by what was no faster; below 0 for any."""
     allowed = [one.ceiling if state.step < one.until else -1 for one in state.buckets]
-    refuted = state.refuted
-    if refuted is None or state.step >= refuted.until or state.link.s_per_byte > _SLOWER * refuted.s_per_byte:
+    known = state.refuted
+    if known is None or state.step >= known.until or state.link.s_per_byte > _SLOWER * known.s_per_byte:
         return allowed
-    rungs = [rung(scheme) for scheme in refuted.schemes]
+    rungs = [rung(scheme) for scheme in known.schemes]
     return [most if one < 0 else min(one, most) for one, most in zip(allowed, rungs, strict=True)]
 
 
@@ -44,11 +46,15 @@ def shown(setting: Setting, state: State) -> tuple[State, tuple[Change, ...]]:
     why = f"steps take {time_words(state.step_s)}, and took {time_words(before_s)} before the change"
     from_step = state.step + setting.lead
     changes = tuple(
-        Change(number, one.scheme, scheme, "NotFaster", why, from_step)
+        Change(number, one.scheme, scheme, NOT_FASTER, why, from_step)
         for number, (one, scheme) in enumerate(zip(state.buckets, state.left, strict=True))
         if one.scheme != scheme
     )
+    return refuted(state, state.left, state.step), changes
+
+
+def refuted(state: State, kept: tuple[str, ...], step: int) -> State:
+    """With what is known once schemes lossier than `kept` were no faster up to `step`."""
     times = state.refuted.times + 1 if state.refuted is not None else 1
     hold = min(_HOLD << min(times - 1, 10), _MOST_HOLD)
-    refuted = Refuted(state.left, state.link.s_per_byte, state.step + hold, times)
-    return replace(state, refuted=refuted), changes
+    return replace(state, refuted=Refuted(kept, state.link.s_per_byte, step + hold, times))
