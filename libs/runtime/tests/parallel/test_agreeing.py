@@ -36,3 +36,10 @@ def test_what_products_have_no_part_in_is_not_asked_for() -> None:
     heard: list[Any] = []
     agree_on(Compression("int8"), beside(BARE, heard), CPU)
     assert heard == [(Compression("int8"), "")]
+
+
+@pytest.mark.parametrize("scheme", ["powersgd:4", "auto"])
+def test_ranks_that_exchange_nothing_may_form_products_in_any_way(scheme: str) -> None:
+    heard: list[Any] = []
+    agree_on(Compression(scheme), beside(BARE, heard))
+    assert heard == [(Compression(scheme), "")]

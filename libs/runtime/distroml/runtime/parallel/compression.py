@@ -100,8 +100,13 @@ class Compression:
 NO_COMPRESSION = Compression()
 
 
-def agree_on(compression: Compression, collectives: Collectives, device: torch.device) -> None:
+def agree_on(compression: Compression, collectives: Collectives, device: torch.device | None = None) -> None:
     """Make sure that all ranks have these settings, and will make the same of what they are told. Collective.
+
+    Args:
+        compression: as this rank wants it.
+        collectives: of all ranks.
+        device: on which exchanges are formed; None where there are none that have to be alike to the bit.
 
     Raises:
         CompressionDiffers: they have not, or will not; says which rank wants or does what.
@@ -109,9 +114,10 @@ def agree_on(compression: Compression, collectives: Collectives, device: torch.d
     """
     wanted: defaultdict[Compression, list[int]] = defaultdict(list)
     done: defaultdict[str, list[int]] = defaultdict(list)
-    for rank, (one, how) in enumerate(collectives.gather((compression, _arithmetic(compression, device)))):
+    how = _arithmetic(compression, device) if device is not None else ""
+    for rank, (one, theirs) in enumerate(collectives.gather((compression, how))):
         wanted[one].append(rank)
-        done[how].append(rank)
+        done[theirs].append(rank)
     if len(wanted) > 1:
         told = "; ".join(
             f"rank {', '.join(map(str, ranks))}: compress={one.scheme!r}, compress_shard={one.shard!r}, "

@@ -80,7 +80,7 @@ class ParallelModel:
         self._precision: Precision = precision
         self._trainable = trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
         self._plain = plan.world_size == plan.dp_replicate
-        agree_on(compression, self.collectives, mesh.world.device)
+        agree_on(compression, self.collectives, mesh.world.device if plan.dp_replicate > 1 else None)
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
         self.shard_sums = coded = shard_sums(mesh, part.roots, part.held, compression, seed)
         self.shard_gathers = shard_gathers(mesh, part.roots, compression)

@@ -64,7 +64,7 @@ class Planned:
         work: Workload | None = None
         if searches or tunes:
             # Ranks that want different compression would survey different things.
-            agree_on(settings.compression, Collectives(world), world.device)
+            agree_on(settings.compression, Collectives(world))
             model, weights = source.to_survey()
             work = _workload(settings, sample, model, weights)
         if work is not None and searches:
