@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -147,6 +148,8 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--quick", action="store_true", help="few steps and seeds; the figures mean nothing")
     options = parser.parse_args()
+    # So that hosts and ranks are ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     lesson = PLANNED if options.plan else options.lesson
     usual = LESSONS[lesson]
     steps = options.steps or (20 if options.quick else usual.steps)

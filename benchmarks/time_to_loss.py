@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -112,6 +113,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="one seed, 40 steps, one rate; rough figures")
     options = parser.parse_args()
+    # So that hosts and ranks are ended, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if options.quick:
         options.mbit, options.steps, options.seeds, options.blocks, options.every = [100.0], 40, 1, 2, 10
         options.own = options.own[:2]
