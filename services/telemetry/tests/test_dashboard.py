@@ -12,6 +12,19 @@ from worldlog import TRACE_ID, lines, loss_at, now_ms, steps
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as r
 from distroml.api.scheduler.v1 import events_pb2 as s
 
+# What is written on a chart, each text with its upper and lower edge. Of a text's height ECharts only has an estimate:
+# it is taken from its font.
+WRITTEN = """async plot => {
+  const { echarts } = await import("nicegui-echart");
+  const drawn = echarts.getInstanceByDom(plot).getZr().storage.getDisplayList(true);
+  return drawn.filter(e => e.style.text).map(e => {
+    const box = e.getBoundingRect().clone();
+    if (e.transform) box.applyTransform(e.transform);
+    const middle = box.y + box.height / 2, half = parseFloat(e.style.font.match(/([\\d.]+)px/)[1]) / 2;
+    return { text: e.style.text, top: middle - half, bottom: middle + half };
+  });
+}"""
+
 
 @pytest.fixture(params=[(1400, "light"), (420, "dark")], ids=["1400-light", "420-dark"])
 def context(request: pytest.FixtureRequest, browser: Browser, fed: Threaded) -> Generator[BrowserContext]:
@@ -83,6 +96,13 @@ def test_the_job_page_shows_progress_marks_workers_logs_events_and_checkpoints(
     assert {"checkpoint@100", "checkpoint@200", "checkpoint@300", "failure@240", "generation@201"} <= set(marks)
     ink = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return d.some(v => v) }"
     assert chart.locator("canvas").evaluate(ink), "nothing is drawn on the chart"
+    stacked = page.locator(".chart").nth(1)
+    expect(stacked).not_to_have_attribute("data-points", "0")
+    written = stacked.locator(".plot").evaluate(WRITTEN)
+    name = next(line for line in written if line["text"] == "seconds per step")
+    below = [mark["top"] for mark in written if mark["text"] in "▲◆●" and mark["top"] > name["top"]]
+    assert len(below) == len(marks)
+    assert name["bottom"] <= min(below), "marks are drawn over the name of a chart"
     workers = page.get_by_role("table", name="workers")
     expect(workers.locator("tbody tr")).to_have_count(2)
     expect(workers.locator("thead")).to_contain_text("GPU")

@@ -35,7 +35,10 @@ _MOST_STEPS = 2**63 - 1
 
 Step = Annotated[int, typer.Option("--step", min=0, max=_MOST_STEPS, help="The checkpoint's step.")]
 NewestStep = Annotated[
-    int, typer.Option("--step", min=0, max=_MOST_STEPS, help="The checkpoint's step [default: the newest].")
+    int,
+    typer.Option(
+        "--step", min=0, max=_MOST_STEPS, help="The checkpoint's step [default: the newest].", show_default=False
+    ),
 ]
 
 

@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Distributed training that survives failures and can replay them.\n\n"
-    "Exit codes: 0 done, 1 the job failed, 2 wrong usage, 3 control plane unreachable.",
+    "Exit codes: 0 done, 1 refused or the job failed, 2 wrong usage, 3 control plane unreachable, 130 interrupted.",
 )
 
 

@@ -118,7 +118,8 @@ def submit(
     context: typer.Context,
     data: Data,
     script: Annotated[
-        list[str] | None, typer.Argument(metavar="SCRIPT", help="Python script and its arguments.")
+        list[str] | None,
+        typer.Argument(metavar="SCRIPT", help="Python script, or -m and a module; then its arguments."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-F", help="Job file (YAML) instead of a script; see docs/jobs.md.")

@@ -104,7 +104,7 @@ export default {
           ? [{ left: 52, right: 10, top: 34, height: "34%" }, { left: 52, right: 10, bottom: 24, height: "32%" }]
           : { left: 44, right: 10, top: 16, bottom: 24 },
         title: stacked
-          ? this.options.series.map((s, i) => ({ text: s.label, left: 4, top: i ? "51%" : 0, textStyle: { color: this.color(s.color), fontSize: 12, fontWeight: 500 } }))
+          ? this.options.series.map((s, i) => ({ text: s.label, left: 4, top: i ? "48.5%" : 0, textStyle: { color: this.color(s.color), fontSize: 12, fontWeight: 500 } }))
           : [],
         axisPointer: { link: [{ xAxisIndex: "all" }] },
         tooltip: {
