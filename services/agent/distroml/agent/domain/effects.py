@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from distroml.agent.domain.exits import Category, Verdict
-from distroml.agent.domain.gang import Attempt, Formed, Phase
+from distroml.agent.domain.gang import Formed, Phase
 from distroml.agent.domain.inputs import Overdue
 from distroml.workerlink import CheckpointRef, ToWorker
 
@@ -110,15 +110,3 @@ class Observe:
 Effect = (
     Join | SayReady | AskRestore | StartWorker | EndWorker | Tell | Wake | ReportExit | ReportHang | Leave | Observe
 )
-
-
-@dataclass
-class Step:
-    """A decision in the making: the state so far and what is to be done."""
-
-    state: Attempt
-    effects: list[Effect] = field(default_factory=list[Effect])
-
-    def do(self, *effects: Effect) -> None:
-        """Add effects, in order."""
-        self.effects.extend(effects)

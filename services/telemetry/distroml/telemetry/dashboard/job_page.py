@@ -9,7 +9,7 @@ from nicegui import ui
 from distroml.observability import trace
 from distroml.telemetry.adapters.logs import LineRow, read_lines
 from distroml.telemetry.adapters.summaries import JobDetail, read_use
-from distroml.telemetry.dashboard import present
+from distroml.telemetry.dashboard import present_charts, present_events, present_job, present_tables
 from distroml.telemetry.dashboard.compression_panel import CompressionPanel
 from distroml.telemetry.dashboard.cost_page import cost_fact
 from distroml.telemetry.dashboard.elements import Chart, Events, Facts, Head, Row, Table
@@ -108,7 +108,7 @@ class JobPage:
             self._status = status
         history = await self._history(0)
         self._choose_speed(history)
-        marks = present.mark_rows(detail.marks)
+        marks = present_charts.mark_rows(detail.marks)
         events = await self._sources.model.history.events(self._job, limit=EVENTS_SHOWN)
         with ui.element("main").classes("grid"):
             with ui.element("section").classes("card"):
@@ -120,7 +120,7 @@ class JobPage:
                     ui.link("This job in Grafana", url, new_tab=True).classes("foot mono")
             with ui.element("div").classes("grid even"):
                 for (options, _), names in zip(_CHARTS, self._names, strict=True):
-                    data = [present.points(history, n) for n in names]
+                    data = [present_charts.points(history, n) for n in names]
                     with ui.element("section").classes("card"):
                         self._charts.append(
                             Chart({**options, "data": data, "marks": marks}, on_overflow=self._start_charts_anew)
@@ -135,7 +135,7 @@ class JobPage:
                 self._logs = self._log_panel.live
                 with ui.element("section").classes("card"):
                     ui.html("Events", sanitize=False, tag="h2")
-                    self._events = Events([present.event_row(e) for e in events])
+                    self._events = Events([present_events.event_row(e) for e in events])
             with ui.element("div").classes("grid two"):
                 self._checkpoints = self._table("Checkpoints", _CHECKPOINTS, "No checkpoint yet")
                 self._recoveries = self._table("Recoveries", _RECOVERIES, "No recovery so far")
@@ -184,13 +184,13 @@ class JobPage:
 
     async def _draw_detail(self, detail: JobDetail) -> None:
         reason = self._sources.queue.reasons.get(self._job)
-        self._head.show(job=present.head(detail, reason))
+        self._head.show(job=present_job.head(detail, reason))
         now = now_ms()
         used = await self._sources.model.history.used((), job=self._job, days=(0, now // DAY_MS), now_ms=now)
         slots = cost_fact(sum(one.slot_ms for one in used), self._sources.price)
-        self._facts.show(items=[*present.facts(detail, now), slots])
-        self._checkpoints.show(rows=present.checkpoint_rows(detail.view.checkpoints))
-        self._recoveries.show(rows=present.recovery_rows(self._job, detail.recoveries))
+        self._facts.show(items=[*present_job.facts(detail, now), slots])
+        self._checkpoints.show(rows=present_tables.checkpoint_rows(detail.view.checkpoints))
+        self._recoveries.show(rows=present_tables.recovery_rows(self._job, detail.recoveries))
         self._compression.draw(detail)
         dropped: list[str] = []
         if detail.dropped_samples:
@@ -205,10 +205,10 @@ class JobPage:
         use = await self._sources.model.read(read_use, self._job)
         self._has_gpu = self._has_gpu or any(u.gpu_ratio is not None for u in use.values())
         columns = [*_WORKERS[:5], _GPU, *_WORKERS[5:]] if self._has_gpu else _WORKERS
-        self._workers.show(rows=present.worker_rows(detail.view, use)[:256], columns=columns)
+        self._workers.show(rows=present_tables.worker_rows(detail.view, use)[:256], columns=columns)
 
     async def _draw_charts(self, detail: JobDetail) -> None:
-        marks = present.mark_rows(detail.marks)
+        marks = present_charts.mark_rows(detail.marks)
         fresh_marks = marks if marks != self._marks else None
         # Samples of a newer generation go back behind what is drawn already: everything is sent again.
         if detail.live.generation != self._sent_generation or not self._sent_points:
@@ -222,7 +222,7 @@ class JobPage:
             return
         self._marks = marks
         for chart, names in zip(self._charts, self._names, strict=True):
-            chart.append([present.points(history, n) for n in names], fresh_marks)
+            chart.append([present_charts.points(history, n) for n in names], fresh_marks)
         self._note_sent(history)
 
     def _choose_speed(self, history: Sequence[Bucket]) -> None:
@@ -245,7 +245,7 @@ class JobPage:
         self._marks, self._sent_points = marks, 0
         self._note_sent(history)
         for chart, names in zip(self._charts, self._names, strict=True):
-            chart.replace([present.points(history, n) for n in names], marks)
+            chart.replace([present_charts.points(history, n) for n in names], marks)
 
     async def _history(self, from_step: int) -> list[Bucket]:
         return thinned(await self._sources.model.steps(self._job, from_step=from_step), MAX_POINTS)
@@ -259,7 +259,7 @@ class JobPage:
         fresh = await self._sources.model.history.events(self._job, after=self._newest_event, limit=EVENTS_SHOWN)
         if fresh:
             self._note_events(fresh)
-            self._events.prepend([present.event_row(e) for e in fresh])
+            self._events.prepend([present_events.event_row(e) for e in fresh])
 
     def _note_events(self, events: Sequence[EventRow]) -> None:
         if events:
@@ -273,12 +273,12 @@ class JobPage:
             await self._start_logs_anew()
         elif lines:
             self._newest_line = lines[-1].seq
-            self._logs.append(present.line_rows(lines))
+            self._logs.append(present_events.line_rows(lines))
 
     async def _start_logs_anew(self) -> None:
         lines = await self._lines(tail=LINES)
         self._newest_line = lines[-1].seq if lines else self._newest_line
-        self._logs.replace(present.line_rows(lines))
+        self._logs.replace(present_events.line_rows(lines))
 
     async def _lines(self, *, after: int = 0, tail: int = 0) -> list[LineRow]:
         ranks = [self._rank] if self._rank >= 0 else []

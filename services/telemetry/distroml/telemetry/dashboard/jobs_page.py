@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from nicegui import ui
 
 from distroml.telemetry.adapters.live import LiveRow, read_since
-from distroml.telemetry.dashboard import present
+from distroml.telemetry.dashboard import present, present_job
 from distroml.telemetry.dashboard.elements import Pager, Row, Search, Table, Tiles
 from distroml.telemetry.dashboard.gui import in_page
 from distroml.telemetry.dashboard.layout import Sources, frame, now_ms, run_live, show_notice
@@ -74,7 +74,7 @@ class JobsPage:
         speed = sum(tokens for job, tokens in speeds.items() if job not in ended)
         self._tiles.show(items=[*self._counts(counts), _speed_tile(speed)])
         reasons = self._sources.queue.reasons
-        rows = [present.job_row(v, live.get(v.job, LiveRow()), reasons.get(v.job), now) for v in found.views]
+        rows = [present_job.job_row(v, live.get(v.job, LiveRow()), reasons.get(v.job), now) for v in found.views]
         empty, hint = self._nothing(projector.caught_up, sum(counts.values()))
         self._table.show(rows=rows, empty=empty, hint=hint)
         self._pager.show(page=self._page, total=found.total)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from nicegui import ui
 
 from distroml.logstore import LEVELS, LogStoreError, Query
-from distroml.telemetry.dashboard import present
+from distroml.telemetry.dashboard import present_events
 from distroml.telemetry.dashboard.elements import Logs, LogSearch, Row
 from distroml.telemetry.dashboard.gui import in_page
 from distroml.telemetry.dashboard.layout import now_ms
@@ -67,7 +67,7 @@ class LogPanel:
             return
         if asked is self._asked and cursor == self._cursor:
             self._cursor = page.cursor
-            self._search.found(present.line_rows(page.lines), more=bool(page.cursor), older=bool(cursor))
+            self._search.found(present_events.line_rows(page.lines), more=bool(page.cursor), older=bool(cursor))
 
 
 def query_of(job: str, asked: Row, cursor: str, at_ms: int) -> Query:
