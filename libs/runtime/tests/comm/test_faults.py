@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from libs.runtime.tests.comm.faults import LIMIT_S
-from libs.runtime.tests.comm.launching import launch
+from libs.runtime.tests.comm.launching import free_ports, launch
+from tests.numerics.pool import Pool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 
@@ -38,6 +39,12 @@ def test_a_wait_for_a_rank_whose_program_ended_is_given_up_at_once(tmp_path: Pat
 def test_a_wait_over_gloo_ends_with_an_error_that_the_runtime_knows(tmp_path: Path) -> None:
     said, text, _ = told_of("gloo", "cut", tmp_path)
     assert said.get("communication") == "True", (said, text[-4000:])
+
+
+def test_a_message_over_gloo_that_is_cut_half_way_holds_up_nobody(pool: Pool) -> None:
+    """Neither who waits for it or for its like, nor who lets go of the group: Gloo itself would, for ten minutes."""
+    said = pool.run("libs.runtime.tests.comm.pooled:cut_within_a_message", 2, 60, port=free_ports(1)[0])
+    assert all("were cut, and what they were in the middle of never ends" in one for one in said), said
 
 
 def test_when_a_rank_dies_mpirun_ends_all_and_says_which(tmp_path: Path) -> None:

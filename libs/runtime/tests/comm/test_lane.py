@@ -1,10 +1,12 @@
 """Jobs on a lane: in order, with one failure for all, and none that is waited for in vain."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from distroml.runtime.comm.backends import port
 from distroml.runtime.comm.lane import Job, Lane, LaneClosed
 from distroml.runtime.elastic import PeerLost
 
@@ -44,6 +46,15 @@ def test_an_error_of_another_kind_stays_what_it_is() -> None:
     lane = Lane("test", CPU)
     with pytest.raises(ZeroDivisionError):
         lane.do(lambda: print(1 / 0))
+    lane.close()
+
+
+def test_a_job_that_waits_though_connections_were_cut_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    lane, never = Lane("test", CPU), threading.Event()
+    monkeypatch.setattr(port, "_current", SimpleNamespace(backend=SimpleNamespace(in_vain=lambda: "they were cut")))
+    with pytest.raises(PeerLost, match="they were cut"):
+        lane.do(lambda: never.wait(60) and None)
+    never.set()
     lane.close()
 
 

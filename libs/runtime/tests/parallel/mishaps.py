@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from distroml.runtime.comm.backends import now_in
 from distroml.runtime.comm.backends.connections import Connections
+from distroml.runtime.comm.backends.torch_own import Gloo
 from distroml.runtime.compress import Round
 from distroml.runtime.elastic import PeerLost, World
 from distroml.runtime.parallel import CompressionDiffers, ParallelModel, PlanRefused
@@ -18,24 +21,31 @@ from libs.runtime.tests.parallel.exchanging import MICROBATCH, step
 from libs.runtime.tests.parallel.models import Quirks
 from libs.runtime.tests.parallel.ranks import spread
 
+# What an agent tells its worker.
+_LOST = "lost"
+
 
 def lost_between_hosts(world: World, hosts: str, cache: str, compress: str) -> str:
     """Rank 1's connections end while all ranks sum by the hierarchy, again and again; what each rank's wait ends in.
 
-    As in training, a rank that lost another ends its own connections: ranks of other hosts may wait for it alone.
+    As in training, a rank that lost another ends its own connections, since ranks of other hosts may wait for it alone;
+    and whoever is not told by them, in the middle of a message, is told by its agent.
     """
-    connections = Connections()
+    backend = Gloo()
+    now_in(backend)
     os.environ |= {"DISTROML_HOST": hosts[world.rank], "DISTROML_CACHE": cache}
     try:
-        parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=8), MICROBATCH, compress=compress)
+        with backend.connecting():
+            parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=8), MICROBATCH, compress=compress)
+            ways = parallel.sums.ways
+            ways.update(dict.fromkeys(ways, ways["hierarchical"]))
+            step(parallel, 1)
     finally:
         del os.environ["DISTROML_HOST"], os.environ["DISTROML_CACHE"]
-    ways = parallel.sums.ways
-    ways.update(dict.fromkeys(ways, ways["hierarchical"]))
-    step(parallel, 1)
-    connections.complete()
+    agent = dist.distributed_c10d._get_default_store()
+    threading.Thread(target=_heed, args=(agent, backend), daemon=True).start()
     if world.rank == 1:
-        threading.Timer(0.2, connections.sever).start()
+        threading.Timer(0.2, backend.sever).start()
     exchange = parallel.exchange
     try:
         for number in range(2, 1_000_000):
@@ -48,11 +58,19 @@ def lost_between_hosts(world: World, hosts: str, cache: str, compress: str) -> s
             for pending in begun:
                 pending.wait()
     except PeerLost:
-        connections.sever()
+        backend.sever()
+        agent.set(_LOST, "")
+        backend.outlive()
         return "lost"
     finally:
         parallel.close()
+        now_in(None)
     return "no error"
+
+
+def _heed(agent: dist.Store, backend: Gloo) -> None:
+    agent.wait([_LOST], timedelta(seconds=120))
+    backend.sever()
 
 
 def threads(world: World, plan: str) -> int:

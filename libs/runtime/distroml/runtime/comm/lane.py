@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from distroml.runtime.comm.backends import LOOK_S, in_vain
 from distroml.runtime.elastic import PeerLost, communication
 
 # A thread that waits for a peer is freed by the end of its connections, which others see to.
@@ -63,11 +64,13 @@ class Job:
         """Return when it is done (on CUDA: when the current stream will see it); `waited_s` says how long that took.
 
         Raises:
-            PeerLost: another rank was gone, for this job or one before it.
+            PeerLost: another rank was gone, for this job or one before it; or the connections were, and the lane waits.
             Exception: whatever else went wrong on the lane.
         """
         started = time.perf_counter()
-        self._ended.wait()
+        while not self._ended.wait(LOOK_S):
+            if why := in_vain():
+                raise PeerLost(why)
         self.waited_s = time.perf_counter() - started
         if isinstance(self._failure, PeerLost):
             # One object would gather the traces of all who wait.

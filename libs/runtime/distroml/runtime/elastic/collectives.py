@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from distroml.runtime.comm.backends import lost
+from distroml.runtime.comm.backends import lost, watched
 from distroml.runtime.elastic.errors import PeerLost, is_communication_error
 from distroml.runtime.elastic.world import World
 from distroml.runtime.typed import floats
@@ -88,7 +88,7 @@ class Collectives:
         if self._alone:
             return Pending(None)
         with communication():
-            return Pending(cast("_Work | None", dist.all_reduce(tensor, async_op=True)))
+            return Pending(watched(cast("dist.Work | None", dist.all_reduce(tensor, async_op=True))))
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor`, replaced by its sum over all ranks."""

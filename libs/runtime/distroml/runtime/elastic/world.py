@@ -220,6 +220,8 @@ class ProcessGroup:
             # ones: ranks that were there would wait for keys that newcomers never write. Ending a group resets it.
             dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if dist.is_initialized():
+            if broken and self._backend is not None:
+                self._backend.outlive()
             dist.destroy_process_group()
             if self._backend is not None and not broken:
                 self._backend.settle()

@@ -9,14 +9,11 @@ import torch
 import torch.distributed as dist
 
 from distroml.runtime.comm.algorithms.arrangement import Arrangement
+from distroml.runtime.comm.backends import watched
 from distroml.runtime.comm.lane import Lane
 from distroml.runtime.comm.moves import trade
 from distroml.runtime.comm.wire import sent_bytes
 from distroml.runtime.elastic import Pending, communication
-
-
-class _Work(Protocol):
-    def wait(self) -> bool: ...
 
 
 class AllReduce(Protocol):
@@ -60,7 +57,8 @@ class Flat:
     def start(self, tensor: torch.Tensor) -> Pending:
         """See `AllReduce`."""
         with communication():
-            return Pending(cast("_Work | None", dist.all_reduce(tensor, group=self._group, async_op=True)))
+            work = cast("dist.Work | None", dist.all_reduce(tensor, group=self._group, async_op=True))
+            return Pending(watched(work, self._group))
 
     def sum(self, tensor: torch.Tensor) -> None:
         """See `AllReduce`."""

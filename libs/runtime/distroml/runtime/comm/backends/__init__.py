@@ -2,9 +2,11 @@
 
 from distroml.runtime.comm.backends.choice import NAMES, choose_backend, make_backend, with_mpirun
 from distroml.runtime.comm.backends.errors import BackEndError, BackEndUnavailable, CommunicationFailed
-from distroml.runtime.comm.backends.port import BackEnd, Seat, lost, now_in
+from distroml.runtime.comm.backends.port import BackEnd, Seat, in_vain, lost, now_in
+from distroml.runtime.comm.backends.waits import LOOK_S, watched
 
 __all__ = [
+    "LOOK_S",
     "NAMES",
     "BackEnd",
     "BackEndError",
@@ -12,8 +14,10 @@ __all__ = [
     "CommunicationFailed",
     "Seat",
     "choose_backend",
+    "in_vain",
     "lost",
     "make_backend",
     "now_in",
+    "watched",
     "with_mpirun",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store  # torch.distributed has it, but does not export it
 
 from distroml.runtime.comm.backends.connections import Connections
+
+# Whoever is told of the end of a connection knows it by then.
+_TOLD_S = 2.0
 
 
 class Seat(Protocol):
@@ -73,8 +77,16 @@ class BackEnd(ABC):
         """Why what this world's collectives gave cannot be believed; "" where they raise themselves when they fail."""
         return ""
 
+    def in_vain(self) -> str:
+        """Why nothing comes any more of what this world's collectives still wait for; "" where something may."""
+        return ""
+
     def settle(self) -> None:
         """The world's groups were destroyed; return once their threads no longer need this process to be whole."""
+        return
+
+    def outlive(self) -> None:
+        """The world's groups are destroyed next, though a thread of theirs may wait for a peer that is gone."""
         return
 
     @contextmanager
@@ -107,6 +119,12 @@ def lost() -> str:
     return backend.failure() if backend is not None else ""
 
 
+def in_vain() -> str:
+    """Why waits of the world that this process is in are to be given up; "" where they may end by themselves."""
+    backend = _current.backend
+    return backend.in_vain() if backend is not None else ""
+
+
 class SocketBackEnd(BackEnd):
     """A back end of torch's own, whose groups end with their sockets."""
 
@@ -115,6 +133,7 @@ class SocketBackEnd(BackEnd):
     def __init__(self) -> None:
         # From here on: the store's socket ends with the others.
         self._connections = Connections()
+        self._cut_s: float | None = None
 
     def open(self, seat: Seat, store: Store | None, timeout: timedelta) -> None:
         """As in `BackEnd`."""
@@ -132,7 +151,15 @@ class SocketBackEnd(BackEnd):
 
     def sever(self) -> None:
         """As in `BackEnd`."""
+        if self._cut_s is None:
+            self._cut_s = time.monotonic()
         self._connections.sever()
+
+    def in_vain(self) -> str:
+        """As in `BackEnd`."""
+        if self._cut_s is None or time.monotonic() - self._cut_s < _TOLD_S:
+            return ""
+        return "the connections of this generation were cut, and what they were in the middle of never ends"
 
     @contextmanager
     def connecting(self) -> Generator[None]:

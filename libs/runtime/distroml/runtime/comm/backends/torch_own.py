@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import ErrorType, Store  # torch.distributed has
 
 from distroml.runtime.comm.backends.errors import BackEndUnavailable
 from distroml.runtime.comm.backends.loops import settle
+from distroml.runtime.comm.backends.outliving import outlive
 from distroml.runtime.comm.backends.port import Seat, SocketBackEnd
 
 log = logging.getLogger("distroml.runtime.comm")
@@ -38,6 +39,10 @@ class Gloo(SocketBackEnd):
     def settle(self) -> None:
         """As in `BackEnd`."""
         settle()
+
+    def outlive(self) -> None:
+        """As in `BackEnd`."""
+        outlive()
 
 
 class Nccl(SocketBackEnd):
