@@ -65,6 +65,7 @@ DEADLINE_S = 1200.0
 AFTERWARDS_S = 30.0
 START_S = 30.0
 TRIAL_STEPS = 40
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +163,20 @@ class Switched:
     def __init__(self, scratch: Path, environ: Mapping[str, str], elsewhere: list[int]) -> None:
         self._scratch, self._elsewhere = scratch, elsewhere
         self._folder = DataFolder(scratch / "plane")
-        self._endpoints = control.start(self._folder, slots=1)
-        self._node = Node(self._folder, self._endpoints, scratch / "node", environ)
-        self._telemetry = processes_of(self._endpoints.supervisor, "distroml.telemetry")
-        for pid in self._telemetry:
-            stand_back(psutil.Process(pid), idle=False)
-        self._shipper = started(self._node.process.pid, "distroml.agent.shipper")
+        # Who is told to end while these start leaves none of them behind.
+        with contextlib.ExitStack() as closing:
+            closing.callback(control.stop, self._folder)
+            self._endpoints = control.start(self._folder, slots=1)
+            self._node = Node(self._folder, self._endpoints, scratch / "node", environ)
+            closing.callback(self._node.close)
+            self._telemetry = processes_of(self._endpoints.supervisor, "distroml.telemetry")
+            for pid in self._telemetry:
+                stand_back(psutil.Process(pid), idle=False)
+            self._shipper = started(self._node.process.pid, "distroml.agent.shipper")
+            self._closing = closing.pop_all()
 
     def close(self) -> None:
-        self._node.close()
-        control.stop(self._folder)
+        self._closing.close()
 
     async def train(self, code: Path, steps: int, block_s: float) -> tuple[Training, float]:
         """Train once; what was found, and the seconds of a step."""
@@ -329,7 +334,16 @@ async def measure(node: Switched, code: Path, trainings: int, minutes: float, bl
     return found
 
 
+def _end(number: int, _: object) -> None:
+    """Unwinds what was started, as Ctrl-C does; the next signal must not cut that short."""
+    for one in ENDING:
+        signal.signal(one, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> None:
+    for number in ENDING:
+        signal.signal(number, _end)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trainings", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=3.0, help="of each training")

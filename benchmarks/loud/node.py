@@ -44,6 +44,13 @@ class Node:
                 stderr=log,
                 start_new_session=True,
             )
+        try:
+            self._answers(port, plane.logs / f"{folder.name}.log")
+        except BaseException:
+            self.close()
+            raise
+
+    def _answers(self, port: int, log: Path) -> None:
         deadline = time.monotonic() + _END_S
         while time.monotonic() < deadline:
             try:
@@ -51,11 +58,13 @@ class Node:
                 return
             except OSError:
                 time.sleep(0.2)
-        raise RuntimeError(f"the agent does not tell its metrics: {plane.logs / folder.name}.log says why")
+        raise RuntimeError(f"the agent does not tell its metrics: {log} says why")
 
     def close(self) -> None:
         """End it and its workers."""
-        (self.folder / "node" / "down").touch()
+        down = self.folder / "node" / "down"
+        down.parent.mkdir(exist_ok=True)
+        down.touch()
         self.process.terminate()
         try:
             self.process.wait(_END_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -20,6 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from distroml.api.common.v1 import replay_pb2 as pb
 from distroml.rpc import Backoff, PortTaken, RemoteError, Service, ServiceSettings, SettingsError, connect
+from distroml.rpc import service as service_module
+from distroml.statestore.etcd import EtcdSettings
 from libs.rpc.tests.conftest import TOKEN, Serve
 from libs.rpc.tests.echo import NAME, Echo, EchoStub, add_to_server
 
@@ -202,6 +205,69 @@ async def test_a_call_that_never_ends_is_ended_after_the_grace(
             with pytest.raises(RemoteError) as ended:
                 await call
             assert ended.value.is_transient
+
+
+async def test_what_a_task_closes_when_it_is_cancelled_is_closed_before_the_rest(serve: Serve) -> None:
+    order: list[str] = []
+    working, cancelled, release, closed = (asyncio.Event() for _ in range(4))
+
+    async def work() -> None:
+        try:
+            working.set()
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+            # A lease that is given back, say.
+            await release.wait()
+            order.append("task")
+
+    def close() -> None:
+        order.append("store")
+        closed.set()
+
+    def prepare(service: Service) -> None:
+        service.background("work", work)
+        service.on_close(close)
+
+    service = await serve(prepare)
+    await working.wait()
+    draining = asyncio.ensure_future(service.drain())
+    await cancelled.wait()
+    # Time in which what must not happen would.
+    await asyncio.wait([asyncio.ensure_future(closed.wait())], timeout=0.2)
+    release.set()
+    await draining
+    assert order == ["task", "store"]
+
+
+async def test_a_task_that_does_not_end_is_left_behind_after_its_grace(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    etcd = EtcdSettings(endpoints=("http://e:1",))
+    assert etcd.timeout_s < service_module._TASK_GRACE_S, "until then a lease is given back, or cannot be"
+    monkeypatch.setattr(service_module, "_TASK_GRACE_S", 0.05)
+    working, release = asyncio.Event(), asyncio.Event()
+    closed: list[str] = []
+
+    async def work() -> None:
+        working.set()
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+        closed.append("task")
+
+    def prepare(service: Service) -> None:
+        service.background("work", work)
+        service.on_close(lambda: closed.append("store"))
+
+    service = await serve(prepare)
+    await working.wait()
+    async with asyncio.timeout(20):
+        await service.drain()
+    assert closed == ["store"]
+    assert "a background task does not end; it is left behind" in caplog.text
+    release.set()
+    await until(lambda: "task" in closed)
 
 
 async def test_a_failing_callback_keeps_nobody_else_from_closing(serve: Serve) -> None:

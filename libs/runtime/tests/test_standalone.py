@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from distroml.objectstore.filesystem import open_object_store
+from distroml.objectstore import ObjectStoreDown, ObjectStoreFull
+from distroml.objectstore.filesystem import FilesystemObjectStore, open_object_store
 from distroml.runtime import DataLoader, FitResult, Trainer
+from distroml.runtime.checkpoint import saver
+from distroml.runtime.link import NullLink
+from distroml.runtime.training import run
 from distroml.runtime.training.catalogue import KEPT, LocalCatalogue
 from distroml.runtime.training.storage import open_storage
 from distroml.workerlink import environment
@@ -113,9 +117,6 @@ def test_a_location_that_cannot_be_used_is_refused() -> None:
 def test_a_failing_save_does_not_end_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from distroml.objectstore import ObjectStoreFull
-    from distroml.objectstore.filesystem import FilesystemObjectStore
-
     put: Callable = FilesystemObjectStore.put
 
     def full(self: FilesystemObjectStore, key: str, data: object, **options: object) -> object:
@@ -131,6 +132,47 @@ def test_a_failing_save_does_not_end_the_training(
     steps = [ref.step for ref in LocalCatalogue(open_object_store(tmp_path), "local").committed()]
     assert 4 not in steps
     assert 9 in steps
+
+
+@pytest.fixture
+def away_at_the_end(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The store of objects is away at as many puts of the last save as there are left in it."""
+    put: Callable = FilesystemObjectStore.put
+    away = ["no answer"] * 3
+
+    def lost(self: FilesystemObjectStore, key: str, data: object, **options: object) -> object:
+        if "/data/s9-" in key and away:
+            raise ObjectStoreDown(away.pop())
+        return put(self, key, data, **options)
+
+    monkeypatch.setattr(FilesystemObjectStore, "put", lost)
+    monkeypatch.setattr(saver, "_PAUSES_S", (0.001,))
+    return away
+
+
+def test_the_last_save_waits_for_a_store_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away_at_the_end: list[str]
+) -> None:
+    phases: list[str] = []
+    monkeypatch.setattr(NullLink, "progress", lambda _, *, step, phase: phases.append(phase))
+    assert train(tmp_path, 9).committed_step == 9
+    assert not away_at_the_end
+    assert phases[-3:] == ["save", "idle", "idle"], "who waits for the store does not hang"
+
+
+def test_a_store_that_stays_away_costs_the_last_state_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, away_at_the_end: list[str]
+) -> None:
+    train(tmp_path, 8)
+    monkeypatch.setattr(run, "_FINAL_SAVE_S", 0.0)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        result = train(tmp_path, 9)
+    assert (result.step, result.committed_step) == (9, 8)
+    assert "THE STATE AFTER STEP 9 IS NOT SAVED" in caplog.text
+    assert "The last one committed is of step 8" in caplog.text
+    assert "the last checkpoint is committed" not in caplog.text
+    assert train(tmp_path, 9).restored_step == 8
 
 
 def test_a_script_that_compresses_otherwise_than_its_job_asks_is_told(

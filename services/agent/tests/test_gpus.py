@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from distroml.agent import node
 from distroml.agent.adapters.gpus import Gpu, Gpus, visible
 from distroml.agent.node import offered_slots
 from distroml.agent.settings import AgentSettings
@@ -75,6 +76,15 @@ def test_a_slot_for_each_gpu_unless_a_number_of_cpu_slots_was_asked_for(tmp_path
     hidden = offered(tmp_path, Gpus(Nvml(), "", tmp_path))
     assert hidden
     assert {kind for _, kind, _ in hidden} == {"cpu"}
+
+
+def test_cores_that_the_agent_may_use_are_its_slots_and_divided_among_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "usable_cores", lambda: 6)
+    assert [slot for slot, _, _ in offered(tmp_path, Gpus(Nvml(), "", tmp_path))] == [f"cpu-{n}" for n in range(6)]
+    settings = AgentSettings(service="agent", data=tmp_path, token="t", deployment="d")
+    assert node.base_env({}, {}, tmp_path, settings, slots=2)["OMP_NUM_THREADS"] == "3"
 
 
 def test_figures_of_a_gpu_and_none_of_what_fell_off_the_bus(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from distroml.cli.options import Data, Json
 from distroml.cli.plane import control, leftovers
 from distroml.cli.plane.datafolder import DataFolder, Endpoints
 from distroml.cli.plane.elsewhere import named
+from distroml.workerlink.cores import usable_cores
 
 
 def doctor(data: Data, json: Json = False) -> None:
@@ -94,7 +95,9 @@ def machine(data: Path) -> Iterator[Finding]:
     import psutil  # slow to import, and needed here only
 
     memory = psutil.virtual_memory()
-    yield Finding("machine", "ok", f"{os.cpu_count()} cores, {output.size(memory.available)} of memory free")
+    cores, there = usable_cores(), os.cpu_count() or 1
+    counted = f"{cores} cores" if cores >= there else f"{cores} of {there} cores for us"
+    yield Finding("machine", "ok", f"{counted}, {output.size(memory.available)} of memory free")
     # Unlike a path's own `exists`, this is no error where one may not look.
     place = next(folder for folder in (data, *data.parents) if os.path.exists(folder))
     free = shutil.disk_usage(place).free

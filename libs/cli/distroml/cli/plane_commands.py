@@ -15,7 +15,7 @@ from distroml.cli.plane.datafolder import DataFolder
 def up(
     data: Data,
     slots: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="CPU slots of this node [default: one per core].")
+        int | None, typer.Option(min=1, max=4096, help="CPU slots of this node [default: one per core it may use].")
     ] = None,
     dashboard_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Dashboard's port [default: 8400 or the next free one].")

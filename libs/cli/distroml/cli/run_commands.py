@@ -21,6 +21,7 @@ from distroml.cli.plane import control
 from distroml.cli.plane.datafolder import DataFolder
 from distroml.cli.plane.elsewhere import named
 from distroml.events import fresh_id
+from distroml.workerlink.cores import usable_cores
 
 Script = Annotated[
     list[str], typer.Argument(metavar="SCRIPT", help="Python script, or -m and a module; then its arguments.")
@@ -98,7 +99,7 @@ def run(
         backend=backend,
     )
     folder = DataFolder(data)
-    slots = max(request.spec.workers.max, os.cpu_count() or 1)
+    slots = max(request.spec.workers.max, usable_cores())
 
     async def follow_it() -> int:
         async with open_plane(data) as plane:

@@ -234,6 +234,9 @@ class Trainer(Generic[Batch]):
     def fit(self) -> FitResult:
         """Train to the end; returns on every rank, after the last checkpoint is committed.
 
+        A store of objects or a catalogue that is away then is waited for, ten minutes at most; after that the training
+        returns all the same, and says by an error in its log and by `committed_step` of the result what is saved.
+
         When a worker is lost, the others stay in their processes, wait for the next generation, load the last
         committed checkpoint and go on. On a stop order this raises `SystemExit(0)` after the current step.
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from distroml.manifest import Keys, read_manifest
-from distroml.objectstore import ObjectStoreDown, ObjectStoreFull
+from distroml.objectstore import ObjectStoreDown, ObjectStoreError, ObjectStoreFull, ObjectStoreRefused
 from distroml.objectstore.filesystem import open_object_store as open_filesystem
 from distroml.objectstore.memory import MemoryObjectStore, open_object_store
 from distroml.runtime.checkpoint import UnsupportedState, capture, load_into, restore
+from distroml.runtime.checkpoint import saver as saving
 from libs.runtime.tests.checkpoint.common import JOB, Net, Opened, Outcomes, commit, same, save, saver, train
 
 
@@ -95,9 +96,9 @@ def test_the_answer_of_the_catalogue_may_come_later():
     outcomes.expect(1)
     assert outcomes.saved[0].shard_key.startswith(f"{Keys(JOB).root}shards/s0000000001/")
     one.begin(state(), None, step=6)
-    one.refused(5, "late")
+    assert not one.drop(5)
     assert one.busy
-    one.refused(6, "SaveInProgress")
+    assert one.drop(6)
     assert one.wait(10)
     assert len(outcomes.saved) == 1
     assert not outcomes.failed
@@ -111,6 +112,80 @@ def test_a_catalogue_that_never_answers_costs_one_save():
     outcomes.expect(1)
     assert outcomes.failed == [(5, "the catalogue did not answer within 0 s")]
     assert not one.busy
+    one.close(5)
+
+
+class Away:
+    """A store that fails at so many puts."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        self._store = open_object_store()
+        self._error, self.left = error, times
+        self.tried = threading.Event()
+
+    def put(self, key, data, *, if_absent=False):
+        if self.left:
+            self.left -= 1
+            self.tried.set()
+            raise self._error
+        return self._store.put(key, data, if_absent=if_absent)
+
+    def __getattr__(self, name: str):
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize("error", [ObjectStoreDown("no answer"), ObjectStoreFull("no room")])
+def test_a_save_with_patience_waits_for_a_store_that_is_away(monkeypatch, caplog, error):
+    monkeypatch.setattr(saving, "_PAUSES_S", (0.0,))
+    outcomes = Outcomes()
+    away = Away(error, 20)
+    one = saver(away, outcomes)
+    then = state()
+    with caplog.at_level("WARNING"):
+        one.begin(then, None, step=5, opened=Opened(5, "s0000000001"), patience_s=600.0)
+        outcomes.expect(1)
+    assert not outcomes.failed
+    assert caplog.text.count("the save of step 5 waits: ") == 20
+    read = {"model": {name: torch.zeros_like(value) for name, value in then["model"].items()}}
+    load_into(away, JOB, commit(away, outcomes.saved), read)
+    same(then, read)
+    one.close(5)
+
+
+@pytest.mark.parametrize(
+    ("error", "patience_s", "tries"),
+    [
+        pytest.param(ObjectStoreDown("no answer"), 0.0, 1, id="none"),
+        pytest.param(ObjectStoreDown("no answer"), 59.0, 1, id="over before the next try"),
+        pytest.param(ObjectStoreRefused("wrong key"), 600.0, 6, id="it refuses us"),
+        pytest.param(ObjectStoreError("odd"), 600.0, 1, id="not a matter of time"),
+    ],
+)
+def test_a_save_whose_patience_is_at_its_end_fails(monkeypatch, error, patience_s, tries):
+    monkeypatch.setattr(saving, "_PAUSES_S", (0.0,) if tries > 1 else (60.0,))
+    outcomes = Outcomes()
+    away = Away(error, 20)
+    one = saver(away, outcomes)
+    one.begin(state(), None, step=5, opened=Opened(5, "s0000000001"), patience_s=patience_s)
+    outcomes.expect(1)
+    assert outcomes.failed == [(5, f"the object store failed: {error}")]
+    assert 20 - away.left == tries
+    assert not away.list()
+    one.close(5)
+
+
+@pytest.mark.parametrize("how", ["drop", "close"])
+def test_nobody_waits_for_a_store_on_behalf_of_a_save_that_is_over(monkeypatch, how):
+    monkeypatch.setattr(saving, "_PAUSES_S", (60.0,))
+    outcomes = Outcomes()
+    away = Away(ObjectStoreDown("no answer"), 20)
+    one = saver(away, outcomes)
+    one.begin(state(), None, step=5, opened=Opened(5, "s0000000001"), patience_s=600.0)
+    assert away.tried.wait(20)
+    assert one.drop(5) if how == "drop" else one.close() is None
+    assert one.wait(20)
+    assert (outcomes.saved, outcomes.failed) == ([], [])
+    assert away.left == 19
     one.close(5)
 
 

@@ -34,6 +34,7 @@ from distroml.api.scheduler.v1 import nodes_pb2 as nodes
 from distroml.events import fresh_id
 from distroml.observability.tracing import Tracing
 from distroml.workerlink import CheckpointRef
+from distroml.workerlink.cores import usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def base_env(
     if settings.address.startswith("127.") and "GLOO_SOCKET_IFNAME" not in env:
         # Gloo otherwise looks the host's name up, which many a machine cannot resolve.
         env["GLOO_SOCKET_IFNAME"] = "lo"
-    threads = default_threads(os.cpu_count() or 1, slots)
+    threads = default_threads(usable_cores(), slots)
     return base_environment(env, spec, secrets=Secrets(folder / "secrets"), threads=threads)
 
 
@@ -160,7 +161,7 @@ def offered_slots(settings: AgentSettings, gpus: Gpus) -> tuple[jobs.Slot, ...]:
     """A slot per GPU that this process may use; where there is none, or a number was asked for, CPU slots."""
     if gpus.found and not settings.slots:
         return tuple(jobs.Slot(id=f"cuda-{gpu.device}", kind="cuda", device=gpu.device) for gpu in gpus.found)
-    count = settings.slots or os.cpu_count() or 1
+    count = settings.slots or usable_cores()
     return tuple(jobs.Slot(id=f"cpu-{index}", kind="cpu", device="cpu") for index in range(count))
 
 

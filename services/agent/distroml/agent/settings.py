@@ -17,7 +17,7 @@ class AgentSettings(ServiceSettings):
     """Each own field is read from `DISTROML_AGENT_<NAME>`; the number of slots from `DISTROML_SLOTS`, too."""
 
     slots: int = 0
-    """CPU slots this node offers; 0 for one per GPU, or one per CPU where there is no GPU."""
+    """CPU slots this node offers; 0 for one per GPU, or one per core that it may use where there is no GPU."""
     address: str = "127.0.0.1"
     """Where other nodes reach this one's workers and stores."""
     orphan_grace_s: float = 900.0

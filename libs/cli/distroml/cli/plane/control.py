@@ -65,6 +65,17 @@ def start(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     _children.append(process)
+    try:
+        return _until_ready(folder, process, log, on_wait)
+    except BaseException:
+        # Ctrl-C, too: nobody would know that it comes up.
+        process.terminate()
+        raise
+
+
+def _until_ready(
+    folder: DataFolder, process: subprocess.Popen[bytes], log: Path, on_wait: Callable[[float], None]
+) -> Endpoints:
     began = time.monotonic()
     while time.monotonic() - began < START_TIMEOUT_S:
         if (endpoints := folder.endpoints()) is not None and endpoints.supervisor == process.pid:
@@ -76,7 +87,6 @@ def start(
             raise CliError(f"the control plane ended while starting:\n{_indent(text[-2000:])}", hint=f"see {log}")
         on_wait(time.monotonic() - began)
         time.sleep(0.05)
-    process.terminate()
     raise CliError(f"the control plane did not get ready within {START_TIMEOUT_S:.0f} s:\n{_logs(folder)}")
 
 

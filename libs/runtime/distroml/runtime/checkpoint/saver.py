@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,15 @@ from typing import Protocol
 from torch.distributed.checkpoint.planner import SavePlan
 
 from distroml.manifest import CHUNK_BYTES, MAX_EXTRA_BYTES, PACK_BYTES, KnownChunk, ManifestError
-from distroml.objectstore import NoSuchObject, ObjectDamaged, ObjectStore, ObjectStoreError, ObjectStoreFull
+from distroml.objectstore import (
+    NoSuchObject,
+    ObjectDamaged,
+    ObjectStore,
+    ObjectStoreDown,
+    ObjectStoreError,
+    ObjectStoreFull,
+    ObjectStoreRefused,
+)
 from distroml.runtime.checkpoint.agreement import Agreed
 from distroml.runtime.checkpoint.errors import UnsupportedState
 from distroml.runtime.checkpoint.packing import SaveCancelled
@@ -21,8 +30,14 @@ from distroml.runtime.checkpoint.staging import StagedPlanner
 from distroml.runtime.checkpoint.writer import ManifestWriter, SaveTarget, known_chunks
 from distroml.runtime.elastic import check_sums
 
+log = logging.getLogger("distroml.runtime.checkpoint")
+
 OPEN_TIMEOUT_S = 600.0
 """How long a staged save waits for the catalogue's answer before it is given up."""
+
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+_REFUSED_TRIES = 5
+"""A store that refuses us does so again, but for a moment after it was started."""
 
 
 class Opened(Protocol):
@@ -72,8 +87,15 @@ class _Save:
     plan: SavePlan
     extra: bytes
     begun: float
+    patience_s: float
     opened: Opened | None = None
     dropped: bool = False
+
+
+def _in_words(error: ObjectStoreError) -> str:
+    if isinstance(error, ObjectStoreFull):
+        return f"the object store is full: {error}; free space"
+    return f"the object store failed: {error}"
 
 
 def _encode_extra(extra: object) -> bytes:
@@ -136,7 +158,15 @@ class Saver:
         """Whether a save is staged or being written."""
         return self._save is not None
 
-    def begin(self, state: State | Agreed, extra: object, *, step: int, opened: Opened | None = None) -> bool:
+    def begin(
+        self,
+        state: State | Agreed,
+        extra: object,
+        *,
+        step: int,
+        opened: Opened | None = None,
+        patience_s: float = 0.0,
+    ) -> bool:
         """Copy this rank's part of `state` and save it in the background.
 
         Args:
@@ -145,6 +175,7 @@ class Saver:
             extra: this rank's small state.
             step: the optimizer step that the state is after.
             opened: the catalogue's answer where it is known already; else it comes by `opened`.
+            patience_s: how long a store that is away or full is tried again. Of no use where another save follows.
 
         Returns:
             False where a save is still running, or there was no memory for the copy (reported by `on_failed`).
@@ -166,7 +197,7 @@ class Saver:
             self._on_failed(step, f"the state could not be copied: {error}")
             return False
         with self._changed:
-            self._save = _Save(step, plan, small, started, opened)
+            self._save = _Save(step, plan, small, started, patience_s, opened)
             self._changed.notify_all()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="checkpoint-saver", daemon=True)
@@ -181,13 +212,14 @@ class Saver:
                 self._save.opened = opened
                 self._changed.notify_all()
 
-    def refused(self, step: int, message: str) -> None:
-        """The catalogue refused the save of `step`, or closed it: drop it, without a call of `on_failed`."""
-        del message
+    def drop(self, step: int) -> bool:
+        """End the save of `step`, without a call of `on_failed`; False where it is not on its way (any more)."""
         with self._changed:
-            if self._save is not None and self._save.step == step:
-                self._save.dropped = True
-                self._changed.notify_all()
+            if self._save is None or self._save.step != step:
+                return False
+            self._save.dropped = True
+            self._changed.notify_all()
+            return True
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until no save is running; True where that came within `timeout_s`."""
@@ -228,21 +260,37 @@ class Saver:
 
     def _outcome(self, save: _Save) -> tuple[ShardResult | None, str]:
         """The result, or why there is none; empty where nobody wants to know any more."""
-        if self._closed or save.dropped:
-            return None, ""
-        if save.opened is None:
-            return None, f"the catalogue did not answer within {self._open_timeout_s:.0f} s"
-        try:
-            return self._write(save, save.opened), ""
-        except SaveCancelled:
-            return None, ""
-        except ObjectStoreFull as error:
-            return None, f"the object store is full: {error}; free space, the next save tries again"
-        except ObjectStoreError as error:
-            return None, f"the object store failed: {error}"
-        except Exception as error:
-            # A failed save never stops training, whatever failed.
-            return None, f"{type(error).__name__}: {error}"
+        opened, tries = save.opened, 0
+        while not (self._closed or save.dropped):
+            if opened is None:
+                return None, f"the catalogue did not answer within {self._open_timeout_s:.0f} s"
+            try:
+                return self._write(save, opened), ""
+            except SaveCancelled:
+                break
+            except ObjectStoreError as error:
+                failure, tries = _in_words(error), tries + 1
+                if not self._waits(save, error, tries, failure):
+                    return None, failure
+            except Exception as error:
+                # A failed save never stops training, whatever failed.
+                return None, f"{type(error).__name__}: {error}"
+        return None, ""
+
+    def _waits(self, save: _Save, error: ObjectStoreError, tries: int, failure: str) -> bool:
+        """Wait until it is time for another try; False where that will not help, or the patience is at its end."""
+        left_s = save.begun + save.patience_s - time.perf_counter()
+        pause_s = _PAUSES_S[min(tries, len(_PAUSES_S)) - 1]
+        in_vain = isinstance(error, ObjectStoreRefused) and tries > _REFUSED_TRIES
+        if left_s <= pause_s or in_vain or not isinstance(error, ObjectStoreDown | ObjectStoreFull):
+            return False
+        log.warning(
+            "the save of step %d waits: %s; trying again in %.1f s, and for %.0f s in all",
+            *(save.step, failure, pause_s, left_s),
+        )
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or save.dropped, pause_s)
+        return True
 
     def _write(self, save: _Save, opened: Opened) -> ShardResult:
         self._planner.finish_copy()

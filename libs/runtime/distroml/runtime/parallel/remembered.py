@@ -29,6 +29,7 @@ from distroml.runtime.caching import discard, write_down
 from distroml.runtime.elastic import World
 from distroml.runtime.parallel.pipeline import trees
 from distroml.runtime.profile.probe import Probed
+from distroml.workerlink.cores import usable_cores
 
 Kept = TypeVar("Kept")
 
@@ -85,7 +86,7 @@ def key_of(
 ) -> str:
     """Tells models, their code, batches, ways of training (`how`), questions and machines apart."""
     digest = hashlib.sha256()
-    for part in (repr(model), global_batch, microbatch, how, question, torch.__version__, os.cpu_count()):
+    for part in (repr(model), global_batch, microbatch, how, question, torch.__version__, usable_cores()):
         digest.update(f"{part}\n".encode())
     digest.update(f"{world.world_size} {world.device.type} {os.uname().nodename} {_METHOD}".encode())
     leaves, _ = trees.flatten(sample)

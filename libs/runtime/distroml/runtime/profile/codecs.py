@@ -15,6 +15,7 @@ from distroml.runtime.compress import Layout, Piece, Round, Scheme, Turn
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import Collectives, World
 from distroml.workerlink import environment
+from distroml.workerlink.cores import usable_cores
 
 # Enough elements that a codec's fixed costs do not count; more would only take longer.
 TRIED = 1 << 20
@@ -91,10 +92,5 @@ def codec_slows(world: World) -> float:
     if world.device.type != "cpu":
         return 1.0
     ranks = int(os.environ.get(environment.LOCAL_WORLD_SIZE, world.world_size))
-    free = _cores() - ranks * torch.get_num_threads()
+    free = usable_cores() - ranks * torch.get_num_threads()
     return 0.0 if free >= ranks else 1.0
-
-
-def _cores() -> int:
-    """Those that this process may use: a container may have few of a machine's many."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

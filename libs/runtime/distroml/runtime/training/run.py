@@ -36,6 +36,7 @@ from distroml.workerlink import CheckpointRef
 
 log = logging.getLogger("distroml.runtime.train")
 
+# How long the last save waits for a catalogue and a store of objects that are away: nothing comes after it.
 _FINAL_SAVE_S = 600.0
 _DRAIN_SAVE_S = 60.0
 # Of the grace a stop gives: the rest is for ending.
@@ -107,6 +108,12 @@ class Run:
             total_steps=settings.total_steps,
             log_every_s=settings.log_every_s,
         )
+
+    @property
+    def committed_step(self) -> int | None:
+        """The step of the newest checkpoint that this rank knows to be committed."""
+        newest = self._saves.newest or self.restored
+        return newest.step if newest is not None else None
 
     # ---- the start
 
@@ -284,23 +291,38 @@ class Run:
 
     def _save_and_wait(self, why: str, timeout_s: float) -> bool:
         """A save that the caller cannot do without, begun once the one before it is through."""
-        self._link.progress(step=self.step, phase="save")
         step = self.step
+        # Others than us are waited for, and not beyond the limit: that is no hang.
+        self._link.progress(step=step, phase="idle")
         if self._saves.begun is not None and self._saves.begun != step and self._saves.busy:
             self._saves.wait(self._saves.begun, timeout_s, self._membership.check)
         if self._saves.begun != step:
+            self._link.progress(step=step, phase="save")
             self.parallel.average_buffers()
             self._begin_save(why, timeout_s)
+            self._link.progress(step=step, phase="idle")
         committed = self._saves.wait(step, timeout_s, self._membership.check)
-        if not committed:
-            log.error("the checkpoint of step %d did not come about: %s", step, self._saves.why_failed(step))
-        return committed
+        # Nothing where it was committed just now.
+        if why_not := "" if committed else self._saves.give_up(step):
+            known = self.committed_step
+            log.error(
+                "THE STATE AFTER STEP %d IS NOT SAVED: %s. %s",
+                *(step, why_not),
+                "No checkpoint is committed" if known is None else f"The last one committed is of step {known}",
+            )
+        return not why_not
 
     def _save_end(self) -> None:
         if self.restored is not None and self.restored.step == self.step:
             return
-        if self._save_and_wait("end", _FINAL_SAVE_S) and self.world.is_main:
+        committed = self._save_and_wait("end", _FINAL_SAVE_S)
+        if committed and self.world.is_main:
             log.info("step %d: the last checkpoint is committed", self.step)
+        elif not committed:
+            log.error(
+                "this model is gone when the script ends: let it write the model elsewhere, or end with an error, and "
+                "the job tries again from its last checkpoint (`FitResult.committed_step` tells a script)"
+            )
 
     def _on_committed(self, ref: CheckpointRef) -> None:
         self._source.settled()
@@ -329,6 +351,7 @@ class Run:
             world_size=self.world.world_size,
             generation=self.world.generation,
             restored_step=self.restored.step if self.restored else None,
+            committed_step=self.committed_step,
             fingerprint=fingerprint(0.0, self.parallel.local_tensors()),
         )
 

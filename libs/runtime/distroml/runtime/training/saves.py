@@ -93,7 +93,8 @@ class Saves:
     def begin(self, state: MutableMapping[str, object], *, step: int, patience_s: float = 0.0) -> None:
         """Copy this rank's part of `state` and write it in the background. Every rank calls this at the same step.
 
-        A catalogue that is away is waited for as long as `patience_s`, and for a few seconds in any case.
+        A catalogue that is away is waited for as long as `patience_s`, and for a few seconds in any case; a store of
+        objects that is away or full for as long as `patience_s`.
         """
         self._begun_step, self._begun_at = step, time.monotonic()
         self._open[step] = span = self._spans.begin(names.SPAN_CHECKPOINT, step=step)
@@ -102,7 +103,7 @@ class Saves:
             base = self._collectives.gather(self._newest.manifest_hash if self._newest else "")[0]
             opened = self._storage.catalogue.open(step, f"s{step}-{self._nonce}", base)
         own = state if self._agreement is None else self._agreement.agree(state)
-        if not self._saver.begin(own, {}, step=step, opened=opened):
+        if not self._saver.begin(own, {}, step=step, opened=opened, patience_s=patience_s):
             # Where there was no memory for the copy, the saver has said so itself.
             if step not in self._outcome:
                 self._on_failed(step, "this rank is still writing an earlier save")
@@ -134,9 +135,20 @@ class Saves:
                     return self._outcome[step] == ""
         return False
 
-    def why_failed(self, step: int) -> str:
-        """What is known of a save that did not become a checkpoint."""
-        return self._outcome.get(step, "the catalogue did not answer in time")
+    def give_up(self, step: int) -> str:
+        """Why the save of `step`, which was waited for, is not known to be a checkpoint; empty where it is one by now.
+
+        Where this rank's part is still being written that ends here, and everybody is told. A part that is durable
+        already may become one yet: its report stays with the agent until the catalogue answers.
+        """
+        if step not in self._outcome and self._saver.drop(step):
+            self._on_failed(step, "its part was not written in time")
+        return self._outcome.get(step, "the catalogue did not answer in time, and may still commit it")
+
+    @property
+    def newest(self) -> CheckpointRef | None:
+        """The newest checkpoint of this generation that this rank knows to be committed."""
+        return self._newest
 
     def close(self) -> None:
         """Abandon what is in flight."""
@@ -215,7 +227,7 @@ class Saves:
         log.warning(
             "no checkpoint at step %d: %s (%s); training goes on", message.step, message.message, message.reason
         )
-        self._saver.refused(message.step, message.message)
+        self._saver.drop(message.step)
         self._settle(message.step, message.message)
 
     def _committed(self, message: CheckpointCommitted) -> None:

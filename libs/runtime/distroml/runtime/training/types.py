@@ -51,7 +51,11 @@ Callback = Callable[[StepInfo], None]
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """How a training ended. `loss` is the last step's, None where no step was left to make."""
+    """How a training ended. `loss` is the last step's, None where no step was left to make.
+
+    `committed_step` is below `step` where the last save did not become a checkpoint. It is what this rank knows:
+    without an agent, ranks other than 0 are told of none that were made in this run.
+    """
 
     step: int
     loss: float | None
@@ -60,6 +64,7 @@ class FitResult:
     world_size: int
     generation: int
     restored_step: int | None
+    committed_step: int | None
     fingerprint: str
 
 
