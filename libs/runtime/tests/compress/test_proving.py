@@ -9,6 +9,8 @@ from distroml.runtime.compress.control.penalties import rung
 from libs.runtime.tests.compress.events import Happened, happen
 from libs.runtime.tests.compress.synthetic import Training, mbit, setting
 
+# On which a bit is promised, and not much.
+RATE = 3000
 DENSE = [setting(buckets=1).buckets[0].offers[0]]
 
 
@@ -25,7 +27,7 @@ def dearer(times):
     return happens
 
 
-def trained(times, steps, noise=0.02, seed=0, rate=2000):
+def trained(times, steps, noise=0.02, seed=0, rate=RATE):
     training = Training(
         setting(buckets=1), lambda step: mbit(rate(step) if callable(rate) else rate), noise=noise, seed=seed,
         happens=dearer(times),
@@ -76,7 +78,7 @@ def test_steps_have_to_be_shorter_by_more_than_a_scheme_needs_more_of_them():
 
 
 def test_a_link_that_becomes_slow_is_followed_at_once_by_what_was_no_faster_before():
-    training = trained(1.03, 130, rate=lambda step: 2000 if step < 80 else 20)
+    training = trained(1.03, 130, rate=lambda step: RATE if step < 80 else 20)
     assert [change.reason for change in training.changes if change.from_step < 80][-1] == "NotFaster"
     later = [change for change in training.changes if change.from_step >= 80]
     assert later[0].reason == "LinkSlower"
@@ -108,7 +110,7 @@ def test_a_change_that_is_made_again_still_has_to_show_it():
     state = until.run(tried.from_step - training.setting.lead - 1)
     again = with_changes(state, [tried])
     assert again.schemes == (tried.to_scheme,)
-    assert again.step_before_s == pytest.approx(until.happens(until.setting, mbit(2000), 0.2, DENSE).step_s, rel=0.1)
+    assert again.step_before_s == pytest.approx(until.happens(until.setting, mbit(RATE), 0.2, DENSE).step_s, rel=0.1)
     left = with_changes(again, [back])
     assert left.step_before_s == 0
     assert left.refuted is not None
