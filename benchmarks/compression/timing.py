@@ -22,6 +22,8 @@ _STARTING_STEPS = 40
 _FEW_STEPS_S = 30.0
 # Beside gradients, of each step, and headers and answers of each bucket's messages.
 _BESIDE_BYTES, _BUCKET_BYTES = 16 * 1024, 3 * 1024
+# Headers and answers to packets; seen were 13 % where nothing limits the link and a block has few steps.
+_MOST_BESIDE = 1.15
 # As one bucket, the model is not larger.
 _MODEL_MB = 25.0
 # What the limiter of a slow link may still hold of the steps before.
@@ -66,7 +68,7 @@ def check_counted(name: str, counted: int | None, sent: int, steps: int, buckets
         MisCounted: fewer bytes left the host than were counted, or far more.
     """
     beside = (_BESIDE_BYTES + _BUCKET_BYTES * buckets) * steps + _QUEUED_BYTES
-    if counted is not None and not 0.95 * counted <= sent <= 1.1 * counted + beside:
+    if counted is not None and not 0.95 * counted <= sent <= _MOST_BESIDE * counted + beside:
         raise MisCounted(
             f"{name} counted {counted} bytes in {steps} steps, and {sent} left the host: see what comm.wire leaves out"
         )
