@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,8 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 # Tests that run beside one another are no training to stand back for: lines leave as fast as anything else.
 os.environ.setdefault("DISTROML_AGENT_LOG_NICE", "0")
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
