@@ -24,6 +24,8 @@ _FEW_STEPS_S = 30.0
 _BESIDE_BYTES, _BUCKET_BYTES = 16 * 1024, 3 * 1024
 # Headers and answers to packets; seen were 13 % where nothing limits the link and a block has few steps.
 _MOST_BESIDE = 1.15
+# What is spent on finding each contender's best bucket, where its steps are short and scatter.
+_ROUGH_STEPS, _ROUGH_S = 12, 2.5
 # As one bucket, the model is not larger.
 _MODEL_MB = 25.0
 # What the limiter of a slow link may still hold of the steps before.
@@ -154,8 +156,7 @@ def _measure(link: _Link, settings: Sequence[Setting], cable: str, blocks: int, 
     alone_s = link.alone()
     # Of `auto` by its setting: what it took to choose, and its first steps.
     started = {one: (link.stand(one), link.block(one, _STARTING_STEPS)[0]) for one in settings if one.exchange == AUTO}
-    # The first step after the rate was set meets queues that full speed has left.
-    rough = {one: min(link.block(one, 2)[0]) for one in settings}
+    rough = {one: _rough(link, one) for one in settings}
     best: dict[str, Setting] = {}
     for one in sorted(settings, key=lambda one: rough[one]):
         best.setdefault(one.exchange, one)
@@ -181,6 +182,14 @@ def _measure(link: _Link, settings: Sequence[Setting], cable: str, blocks: int, 
         found.start_s = choosing_s + max(0.0, sum(starting) - len(starting) * step_s[AUTO])
         found.changes = link.decided(best[AUTO])
     return found
+
+
+def _rough(link: _Link, one: Setting) -> float:
+    """About what a step takes, well enough to tell bucket sizes apart."""
+    # The first step after the rate was set meets queues that full speed has left.
+    step_s = min(link.block(one, 2)[0])
+    more = min(_ROUGH_STEPS, int(_ROUGH_S / step_s))
+    return statistics.median(link.block(one, more)[0]) if more > 1 else step_s
 
 
 def _name(one: Setting) -> str:
