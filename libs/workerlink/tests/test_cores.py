@@ -50,7 +50,6 @@ def test_cores_within_the_quotas(tmp_path: Path, told: str | None, quotas: dict[
     assert cores.within_quota(8, machine(tmp_path, told, quotas)) == expected
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
 def test_cores_that_this_process_may_not_run_on_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)

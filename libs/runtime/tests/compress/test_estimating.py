@@ -45,7 +45,8 @@ def test_what_fits_into_a_cache_and_is_fast_there_does_not_make_it_go_back_and_f
         setting(buckets=1), lambda step: mbit(5_000, 2e-5), noise=0.05, probed=lambda n: 6.0 if n < 1 << 20 else 1.0
     )
     training.run(400)
-    assert len(training.changes) <= 1
+    # Once it may find that a little is to be won, and stays with that.
+    assert [change.reason for change in training.changes] in ([], ["Faster"])
 
 
 @pytest.mark.parametrize("rate", [200, 1000])
