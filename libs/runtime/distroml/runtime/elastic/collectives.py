@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from distroml.runtime.comm.backends import lost, watched
+from distroml.runtime.comm.backends import Work, lost, watched
 from distroml.runtime.elastic.errors import PeerLost, is_communication_error
 from distroml.runtime.elastic.world import World
 from distroml.runtime.typed import floats
 
 T = TypeVar("T")
-
-
-class _Work(Protocol):
-    def wait(self) -> bool: ...
 
 
 @contextmanager
@@ -65,7 +61,7 @@ def hearing() -> Generator[None]:
 class Pending:
     """A collective that is under way; `wait()` raises `PeerLost` where it failed."""
 
-    def __init__(self, work: _Work | None) -> None:
+    def __init__(self, work: Work | None) -> None:
         self._work = work
 
     def wait(self) -> None:
@@ -100,7 +96,7 @@ class Collectives:
         if self._alone:
             return
         with communication():
-            pending = [cast("_Work | None", dist.broadcast(t, source, async_op=True)) for t in tensors]
+            pending = [watched(dist.broadcast(t, source, async_op=True)) for t in tensors]
             for work in pending:
                 if work is not None:
                     work.wait()

@@ -3,7 +3,7 @@
 from distroml.runtime.comm.backends.choice import NAMES, choose_backend, make_backend, with_mpirun
 from distroml.runtime.comm.backends.errors import BackEndError, BackEndUnavailable, CommunicationFailed
 from distroml.runtime.comm.backends.port import BackEnd, Seat, in_vain, lost, now_in
-from distroml.runtime.comm.backends.waits import LOOK_S, watched
+from distroml.runtime.comm.backends.waits import LOOK_S, Work, watched
 
 __all__ = [
     "LOOK_S",
@@ -13,6 +13,7 @@ __all__ = [
     "BackEndUnavailable",
     "CommunicationFailed",
     "Seat",
+    "Work",
     "choose_backend",
     "in_vain",
     "lost",
