@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ _FEW_STEPS_S = 30.0
 _BESIDE_BYTES, _BUCKET_BYTES = 16 * 1024, 3 * 1024
 # Headers and answers to packets; seen were 13 % where nothing limits the link and a block has few steps.
 _MOST_BESIDE = 1.15
-# What is spent on finding each contender's best bucket, where its steps are short and scatter.
-_ROUGH_STEPS, _ROUGH_S = 12, 2.5
+# What is spent on a first look at each contender's bucket sizes, where its steps are short and scatter. Among those so
+# near to its best one, blocks in turn decide.
+_ROUGH_STEPS, _ROUGH_S, _NEAR = 12, 2.5, 1.1
 # As one bucket, the model is not larger.
 _MODEL_MB = 25.0
 # What the limiter of a slow link may still hold of the steps before.
@@ -156,23 +157,24 @@ def _measure(link: _Link, settings: Sequence[Setting], cable: str, blocks: int, 
     alone_s = link.alone()
     # Of `auto` by its setting: what it took to choose, and its first steps.
     started = {one: (link.stand(one), link.block(one, _STARTING_STEPS)[0]) for one in settings if one.exchange == AUTO}
-    rough = {one: _rough(link, one) for one in settings}
-    best: dict[str, Setting] = {}
-    for one in sorted(settings, key=lambda one: rough[one]):
-        best.setdefault(one.exchange, one)
-    seconds: dict[str, list[list[float]]] = {name: [] for name in best}
-    sent: dict[str, list[float]] = {name: [] for name in best}
+    near = _near({one: _rough(link, one) for one in settings})
+    seconds: dict[Setting, list[list[float]]] = {one: [] for one in near}
+    sent: dict[Setting, list[float]] = {one: [] for one in near}
     for _ in range(blocks):
-        for name, one in best.items():
+        for one in near:
             steps, bytes_each = link.block(one, block_steps)
-            seconds[name].append(steps)
-            sent[name].append(bytes_each)
-    step_s = {name: statistics.median([s for block in all_ for s in block]) for name, all_ in seconds.items()}
-    middles = {name: [statistics.median(block) for block in all_] for name, all_ in seconds.items()}
+            seconds[one].append(steps)
+            sent[one].append(bytes_each)
+    middle = {one: statistics.median([s for block in all_ for s in block]) for one, all_ in seconds.items()}
+    best: dict[str, Setting] = {}
+    for one in sorted(near, key=lambda one: middle[one]):
+        best.setdefault(one.exchange, one)
+    step_s = {name: middle[one] for name, one in best.items()}
+    middles = {name: [statistics.median(block) for block in seconds[one]] for name, one in best.items()}
     found = Timed(
         step_s=step_s,
         spread={name: max(each) / min(each) for name, each in middles.items()},
-        sent_bytes={name: statistics.median(each) for name, each in sent.items()},
+        sent_bytes={name: statistics.median(sent[one]) for name, one in best.items()},
         bucket_mb={name: one.bucket_mb for name, one in best.items()},
         alone_s=alone_s,
         cable=cable,
@@ -182,6 +184,14 @@ def _measure(link: _Link, settings: Sequence[Setting], cable: str, blocks: int, 
         found.start_s = choosing_s + max(0.0, sum(starting) - len(starting) * step_s[AUTO])
         found.changes = link.decided(best[AUTO])
     return found
+
+
+def _near(rough: Mapping[Setting, float]) -> list[Setting]:
+    """Of each contender the bucket sizes that may be its best one."""
+    least: dict[str, float] = {}
+    for one, seconds in rough.items():
+        least[one.exchange] = min(seconds, least.get(one.exchange, seconds))
+    return [one for one, seconds in rough.items() if seconds <= _NEAR * least[one.exchange]]
 
 
 def _rough(link: _Link, one: Setting) -> float:

@@ -168,7 +168,7 @@ def test_messages_stand_beside_the_activations_that_are_left_when_they_are_sent(
 
     at_once, by_block = peak(8.0), peak(0.4e6 / (1 << 20))
     assert at_once["activations"] == 0, "one bucket is full when the passes are over"
-    assert at_once["buffers"] == pytest.approx(3.125 * 400_000, rel=0.03)
+    assert at_once["buffers"] == pytest.approx(2 * 400_000, rel=0.03)
     assert by_block["activations"] == 3e5, "the first of four is full when one block is through"
     assert by_block["buffers"] == pytest.approx(at_once["buffers"] / 4, rel=0.03)
 
@@ -233,7 +233,7 @@ def test_momenta_have_memory_for_the_first_steps_and_wait_where_they_must():
     momenta = Momenta(kept_bytes=4, first=("topk:0.25",), waits=True)
     dgc = predict(plan, training=under("topk:0.001", momenta=momenta))
     assert dgc.bytes["residuals"] - rare.bytes["residuals"] == pytest.approx(4 * model, rel=1e-6)
-    assert dgc.compressed.working_bytes > 2 * rare.compressed.working_bytes
+    assert dgc.compressed.working_bytes > 1.5 * rare.compressed.working_bytes
     assert dgc.compressed.sent_bytes == rare.compressed.sent_bytes, "steps are priced by what stays"
     slow = machines(outer=1e7)
     assert (

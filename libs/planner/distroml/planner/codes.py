@@ -138,10 +138,9 @@ def working_bytes(spec: Spec, buffer: Buffer, ranks: int) -> int:
     encoded = _part(n, ranks) if len(told) > 1 else n
     match spec.kind:
         case "fp16":
-            return max(at_once, _float16(n) + _HALVES_BYTES * encoded)
+            return at_once + _HALVES_BYTES * encoded
         case "topk":
-            kept = share_of(spec.ratio, encoded)
-            return max(at_once, code_of(spec)(n) + _CHOSEN_BYTES * kept)
+            return at_once + _CHOSEN_BYTES * share_of(spec.ratio, encoded)
         case "randomk":
             return at_once + _DRAWN_BYTES * share_of(spec.ratio, n)
         case "powersgd":
@@ -152,9 +151,9 @@ def working_bytes(spec: Spec, buffer: Buffer, ranks: int) -> int:
 
 def _in_messages(told: Sequence[Message], ranks: int) -> int:
     """Bytes of messages that are there at once."""
-    # What is gathered is there from all ranks; of two phases the scattered codes are still there, sent and got.
-    gathered = max((one.bytes * (1 + ranks) for one in told if one.how == "gather"), default=0)
-    return max(gathered, max((3 * one.bytes + one.bytes // ranks for one in told if one.how == "scatter"), default=0))
+    # What is gathered is there from all ranks, in two phases in the place of what was scattered; that is there twice.
+    gathered = max((one.bytes * ranks for one in told if one.how == "gather"), default=0)
+    return max(gathered, max((2 * one.bytes for one in told if one.how == "scatter"), default=0))
 
 
 def _low_rank_working(spec: Spec, buffer: Buffer, ranks: int) -> int:
@@ -171,7 +170,8 @@ def _low_rank_working(spec: Spec, buffer: Buffer, ranks: int) -> int:
     # As float32 and in one phase factors are coded by single operations.
     coded = [one for one in second if one.how != "sum"]
     coding = _CODED_COPIES * factor if coded and not spec.payload else 0
-    sent = sum(one.bytes for one in coded[:1])
+    # What codes are written into has room for all that is gathered.
+    sent = sum(one.bytes * (ranks if one.how == "gather" else 1) for one in coded[:1])
     return max(
         factor + 3 * basis,
         factor + basis + 2 * whole + whole_lost + _in_messages(first, ranks),

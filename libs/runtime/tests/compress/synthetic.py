@@ -18,6 +18,8 @@ from distroml.runtime.compress.control import (
     State,
     decide,
     first,
+    looks,
+    passed,
     probe_bytes,
 )
 from distroml.runtime.compress.control.choosing import offers_of, penalty
@@ -85,6 +87,7 @@ class Training:
     changes: list[Change] = field(default_factory=list[Change])
     schemes: dict[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
     probes: dict[int, int] = field(default_factory=dict[int, int])
+    looked: list[int] = field(default_factory=list[int])
 
     def run(self, steps: int) -> State:
         """Train from step 1 on; `schemes` has what each step used."""
@@ -98,6 +101,10 @@ class Training:
                     assert held[change.bucket] == change.from_scheme
                     held = (*held[: change.bucket], change.to_scheme, *held[change.bucket + 1 :])
             self.schemes[step] = held
+            if not looks(state, step):
+                state = passed(state, self.loss(step))
+                continue
+            self.looked.append(step)
             state, changes = decide(self.setting, state, self._measured(step, state, held, chance))
             assert all(change.from_step == step + self.setting.lead for change in changes)
             self.changes += changes

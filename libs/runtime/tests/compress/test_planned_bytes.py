@@ -122,10 +122,10 @@ def test_a_rank_needs_as_much_beside_its_gradients_as_counted(name: str, ranks: 
             break
         came = exchanged(asked)
         with peak:
-            # As the exchange does it: sums come back where they were, all else in a tensor of its own.
-            first = asked[0].payload
-            answers = [first.copy_(came[0]) if asked[0].how == "sum" else torch.empty_like(came[0]).copy_(came[0])]
-            del first
+            # As the exchange does it: sums come back where they were, all else where it was asked for, or by itself.
+            first, into = asked[0].payload if asked[0].how == "sum" else asked[0].into, came[0]
+            answers = [(torch.empty_like(into) if first is None else first).copy_(into)]
+            del first, into
         answers += came[1:]
         del asked, came
     ours = working_bytes(parse_spec(name), buffer(), ranks)

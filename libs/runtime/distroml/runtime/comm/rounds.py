@@ -125,7 +125,9 @@ class Peers:
         payload, ranks = wanted.payload, self.world_size
         if wanted.how == "sum":
             return self.sum(payload)
-        answer = payload.new_empty(ranks, payload.numel() // (ranks if wanted.how == "scatter" else 1))
+        answer = wanted.into
+        if answer is None:
+            answer = payload.new_empty(ranks, payload.numel() // (ranks if wanted.how == "scatter" else 1))
         if self.group is None or ranks == 1 or not payload.numel():
             return answer.copy_(payload.view(answer.shape))
         # Bytes, since not every back end moves every kind of number.
@@ -138,7 +140,9 @@ class Peers:
                 else:
                     swap(rows, given.view(ranks, -1), self.group)
             elif wanted.how == "gather":
-                dist.all_gather_into_tensor(got, given, group=self.group)
+                # Back ends but NCCL do not read from what they write to.
+                apart = wanted.into is None or dist.get_backend(self.group) == "nccl"
+                dist.all_gather_into_tensor(got, given if apart else given.clone(), group=self.group)
             else:
                 dist.all_to_all_single(got, given, group=self.group)
         self._sent.update(self.bytes_of(wanted.how, payload.nbytes))

@@ -23,13 +23,15 @@ class Round:
     """One exchange. `payload` is 1-D and contiguous, of the same size and type on every rank.
 
     - "sum": comes back as its element-wise sum over the ranks, 1-D, the same bits on every rank.
-    - "gather": comes back as `[world_size, n]`, every rank's payload by rank.
+    - "gather": comes back as `[world_size, n]`, every rank's payload by rank; it may be `into`, `[world_size, n]`, of
+      which `payload` then is this rank's row, so that it need not be copied.
     - "scatter": `payload` is `world_size` equal parts, one for each rank; comes back as `[world_size, n / world_size]`,
       the parts that are for this rank, by sender.
     """
 
     how: How
     payload: torch.Tensor
+    into: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Measured:
         scheme: that it went by.
         sent_bytes: by one rank, in this step.
         gradient_norm: root of the sum over ranks of each one's squared norm, normalised.
-        residual_norm: the same of what they kept before this exchange.
+        residual_norm: the same of what they kept before this exchange; 0 where ranks were asked nothing in this step.
         took: what the exchange took in the step before, each of it on the rank that it took least; all 0 where ranks
             were not asked since. Whoever comes last waits for nobody: others' seconds have its delay in them, and
             whatever held up their processors.

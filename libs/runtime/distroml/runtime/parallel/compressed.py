@@ -72,6 +72,7 @@ class CompressedExchange:
         self._buffers: dict[int, Buffer] = {}
         self._jobs: dict[int, Job] = {}
         self._step = Step(0)
+        self._asking = False
         self._lane = Lane("distroml-exchange", device)
 
     @property
@@ -140,7 +141,7 @@ class CompressedExchange:
     def open(self, step: int) -> None:
         """A new step. The waits of the step before are over."""
         self._note_waits()
-        self._step = Step(step)
+        self._step, self._asking = Step(step, asked=self._asking), False
         self._exchanging.non_finite = ()
 
     def _note_waits(self) -> None:
@@ -229,6 +230,7 @@ class CompressedExchange:
         rank of the axis asks the same, between two steps.
         """
         self._note_waits()
+        self._asking = True
         took = [seconds for one in self._buffers.values() for seconds in one.took.seconds]
         told = torch.tensor([*values, 0.0, *took], dtype=torch.float64, device=self._device)
         asked = Asked(told, len(values))

@@ -46,6 +46,8 @@ class Step:
     broken: bool = False
     # Whether nothing at all is compressed in it; None: not known yet.
     plain: bool | None = None
+    # Whether ranks share in it what the one before took.
+    asked: bool = False
 
 
 class Exchanging:
@@ -103,8 +105,8 @@ class Exchanging:
         here, began_s = flat.device.type == "cpu", time.thread_time()
         work = flat if flat.dtype == torch.float32 or plain else flat.float()
         assert step.terms is not None
-        # Only a controller looks at how large they are.
-        kept = [one for one in (buffer.state.residual, buffer.state.owned) if self._adapts and one is not None]
+        # Only a controller looks at how large they are, and not at every step.
+        kept = [one for one in (buffer.state.residual, buffer.state.owned) if step.asked and one is not None]
         told = told_of(torch.zeros_like(step.terms) if step.summed else step.terms, work, kept)
         summing, suspect = None, ""
         started = time.perf_counter()

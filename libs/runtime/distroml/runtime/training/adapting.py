@@ -24,6 +24,8 @@ from distroml.runtime.compress.control import (
     begun,
     decide,
     first,
+    looks,
+    passed,
     probe_bytes,
     with_changes,
 )
@@ -204,16 +206,30 @@ class Adapting:
         return msgspec.json.encode(self._state).decode() if self._state is not None else ""
 
     def begin(self, step: int) -> None:
-        """A step begins: what the one before took is shared, and the link is probed where that is due."""
+        """A step begins: where it is looked at, what the one before took is shared, and the link probed when due."""
         assert self._state is not None
+        if not looks(self._state, step):
+            return
         probe = probe_bytes(self._setting, self._state, step)
         self._asked = self._exchange.ask([self._step_s], probe_bytes=probe)
 
     def end(self, step: int) -> None:
         """The step's exchanges are over: decide, and set what changes."""
         asked, self._asked = self._asked, None
-        if asked is None or self._state is None:
+        if self._state is None:
             return
+        measured = self._measured(step, asked) if asked is not None else None
+        if again := self._replay.at(step + 1):
+            self._state = with_changes(self._state, again)
+            self._apply(again)
+        elif measured is None:
+            self._state = passed(self._state, self._loss)
+        elif step >= self._replay.last_step:
+            self._state, changes = decide(self._setting, self._state, measured)
+            self._record(changes)
+            self._apply(changes)
+
+    def _measured(self, step: int, asked: Answer) -> Measured:
         (step_s,), probed_s = asked.wait()
         seen = tuple(
             Seen(
@@ -229,14 +245,7 @@ class Adapting:
         )
         probe = Probe(asked.probed_bytes, probed_s) if asked.probed_bytes else None
         # The seconds are those of the step before.
-        measured = Measured(step - 1, step_s, self._loss, seen, probe)
-        if again := self._replay.at(step + 1):
-            self._state = with_changes(self._state, again)
-            self._apply(again)
-        elif step >= self._replay.last_step:
-            self._state, changes = decide(self._setting, self._state, measured)
-            self._record(changes)
-            self._apply(changes)
+        return Measured(step - 1, step_s, self._loss, seen, probe)
 
     def note(self, step_s: float, loss: float) -> None:
         """A finished step took `step_s` on this rank."""

@@ -16,6 +16,7 @@ from distroml.runtime.compress.control.model import (
 from distroml.runtime.compress.control.penalties import LADDER
 from distroml.runtime.compress.control.policy import TOLD, Gain, begun, decide, first, gain, link_of, with_changes
 from distroml.runtime.compress.control.replay import Replay
+from distroml.runtime.compress.control.resting import looks, passed
 
 __all__ = [
     "LADDER",
@@ -39,6 +40,8 @@ __all__ = [
     "first",
     "gain",
     "link_of",
+    "looks",
+    "passed",
     "probe_bytes",
     "with_changes",
 ]

@@ -11,6 +11,8 @@ from distroml.runtime.compress.control.penalties import LADDER, rung
 
 # A residual may grow for as long as its scheme needs to tell everything once; windows of so many steps show the trend.
 _WINDOW = 50
+# One look stands for so many steps at most.
+_MOST_STEPS = 8
 _RISE = 1.1
 _RISES = 4
 _COSINES = 3
@@ -33,13 +35,17 @@ class Trip:
 
 def watched(state: State, measured: Measured) -> State:
     """The state with the step's norms, cosines and loss taken into account."""
+    # Steps at which nobody looked count as the one after them.
+    steps = max(1, min(measured.step - state.step, _MOST_STEPS))
     pairs = zip(state.buckets, measured.buckets, strict=True)
     return replace(
-        state, buckets=tuple(_watched(one, seen) for one, seen in pairs), course=_course(state.course, measured.loss)
+        state,
+        buckets=tuple(_watched(one, seen, steps) for one, seen in pairs),
+        course=coursed(state.course, measured.loss),
     )
 
 
-def _watched(one: Watched, seen: Seen) -> Watched:
+def _watched(one: Watched, seen: Seen, steps: int) -> Watched:
     if one.scheme == NONE:
         return one
     if seen.cosine is not None and math.isfinite(seen.cosine):
@@ -47,15 +53,16 @@ def _watched(one: Watched, seen: Seen) -> Watched:
         one = replace(one, cosine=one.cosine + (seen.cosine - one.cosine) / min(n, 4), cosine_n=n)
     if not (seen.gradient_norm > 0 and math.isfinite(seen.residual_norm) and math.isfinite(seen.gradient_norm)):
         return one
-    n = one.ratio_n + 1
-    ratio = one.ratio + (seen.residual_norm / seen.gradient_norm - one.ratio) / n
+    n = one.ratio_n + steps
+    ratio = one.ratio + (seen.residual_norm / seen.gradient_norm - one.ratio) * steps / n
     if n < _WINDOW:
         return replace(one, ratio=ratio, ratio_n=n)
     rises = one.rises + 1 if 0 < one.ratio_before * _RISE < ratio else 0
     return replace(one, ratio=0.0, ratio_n=0, ratio_before=ratio, rises=rises)
 
 
-def _course(course: Course, loss: float) -> Course:
+def coursed(course: Course, loss: float) -> Course:
+    """The course with one more loss, if it is a number."""
     if not math.isfinite(loss):
         return course
     n = course.n + 1

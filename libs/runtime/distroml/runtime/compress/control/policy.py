@@ -20,8 +20,8 @@ from distroml.runtime.compress.control.timing import time_words, timing
 _HOLD_STEPS = 10
 # Choosing takes a millisecond and more where there are many buckets; a link that moved does not wait for it.
 _CHOOSE_EVERY = 10
-# Another choice has to be this much faster to a loss than the one that holds.
-_MARGIN = 0.05
+# Another choice has to be this much faster to a loss than the one that holds; less where it will have to show it.
+_MARGIN, _MARGIN_SHOWN = 0.05, 0.04
 # A choice that goes back to what was given up so few steps ago makes the next one slower to come, up to so many times.
 _SOON, _MOST_RETURNS = 100, 4
 # Communication worth a hint, as a share of the step; and what the hint has to promise.
@@ -68,7 +68,7 @@ def decide(setting: Setting, state: State, measured: Measured) -> tuple[State, t
     if not sound or measured.step <= state.from_step:
         return replace(state, step=measured.step), ()
     current = offers_of(setting, state.schemes)
-    s_per_byte = state.link.s_per_byte
+    s_per_byte, step_before = state.link.s_per_byte, state.step
     state, moved = sampled(setting, state, measured, current)
     state = replace(guarding.watched(state, measured), step=measured.step)
     if moved:
@@ -81,7 +81,8 @@ def decide(setting: Setting, state: State, measured: Measured) -> tuple[State, t
     if back:
         state = replace(_with_schemes(state, back), left=state.schemes, left_at=state.step)
         return _changed(state, back[0].from_step, step_before_s=0.0), back
-    if not moved and (measured.step < state.from_step + _HOLD_STEPS or measured.step % _CHOOSE_EVERY):
+    due = measured.step // _CHOOSE_EVERY > step_before // _CHOOSE_EVERY
+    if not moved and (measured.step < state.from_step + _HOLD_STEPS or not due):
         return state, ()
     return _choose_anew(setting, state, moved=moved)
 
@@ -103,9 +104,10 @@ def _step_back(setting: Setting, state: State, tripped: Sequence[guarding.Trip])
 def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State, tuple[Change, ...]]:
     held = judge(setting, state.link, state.compute_s, offers_of(setting, state.schemes), state.coding)
     found = choose(setting, state.link, state.compute_s, proving.ceilings(state), state.coding)
-    if found.offers == held.offers or not _better(found, held, _MARGIN * caution(state)):
-        return state, ()
     lossier, measured = found.penalty > held.penalty, state.step_n >= proving.TELLING
+    margin = _MARGIN_SHOWN if lossier and measured else _MARGIN
+    if found.offers == held.offers or not _better(found, held, margin * caution(state)):
+        return state, ()
     if lossier and not measured and found.to_loss_s * proving.SURE > held.to_loss_s:
         return state, ()
     from_step = state.step + setting.lead

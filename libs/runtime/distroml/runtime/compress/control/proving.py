@@ -18,7 +18,7 @@ TELLING = 8
 # A change has to show what it promised within so many steps.
 _SHOWN_AFTER = 12
 # What was no faster is not tried again for so many steps, twice as many each time, unless the link is so much slower.
-_HOLD, _MOST_HOLD = 200, 3200
+_HOLD, _MOST_HOLD = 50, 3200
 _SLOWER = 1.6
 
 

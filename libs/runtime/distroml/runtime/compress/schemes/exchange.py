@@ -103,11 +103,12 @@ def _one_phase(sections: Sequence[Section], turn: Turn, place: int) -> Generator
     if not sections:
         return
     slots = _slots([(section.codec, section.values.numel()) for section in sections])
-    payload = torch.empty(slots[-1].stop, dtype=torch.uint8, device=sections[0].values.device)
+    codes = torch.empty(turn.world_size, slots[-1].stop, dtype=torch.uint8, device=sections[0].values.device)
+    payload = codes[turn.rank]
     for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
         seed = seed_of(turn, place, number, turn.rank)
         _encode(section, section.values, section.residual, seed, payload[slot])
-    codes = yield Round("gather", payload)
+    codes = yield Round("gather", payload, into=codes)
     for section, slot in zip(sections, slots, strict=True):
         _sum(section.codec, codes[:, slot], section.values)
 
@@ -128,7 +129,8 @@ def _two_phases(sections: Sequence[Section], turn: Turn, place: int) -> Generato
             except NonFinite as broken:
                 raise NonFinite(part.start + broken.index) from None
     codes = yield Round("scatter", payload.view(-1))
-    summed = torch.empty_like(payload[0])
+    # What was scattered has arrived: its place is that of what is gathered.
+    sums, summed = payload, payload[turn.rank]
     for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
         mine = section.values[part_of(section.values.numel(), ranks, turn.rank)]
         _sum(section.codec, codes[:, slot], mine)
@@ -138,7 +140,7 @@ def _two_phases(sections: Sequence[Section], turn: Turn, place: int) -> Generato
         except NonFinite:
             # Every rank's part was finite and their sum is not. To fail here would leave the others waiting for it.
             _encode(section, mine.clamp_(-LIMIT, LIMIT), section.owned, seed, summed[slot])
-    codes = yield Round("gather", summed)
+    codes = yield Round("gather", summed, into=sums)
     for section, slot in zip(sections, slots, strict=True):
         for owner in range(ranks):
             part = section.values[part_of(section.values.numel(), ranks, owner)]
