@@ -54,8 +54,10 @@ class Wrong(native.Kernels):
         carry: float,
         seed: int,
         out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> int:
-        found = super().encode(kind, vector, residual, carry, seed, out)
+        found = super().encode(kind, vector, residual, carry, seed, out, finite=finite)
         out[-1] ^= 1
         return found
 

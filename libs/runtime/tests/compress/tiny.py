@@ -18,7 +18,7 @@ class Grid:
     def size(self, numel):
         return 4 + numel
 
-    def encode(self, vector, residual, carry, seed, out):
+    def encode(self, vector, residual, carry, seed, out, *, finite=False):
         true = vector if residual is None else vector + carry * residual
         scale = true.abs().max().clamp(min=1e-30) / 127
         noise = torch.rand(len(true), generator=torch.Generator().manual_seed(seed >> 1))
@@ -42,7 +42,7 @@ class Few:
     def size(self, numel):
         return 8 * max(1, int(self.ratio * numel))
 
-    def encode(self, vector, residual, carry, seed, out):
+    def encode(self, vector, residual, carry, seed, out, *, finite=False):
         true = vector if residual is None else vector + carry * residual
         where = true.abs().topk(self.size(len(true)) // 8).indices
         half = len(out) // 2

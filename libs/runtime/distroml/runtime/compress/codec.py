@@ -25,7 +25,14 @@ class Codec(Protocol):
         ...
 
     def encode(
-        self, vector: torch.Tensor, residual: torch.Tensor | None, carry: float, seed: int, out: torch.Tensor
+        self,
+        vector: torch.Tensor,
+        residual: torch.Tensor | None,
+        carry: float,
+        seed: int,
+        out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> None:
         """Write the code of `v = vector + carry * residual` to `out`; `residual` becomes `(v - decoded) / carry`.
 
@@ -35,6 +42,7 @@ class Codec(Protocol):
             carry: above 0; raw gradients over normalised ones.
             seed: of the random numbers, any 64 bits; the same seed gives the same code.
             out: uint8 `[size(n)]`.
+            finite: `vector` is known to have finite numbers only, so that nobody needs to look.
         """
         ...
 

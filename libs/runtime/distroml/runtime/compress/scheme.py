@@ -46,6 +46,7 @@ class Turn:
         seed: of the job.
         unit: raw gradients over normalised ones: the global count of loss terms of this step. Buffers hold raw
             gradients; residuals are kept normalised, so that they mean the same at another batch or world size.
+        finite: this rank's buffer is known to have finite numbers only.
     """
 
     rank: int
@@ -54,6 +55,7 @@ class Turn:
     bucket: int
     seed: int
     unit: float
+    finite: bool = False
 
 
 @dataclass(slots=True)

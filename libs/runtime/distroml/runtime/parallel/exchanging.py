@@ -135,7 +135,9 @@ class Exchanging:
             for segment in buffer.spec.segments:
                 flat[segment.offset : segment.offset + segment.numel] = math.nan
         elif summing is None and (agreed.unit > 0 or plain):
-            turn = Turn(self._peers.rank, self._peers.world_size, step.number, buffer.number, self._seed, agreed.unit)
+            # What takes the place of gradients is made of them later.
+            rank, ranks, finite = self._peers.rank, self._peers.world_size, self.substitute is None
+            turn = Turn(rank, ranks, step.number, buffer.number, self._seed, agreed.unit, finite)
             if not plain or buffer.velocity is not None:
                 buffer.lay_aside(unreached)
             if self.substitute is not None and agreed.unit > 0:

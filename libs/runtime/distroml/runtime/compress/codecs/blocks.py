@@ -32,7 +32,14 @@ class BlockCodec:
         return self.oracle.size(numel)
 
     def encode(
-        self, vector: torch.Tensor, residual: torch.Tensor | None, carry: float, seed: int, out: torch.Tensor
+        self,
+        vector: torch.Tensor,
+        residual: torch.Tensor | None,
+        carry: float,
+        seed: int,
+        out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> None:
         """See `Codec.encode`."""
         check_encode(vector, residual, carry, out, self.size(vector.numel()))
@@ -40,7 +47,7 @@ class BlockCodec:
         if kernels is None:
             oracle.encode(self.oracle, vector, residual, carry, seed, out)
         else:
-            self.encode_by(kernels, vector, residual, carry, seed, out)
+            self.encode_by(kernels, vector, residual, carry, seed, out, finite=finite)
 
     def encode_by(
         self,
@@ -50,9 +57,11 @@ class BlockCodec:
         carry: float,
         seed: int,
         out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> None:
         """See `Accelerated.encode_by`."""
-        if (bad := kernels.encode(self.kind, vector, residual, carry, fold(seed), out)) >= 0:
+        if (bad := kernels.encode(self.kind, vector, residual, carry, fold(seed), out, finite=finite)) >= 0:
             raise NonFinite(bad)
 
     def add(self, code: torch.Tensor, total: torch.Tensor) -> None:
@@ -89,7 +98,14 @@ class CastCodec:
         return self.oracle.size(numel)
 
     def encode(
-        self, vector: torch.Tensor, residual: torch.Tensor | None, carry: float, seed: int, out: torch.Tensor
+        self,
+        vector: torch.Tensor,
+        residual: torch.Tensor | None,
+        carry: float,
+        seed: int,
+        out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> None:
         """See `Codec.encode`."""
         check_encode(vector, residual, carry, out, self.size(vector.numel()))

@@ -35,6 +35,8 @@ class CodecKernels(Protocol):
         carry: float,
         seed: int,
         out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> int:
         """Code one vector."""
         ...

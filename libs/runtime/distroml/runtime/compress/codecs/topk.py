@@ -60,7 +60,14 @@ class TopK:
         return self.oracle.size(numel)
 
     def encode(
-        self, vector: torch.Tensor, residual: torch.Tensor | None, carry: float, seed: int, out: torch.Tensor
+        self,
+        vector: torch.Tensor,
+        residual: torch.Tensor | None,
+        carry: float,
+        seed: int,
+        out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> None:
         """See `Codec.encode`."""
         check_encode(vector, residual, carry, out, self.size(vector.numel()))

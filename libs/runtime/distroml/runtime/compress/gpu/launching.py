@@ -66,6 +66,8 @@ class Kernels:
         carry: float,
         seed: int,
         out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> int:
         """`Codec.encode` with a seed of 32 bits; returns -1, or where `vector` is not finite, nothing being changed.
 

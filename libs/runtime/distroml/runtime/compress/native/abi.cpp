@@ -1,6 +1,7 @@
 // The C interface that Python calls, the choice of a processor level, and Top-K, which is more than a loop.
 //
-// Encoders return -1, or the index of the first NaN or infinity of `vector`, and then nothing was changed.
+// Encoders return -1, or the index of the first NaN or infinity of `vector`, and then nothing was changed; where it is
+// known to be finite, nobody looks.
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
@@ -119,29 +120,29 @@ EXPORT const char* distroml_sources() { return DISTROML_SOURCES; }
 EXPORT int64_t distroml_first_nonfinite(const float* x, int64_t n) { return kernels->first_nonfinite(x, n); }
 
 EXPORT int64_t distroml_encode_int8(const float* vector, float* residual, float carry, uint32_t seed, int64_t n,
-                                    uint8_t* out) {
-    const int64_t bad = kernels->first_nonfinite(vector, n);
+                                    bool finite, uint8_t* out) {
+    const int64_t bad = finite ? kDone : kernels->first_nonfinite(vector, n);
     if (bad < 0) kernels->encode_int8(vector, residual, carry, seed, n, out);
     return bad;
 }
 
 EXPORT int64_t distroml_encode_int4(const float* vector, float* residual, float carry, uint32_t seed, int64_t n,
-                                    uint8_t* out) {
-    const int64_t bad = kernels->first_nonfinite(vector, n);
+                                    bool finite, uint8_t* out) {
+    const int64_t bad = finite ? kDone : kernels->first_nonfinite(vector, n);
     if (bad < 0) kernels->encode_int4(vector, residual, carry, seed, n, out);
     return bad;
 }
 
 EXPORT int64_t distroml_encode_sign(const float* vector, float* residual, float carry, uint32_t, int64_t n,
-                                    uint8_t* out) {
-    const int64_t bad = kernels->first_nonfinite(vector, n);
+                                    bool finite, uint8_t* out) {
+    const int64_t bad = finite ? kDone : kernels->first_nonfinite(vector, n);
     if (bad < 0) kernels->encode_sign(vector, residual, carry, n, out);
     return bad;
 }
 
 EXPORT int64_t distroml_encode_bf16(const float* vector, float* residual, float carry, uint32_t, int64_t n,
-                                    uint8_t* out) {
-    const int64_t bad = kernels->first_nonfinite(vector, n);
+                                    bool finite, uint8_t* out) {
+    const int64_t bad = finite ? kDone : kernels->first_nonfinite(vector, n);
     if (bad < 0) kernels->encode_bf16(vector, residual, carry, n, out);
     return bad;
 }

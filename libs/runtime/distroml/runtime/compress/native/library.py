@@ -26,7 +26,10 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "level": (c_int32, (c_int32,)),
     "sources": (c_char_p, ()),
     "first_nonfinite": (c_int64, (c_void_p, c_int64)),
-    **{f"encode_{kind}": (c_int64, (c_void_p, c_void_p, c_float, c_uint32, c_int64, c_void_p)) for kind in _KINDS},
+    **{
+        f"encode_{kind}": (c_int64, (c_void_p, c_void_p, c_float, c_uint32, c_int64, c_bool, c_void_p))
+        for kind in _KINDS
+    },
     **{f"add_{kind}": (None, (c_void_p, c_int64, c_int64, c_int64, c_bool, c_void_p)) for kind in _KINDS},
     "topk_select": (
         c_int64,
@@ -89,10 +92,12 @@ class Kernels:
         carry: float,
         seed: int,
         out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> int:
         """`Codec.encode` with a seed of 32 bits; returns -1, or where `vector` is not finite, nothing being changed."""
         encode = getattr(self._library, f"distroml_encode_{kind}")
-        return int(encode(_at(vector), _at(residual), carry, seed, vector.numel(), _at(out)))
+        return int(encode(_at(vector), _at(residual), carry, seed, vector.numel(), finite, _at(out)))
 
     def add(self, kind: Kind, codes: torch.Tensor, total: torch.Tensor, *, fresh: bool = False) -> None:
         """Add the vectors of `codes`, uint8 `[count, size]` of contiguous rows, to `total` in their order.

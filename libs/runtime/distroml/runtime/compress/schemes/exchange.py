@@ -37,6 +37,7 @@ class Section:
         residual: float32 `[n]`, fed back and changed; None: what the code loses is lost.
         owned: the same for the sum of this rank's part, `part_of(n, ranks, rank)`; used in two phases only.
         carry: units of `values` over those of `residual` and `owned`.
+        finite: this rank's `values` are known to be finite numbers.
     """
 
     codec: Codec
@@ -44,6 +45,7 @@ class Section:
     residual: torch.Tensor | None = None
     owned: torch.Tensor | None = None
     carry: float = 1.0
+    finite: bool = False
 
 
 def part_of(numel: int, ranks: int, owner: int) -> slice:
@@ -107,7 +109,7 @@ def _one_phase(sections: Sequence[Section], turn: Turn, place: int) -> Generator
     payload = codes[turn.rank]
     for number, (section, slot) in enumerate(zip(sections, slots, strict=True)):
         seed = seed_of(turn, place, number, turn.rank)
-        _encode(section, section.values, section.residual, seed, payload[slot])
+        _encode(section, section.values, section.residual, seed, payload[slot], finite=section.finite)
     codes = yield Round("gather", payload, into=codes)
     for section, slot in zip(sections, slots, strict=True):
         _sum(section.codec, codes[:, slot], section.values)
@@ -125,7 +127,7 @@ def _two_phases(sections: Sequence[Section], turn: Turn, place: int) -> Generato
             residual = None if section.residual is None else section.residual[part]
             seed = seed_of(turn, place, number, turn.rank, owner)
             try:
-                _encode(section, section.values[part], residual, seed, payload[owner, slot])
+                _encode(section, section.values[part], residual, seed, payload[owner, slot], finite=section.finite)
             except NonFinite as broken:
                 raise NonFinite(part.start + broken.index) from None
     codes = yield Round("scatter", payload.view(-1))
@@ -148,11 +150,17 @@ def _two_phases(sections: Sequence[Section], turn: Turn, place: int) -> Generato
 
 
 def _encode(
-    section: Section, vector: torch.Tensor, residual: torch.Tensor | None, seed: int, slot: torch.Tensor
+    section: Section,
+    vector: torch.Tensor,
+    residual: torch.Tensor | None,
+    seed: int,
+    slot: torch.Tensor,
+    *,
+    finite: bool = False,
 ) -> None:
     size = section.codec.size(vector.numel()) if vector.numel() else 0
     if size:
-        section.codec.encode(vector, residual, section.carry, seed, slot[:size])
+        section.codec.encode(vector, residual, section.carry, seed, slot[:size], finite=finite)
     # What memory held before is nobody's business.
     slot[size:].zero_()
 

@@ -39,11 +39,18 @@ class Float16:
         return _SCALE_BYTES + 2 * numel
 
     def encode(
-        self, vector: torch.Tensor, residual: torch.Tensor | None, carry: float, seed: int, out: torch.Tensor
+        self,
+        vector: torch.Tensor,
+        residual: torch.Tensor | None,
+        carry: float,
+        seed: int,
+        out: torch.Tensor,
+        *,
+        finite: bool = False,
     ) -> None:
         """See `Codec`; `out` begins at a multiple of 4 bytes. Raises `CodecError` and `NonFinite`."""
         check_encode(vector, residual, carry, out, self.size(vector.numel()))
-        if not vector.isfinite().all():
+        if not finite and not vector.isfinite().all():
             raise NonFinite(int((~vector.isfinite()).nonzero()[0]))
         true = vector if residual is None else torch.add(vector, residual, alpha=carry).clamp_(-LIMIT, LIMIT)
         exponent = torch.frexp(true.abs().max())[1].clamp(min=_LEAST_EXPONENT)

@@ -24,7 +24,7 @@ def gather_up(flat: torch.Tensor, state: State, turn: Turn) -> torch.Tensor:
 
     Raises `NonFinite`, as codecs do, before anything is changed.
     """
-    if flat.numel() and (bad := first_nonfinite(flat)) is not None:
+    if not turn.finite and flat.numel() and (bad := first_nonfinite(flat)) is not None:
         raise NonFinite(bad)
     residual = residual_of(flat, state)
     fold_owned(state, residual, 1.0)

@@ -68,7 +68,7 @@ class Coded:
         else:
             part = slice(0, 0)
         residual, owned = residual_of(flat, state), owned_of(flat, state, part)
-        yield from exchange([Section(self.codec, flat, residual, owned, turn.unit)], turn)
+        yield from exchange([Section(self.codec, flat, residual, owned, turn.unit, turn.finite)], turn)
         clear_padding(flat, layout, state)
 
     def sent_bytes(self, layout: Layout, world_size: int) -> int:
