@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from distroml.runtime.compress.control import Measured, Probe, Seen, decide, first, with_changes
+from distroml.runtime.compress.control.model import Beaten
 from distroml.runtime.compress.control.penalties import rung
 from libs.runtime.tests.compress.events import Happened, happen
 from libs.runtime.tests.compress.synthetic import Training, mbit, setting
@@ -102,6 +103,24 @@ def test_a_link_that_is_seen_to_be_faster_meanwhile_does_not_prove_a_change():
             break
     assert state.link.s_per_byte == pytest.approx(mbit(2000).s_per_byte, rel=0.1)
     assert [(change.reason, change.to_scheme) for change in told] == [("NotFaster", "none")]
+
+
+@pytest.mark.parametrize(("shown_at", "kept"), [(15_000, True), (5_000, False)])
+def test_what_steps_have_shown_to_be_slower_is_not_taken_because_a_model_says_so(shown_at, kept):
+    """On a link on which plain sums seem to hide: little faster than when they were slower, or far faster."""
+    work, link = setting(buckets=1), mbit(20_000)
+    (offer,) = [one for one in work.buckets[0].offers if one.scheme == "int8"]
+    state = first(work, link, 0.2)
+    watched = tuple(dataclasses.replace(one, scheme="int8") for one in state.buckets)
+    state = dataclasses.replace(
+        state, buckets=watched, left=("none",), from_step=1, beaten=Beaten(("none",), mbit(shown_at).s_per_byte)
+    )
+    told = []
+    for step in range(2, 60):
+        seen = Seen(link.latency_s + offer.sent_bytes * link.s_per_byte, 0.001, latency_s=link.latency_s)
+        state, changes = decide(work, state, Measured(step, 0.21, 3.0, (seen,)))
+        told += changes
+    assert [change.to_scheme for change in told] == ([] if kept else ["none"])
 
 
 def test_a_change_that_is_made_again_still_has_to_show_it():

@@ -172,6 +172,14 @@ class Refuted:
 
 
 @dataclass(frozen=True, slots=True)
+class Beaten:
+    """Schemes that were slower to a loss than those that hold, as steps have shown on a link of `s_per_byte`."""
+
+    schemes: tuple[str, ...]
+    s_per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """All that the controller carries from one step to the next; goes into checkpoints as it is.
 
@@ -187,6 +195,7 @@ class State:
         step_s: since the last change, mean of `step_n` steps.
         step_before_s: before the last change, where that was for speed and has yet to show it; 0 otherwise.
         refuted: the last such change that did not.
+        beaten: what the last such change that did was changed from, until the next change.
         left, left_at: the schemes that the last choice gave up, and the step after which it did.
         returns: choices lately that went back to what the one before gave up.
     """
@@ -212,6 +221,7 @@ class State:
     latency_n: int = 0
     coding: float = 1.0
     coding_n: int = 0
+    beaten: Beaten | None = None
 
     @property
     def schemes(self) -> tuple[str, ...]:

@@ -81,6 +81,9 @@ def decide(setting: Setting, state: State, measured: Measured) -> tuple[State, t
     if back:
         state = replace(_with_schemes(state, back), left=state.schemes, left_at=state.step)
         return _changed(state, back[0].from_step, step_before_s=0.0), back
+    if state.step_before_s > 0 and state.link.s_per_byte <= s_per_byte * proving.SURE:
+        # What steps are about to show is not decided by a model meanwhile.
+        return state, ()
     due = measured.step // _CHOOSE_EVERY > step_before // _CHOOSE_EVERY
     if not moved and (measured.step < state.from_step + _HOLD_STEPS or not due):
         return state, ()
@@ -104,6 +107,9 @@ def _step_back(setting: Setting, state: State, tripped: Sequence[guarding.Trip])
 def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State, tuple[Change, ...]]:
     held = judge(setting, state.link, state.compute_s, offers_of(setting, state.schemes), state.coding)
     found = choose(setting, state.link, state.compute_s, proving.ceilings(state), state.coding)
+    schemes = tuple(offer.scheme for offer in found.offers)
+    if proving.is_beaten(state, schemes):
+        return state, ()
     lossier, measured = found.penalty > held.penalty, state.step_n >= proving.TELLING
     margin = _MARGIN_SHOWN if lossier and measured else _MARGIN
     if found.offers == held.offers or not _better(found, held, margin * caution(state)):
@@ -123,7 +129,7 @@ def _choose_anew(setting: Setting, state: State, *, moved: bool) -> tuple[State,
         for number, (old, new) in enumerate(zip(state.buckets, found.offers, strict=True))
         if old.scheme != new.scheme
     )
-    returns = _returns(state, tuple(offer.scheme for offer in found.offers))
+    returns = _returns(state, schemes)
     before_s = state.step_s if lossier and measured else 0.0
     state = replace(_with_schemes(state, changes), left=state.schemes, left_at=state.step, returns=returns)
     return _changed(state, from_step, step_before_s=before_s), changes
@@ -144,7 +150,7 @@ def _better(found: Choice, held: Choice, margin: float) -> bool:
 
 
 def _changed(state: State, from_step: int, *, step_before_s: float) -> State:
-    return replace(state, from_step=from_step, step_s=0.0, step_n=0, step_before_s=step_before_s)
+    return replace(state, from_step=from_step, step_s=0.0, step_n=0, step_before_s=step_before_s, beaten=None)
 
 
 def with_changes(state: State, changes: Sequence[Change]) -> State:

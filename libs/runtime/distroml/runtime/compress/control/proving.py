@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from distroml.runtime.compress.control.choosing import offers_of, penalty
-from distroml.runtime.compress.control.model import Change, Refuted, Setting, State
+from distroml.runtime.compress.control.model import Beaten, Change, Refuted, Setting, State
 from distroml.runtime.compress.control.penalties import rung
 from distroml.runtime.compress.control.timing import time_words
 
@@ -42,7 +42,7 @@ def shown(setting: Setting, state: State) -> tuple[State, tuple[Change, ...]]:
         return state, ()
     now, before = (penalty(setting, offers_of(setting, schemes)) for schemes in (state.schemes, state.left))
     if state.step_s * now < before_s * before:
-        return replace(state, step_before_s=0.0), ()
+        return replace(state, step_before_s=0.0, beaten=Beaten(state.left, state.link.s_per_byte)), ()
     why = f"steps take {time_words(state.step_s)}, and took {time_words(before_s)} before the change"
     from_step = state.step + setting.lead
     changes = tuple(
@@ -51,6 +51,12 @@ def shown(setting: Setting, state: State) -> tuple[State, tuple[Change, ...]]:
         if one.scheme != scheme
     )
     return refuted(state, state.left, state.step), changes
+
+
+def is_beaten(state: State, schemes: tuple[str, ...]) -> bool:
+    """Whether steps have shown that `schemes` are slower on a link like this one; the model says otherwise in vain."""
+    known = state.beaten
+    return known is not None and schemes == known.schemes and state.link.s_per_byte * _SLOWER > known.s_per_byte
 
 
 def refuted(state: State, kept: tuple[str, ...], step: int) -> State:
