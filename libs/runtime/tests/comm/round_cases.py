@@ -37,6 +37,12 @@ def rounds_bring_what_they_promise(device: torch.device) -> None:
         for size in (*SIZES, LONG):
             whole = torch.stack([of(r, ranks * size, dtype, device) for r in range(ranks)])
             same(made("gather", whole[rank]), whole)
+            # Into a place that has this rank's part already.
+            into = torch.zeros_like(whole)
+            into[rank] = whole[rank]
+            assert peers.make(Round("gather", into[rank], into=into)) is into
+            assert peers.take().total() == sent_bytes("gather", into[rank].nbytes, ranks)
+            same(into, whole)
             same(made("scatter", whole[rank]), whole.view(ranks, ranks, size)[:, rank])
             if dtype.is_floating_point:
                 same(made("sum", whole[rank].clone()), total(ranks * size, dtype, device=device))
