@@ -64,7 +64,7 @@ def tried(scheme: Scheme, layout: Layout, world_size: int, device: torch.device)
     for step in range(1, _TRIES + 1):
         flat = torch.linspace(-1.0, 1.0, layout.numel, device=device)
         driven = drive(
-            scheme.rounds(flat, layout, state, Turn(0, world_size, step, 0, 0, 1.0)),
+            scheme.rounds(flat, layout, state, Turn(0, world_size, step, 0, 0, 1.0, finite=True)),
             lambda wanted: _own(wanted, world_size),
             lambda: _synchronise(device),
             clock,

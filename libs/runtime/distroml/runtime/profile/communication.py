@@ -89,7 +89,8 @@ def _layout(megabytes: float) -> Layout:
 def _sums(collectives: Collectives, chosen: Chosen, most_bytes: int) -> list[SumTime]:
     world = collectives.world
     found: list[SumTime] = []
-    for size_bytes in sorted({64 << 10, 1 << 20, most_bytes}):
+    # One between, unless that is about as large as the largest.
+    for size_bytes in sorted({64 << 10, 1 << 20 if most_bytes > 3 << 19 else most_bytes, most_bytes}):
         tensor = torch.zeros(size_bytes // 4, device=world.device)
         for name, way in chosen.ways.items():
 
@@ -112,7 +113,7 @@ def _cost(collectives: Collectives, peers: Peers, scheme: Scheme, layout: Layout
     works: list[float] = []
     rounds = 0
     for step in range(1, _REPEATS + 2):
-        turn = Turn(world.rank, world.world_size, step, 0, 0, float(world.world_size))
+        turn = Turn(world.rank, world.world_size, step, 0, 0, float(world.world_size), finite=True)
         # Equal at the start, so that the time counts no other rank's delay.
         collectives.sum(torch.zeros(1, device=world.device))
         started = time.perf_counter()
