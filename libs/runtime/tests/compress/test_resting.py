@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from distroml.runtime.compress.control import PROBE_EVERY
-from distroml.runtime.compress.control.resting import LOOK_EVERY
+from distroml.runtime.compress.control.estimating import LOOK_EVERY
 from distroml.runtime.parallel.sampling import sampled_bucket
 from libs.runtime.tests.compress.synthetic import Training, mbit, setting
 

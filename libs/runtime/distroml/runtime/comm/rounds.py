@@ -140,9 +140,10 @@ class Peers:
                 else:
                     swap(rows, given.view(ranks, -1), self.group)
             elif wanted.how == "gather":
-                # Back ends but NCCL do not read from what they write to.
-                apart = wanted.into is None or dist.get_backend(self.group) == "nccl"
-                dist.all_gather_into_tensor(got, given if apart else given.clone(), group=self.group)
+                # Of the back ends, NCCL alone reads from what it writes to.
+                if wanted.into is not None and dist.get_backend(self.group) != "nccl":
+                    given = given.clone()
+                dist.all_gather_into_tensor(got, given, group=self.group)
             else:
                 dist.all_to_all_single(got, given, group=self.group)
         self._sent.update(self.bytes_of(wanted.how, payload.nbytes))

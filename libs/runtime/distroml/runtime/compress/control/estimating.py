@@ -9,6 +9,8 @@ from dataclasses import replace
 from distroml.runtime.compress.control.model import Link, Measured, Offer, Setting, State
 
 PROBE_EVERY = 20
+LOOK_EVERY = 4
+"""Where nothing has changed for long, one of so many steps is looked at; probes and samples fall on such steps."""
 PROBE_BYTES = 256 * 1024
 """Smaller messages pass through the burst of a rate limiter and show a link that is not there."""
 # A doubt is probed in each step, after the next that came to nothing in every second one, and so on: where probes and

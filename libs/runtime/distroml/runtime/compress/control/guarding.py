@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from distroml.runtime.compress.control.estimating import LOOK_EVERY
 from distroml.runtime.compress.control.model import NONE, Course, Measured, Seen, State, Watched
 from distroml.runtime.compress.control.penalties import LADDER, rung
 
 # A residual may grow for as long as its scheme needs to tell everything once; windows of so many steps show the trend.
 _WINDOW = 50
-# One look stands for so many steps at most.
-_MOST_STEPS = 8
 _RISE = 1.1
 _RISES = 4
 _COSINES = 3
@@ -36,7 +35,7 @@ class Trip:
 def watched(state: State, measured: Measured) -> State:
     """The state with the step's norms, cosines and loss taken into account."""
     # Steps at which nobody looked count as the one after them.
-    steps = max(1, min(measured.step - state.step, _MOST_STEPS))
+    steps = max(1, min(measured.step - state.step, LOOK_EVERY))
     pairs = zip(state.buckets, measured.buckets, strict=True)
     return replace(
         state,

@@ -17,16 +17,17 @@ TELLING = 8
 """Steps that say what a step takes."""
 # A change has to show what it promised within so many steps.
 _SHOWN_AFTER = 12
-# What was no faster is not tried again for so many steps, twice as many each time, unless the link is so much slower.
+# What was no faster is not tried again for so many steps, twice as many each time, unless the link is another.
 _HOLD, _MOST_HOLD = 50, 3200
-_SLOWER = 1.6
+# So many times as slow or as fast.
+_ANOTHER = 1.6
 
 
 def ceilings(state: State) -> list[int]:
     """The most lossy rung that each bucket may have, by its guards and by what was no faster; below 0 for any."""
     allowed = [one.ceiling if state.step < one.until else -1 for one in state.buckets]
     known = state.refuted
-    if known is None or state.step >= known.until or state.link.s_per_byte > _SLOWER * known.s_per_byte:
+    if known is None or state.step >= known.until or state.link.s_per_byte > _ANOTHER * known.s_per_byte:
         return allowed
     rungs = [rung(scheme) for scheme in known.schemes]
     return [most if one < 0 else min(one, most) for one, most in zip(allowed, rungs, strict=True)]
@@ -56,7 +57,7 @@ def shown(setting: Setting, state: State) -> tuple[State, tuple[Change, ...]]:
 def is_beaten(state: State, schemes: tuple[str, ...]) -> bool:
     """Whether steps have shown that `schemes` are slower on a link like this one; the model says otherwise in vain."""
     known = state.beaten
-    return known is not None and schemes == known.schemes and state.link.s_per_byte * _SLOWER > known.s_per_byte
+    return known is not None and schemes == known.schemes and state.link.s_per_byte * _ANOTHER > known.s_per_byte
 
 
 def refuted(state: State, kept: tuple[str, ...], step: int) -> State:

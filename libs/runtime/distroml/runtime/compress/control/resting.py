@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from distroml.runtime.compress.control import guarding
+from distroml.runtime.compress.control.estimating import LOOK_EVERY
 from distroml.runtime.compress.control.model import NONE, State
 from distroml.runtime.compress.control.proving import TELLING
 
-LOOK_EVERY = 4
-"""Where nothing has changed for long, one of so many steps is looked at; probes and samples fall on such steps."""
 # Without compression, steps on a link that becomes slow are the longest there are: none too many may pass unseen.
 _LOOK_EVERY_PLAIN = 2
 # What a change brings is watched closely for so long, and until it has shown what it promised.
