@@ -165,18 +165,19 @@ def _low_rank_working(spec: Spec, buffer: Buffer, ranks: int) -> int:
     whole_lost, factor_lost = 4 * _part(low.whole, ranks), 4 * _part(low.factor, ranks)
     # Where the iteration began stays to the end, and the first factors do twice: as they travel, and by matrix.
     lasting = factor + 2 * basis
-    # What the last round brought stays until the next one, or the end.
+    # What the last round brought stays until the next one is asked for, or the end.
     brought, brought_last = _brought(first, ranks), _brought(second, ranks)
     # As float32 and in one phase factors are coded by single operations.
     coded = [one for one in second if one.how != "sum"]
     coding = _CODED_COPIES * factor if coded and not spec.payload else 0
     # What codes are written into has room for all that is gathered.
     sent = sum(one.bytes * (ranks if one.how == "gather" else 1) for one in coded[:1])
+    told = max(sent + max(brought, round(coding)), _in_messages(second, ranks))
     return max(
         factor + 3 * basis,
         factor + basis + 2 * whole + whole_lost + _in_messages(first, ranks),
         lasting + 3 * factor + 2 * whole + whole_lost + brought,
-        lasting + 3 * factor + whole + factor_lost + max(round(brought + sent + coding), _in_messages(second, ranks)),
+        lasting + 3 * factor + whole + factor_lost + told,
         lasting + 5 * factor + whole + factor_lost + brought_last,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from unittest import mock
 
@@ -43,6 +44,11 @@ def rounds_bring_what_they_promise(device: torch.device) -> None:
             assert peers.make(Round("gather", into[rank], into=into)) is into
             assert peers.take().total() == sent_bytes("gather", into[rank].nbytes, ranks)
             same(into, whole)
+            # Of which that part is written while others' are on their way.
+            into = torch.zeros_like(whole)
+            late = Round("gather", into[rank], into, functools.partial(into[rank].copy_, whole[rank]))
+            same(peers.make(late), whole)
+            assert peers.take().total() == sent_bytes("gather", into[rank].nbytes, ranks)
             same(made("scatter", whole[rank]), whole.view(ranks, ranks, size)[:, rank])
             if dtype.is_floating_point:
                 same(made("sum", whole[rank].clone()), total(ranks * size, dtype, device=device))

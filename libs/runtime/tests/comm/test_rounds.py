@@ -9,7 +9,7 @@ import torch
 
 from distroml.runtime.comm import rounds
 from distroml.runtime.comm.rounds import Peers, drive
-from distroml.runtime.compress import Round
+from distroml.runtime.compress import Round, TakenBack
 from tests.numerics.pool import Pool
 
 RANKS = "libs.runtime.tests.comm.sum_ranks"
@@ -57,6 +57,51 @@ def test_computing_and_answers_are_timed_apart(monkeypatch: pytest.MonkeyPatch) 
     driven = drive(scheme(), answer, clock=lambda: now["thread"])
     monkeypatch.undo()
     assert (driven.computing_s, driven.answering_s) == (4.0, 10.0)
+
+
+def test_what_a_payload_is_filled_with_is_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done while others' may be on their way, and is no part of the answer's seconds."""
+    now = {"wall": 0.0, "thread": 0.0}
+
+    def pass_(wall: float, thread: float) -> None:
+        now["wall"] += wall
+        now["thread"] += thread
+
+    def scheme() -> Generator[Round, torch.Tensor]:
+        payload = torch.zeros(1)
+
+        def fill() -> None:
+            pass_(wall=6.0, thread=2.0)
+            payload.fill_(7.0)
+
+        assert float((yield Round("gather", payload, fill=fill))) == 7.0
+
+    def answer(wanted: Round) -> torch.Tensor:
+        pass_(wall=5.0, thread=0.0)
+        return wanted.filled()
+
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: now["wall"])
+    driven = drive(scheme(), answer, clock=lambda: now["thread"])
+    monkeypatch.undo()
+    assert (driven.rounds, driven.computing_s, driven.answering_s) == (1, 2.0, 5.0)
+
+
+def test_a_generator_hears_that_its_round_was_for_nothing() -> None:
+    heard: list[str] = []
+
+    def scheme() -> Generator[Round, torch.Tensor]:
+        try:
+            yield Round("sum", torch.zeros(1))
+        except TakenBack:
+            heard.append("taken back")
+            raise
+
+    def answer(wanted: Round) -> torch.Tensor:
+        raise TakenBack
+
+    with pytest.raises(TakenBack):
+        drive(scheme(), answer)
+    assert heard == ["taken back"]
 
 
 def test_a_rank_by_itself_gets_its_own_and_sends_nothing() -> None:

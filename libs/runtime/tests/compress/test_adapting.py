@@ -51,6 +51,9 @@ class Pretended:
     step: int = 0
     free_bytes: int = 0
 
+    def will_ask(self, ask: bool) -> None:
+        pass
+
     def ask(self, values, *, probe_bytes: int = 0) -> Answered:
         link = mbit(self.rate)
         if probe_bytes:

@@ -2,6 +2,7 @@
 
 import weakref
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +115,8 @@ def test_a_rank_needs_as_much_beside_its_gradients_as_counted(name: str, ranks: 
                 answers[0] = None
                 asked = [next(generators[0]) if mine is None else generators[0].send(mine)]
                 del mine
+                asked[0].filled()
+                asked[0] = replace(asked[0], fill=None)
             asked += [
                 next(generator) if answer is None else generator.send(answer)
                 for generator, answer in zip(generators[1:], answers[1:], strict=True)

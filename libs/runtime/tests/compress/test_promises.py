@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from distroml.planner.codes import Buffer, messages
 from distroml.planner.compression import parse_spec, share_of
-from distroml.runtime.compress import Layout, NotInStep, Piece, SimulatedRanks, State, Turn, parse_scheme
+from distroml.runtime.compress import Layout, NotInStep, Piece, SimulatedRanks, State, TakenBack, Turn, parse_scheme
 from distroml.runtime.compress.codecs import BF16, FLOAT32, INT4, INT8, SIGN, NonFinite, TopK
 from distroml.runtime.compress.schemes import (
     Coded,
@@ -212,6 +212,34 @@ def test_a_gradient_that_is_not_finite_reaches_no_residual(name: str, bad: float
     with pytest.raises(NonFinite, match="element 70 "):
         ranks.exchange(flats)
     assert torch.equal(kept(ranks.states, LAYOUT.numel), before)
+
+
+# Of those that keep anything.
+RETURNING = [
+    (name, ranks) for name in SCHEMES if name != "none" for ranks in (2, 3) if SCHEMES[name].returns(LAYOUT, ranks)
+]
+
+
+@pytest.mark.parametrize(("name", "world_size"), RETURNING)
+def test_an_exchange_that_was_for_nothing_is_taken_back(name: str, world_size: int) -> None:
+    """But for rounding on ranks that had written their codes, and to the bit on one that had none to write."""
+    scheme = SCHEMES[name]
+    ranks = SimulatedRanks(scheme, LAYOUT, world_size)
+    steps_keep_every_promise(scheme, LAYOUT, ranks, [1.0, 3.0])
+    before = [state.residual.clone() for state in ranks.states]
+    flats = gradients(LAYOUT, world_size, 7)
+    for rank, (flat, state) in enumerate(zip(flats, ranks.states, strict=True)):
+        steps = scheme.rounds(flat, LAYOUT, state, Turn(rank, world_size, 3, 0, 0, 2.0, finite=True))
+        wanted = next(steps)
+        if rank:
+            wanted.filled()
+            assert not torch.equal(state.residual, before[rank])
+        with pytest.raises(TakenBack):
+            steps.throw(TakenBack())
+    assert torch.equal(ranks.states[0].residual, before[0])
+    for flat, state, old in zip(flats, ranks.states, before, strict=True):
+        assert (state.residual - old).norm() <= 1e-6 * flat.norm()
+    steps_keep_every_promise(scheme, LAYOUT, ranks, [1.0])
 
 
 def test_the_plain_sum_shows_a_gradient_that_is_not_finite() -> None:

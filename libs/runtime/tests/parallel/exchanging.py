@@ -135,10 +135,14 @@ def identity(
     }
 
 
-def course(world: World, plan: str, steps: int, dtype: str = "float32", **options: Any) -> dict[str, Any]:
-    """A training's losses and bits, as this rank has them."""
+def course(
+    world: World, plan: str, steps: int, dtype: str = "float32", *, timed: bool = False, **options: Any
+) -> dict[str, Any]:
+    """A training's losses and bits, as this rank has them; `timed`: exchanges begin together on all ranks."""
     quirks = Quirks(tied=True, late=True, width=8)
     parallel = spread(world, plan, quirks, MICROBATCH, getattr(torch, dtype), **options)
+    if parallel.exchange is not None:
+        parallel.exchange.will_ask(timed)
     made = under_plan(parallel, MICROBATCH, 1.0, steps)
     parallel.close()
     return {"losses": made.losses, "bits": made.bits()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from distroml.runtime.comm.backends import now_in
-from distroml.runtime.comm.backends.connections import Connections
 from distroml.runtime.comm.backends.torch_own import Gloo
 from distroml.runtime.compress import Round
 from distroml.runtime.elastic import PeerLost, World
@@ -131,7 +131,8 @@ def broken_early(world: World) -> dict[str, Any]:
     """In the second step rank 1 has an infinite gradient in the bucket that is exchanged first of several.
 
     Returns:
-        "moved": whether each bucket's residual changed in that step, in the order of exchanges; "nan" likewise.
+        "moved": by how much each bucket's residual changed in that step, over its norm, in the order of exchanges;
+        "nan": whether its sum has any.
     """
     parallel = spread(
         world, "dp_replicate=2,bucket_mb=0.0005", Quirks(width=8), MICROBATCH, torch.float32, compress="int8"
@@ -145,7 +146,9 @@ def broken_early(world: World) -> dict[str, Any]:
     step(parallel, 2)
     flats = parallel.gradients.flats
     found = {
-        "moved": [not torch.equal(old, new.kept()) for old, new in zip(before, exchange.buffers, strict=True)],
+        "moved": [
+            float((new.kept() - old).norm() / old.norm()) for old, new in zip(before, exchange.buffers, strict=True)
+        ],
         "nan": [bool(flat.isnan().any()) for flat in flats],
     }
     parallel.close()
@@ -157,10 +160,11 @@ def lost_in_an_exchange(world: World, compress: str, at: int) -> str:
 
     As in training, a rank that lost another ends its own connections: ranks farther round the ring wait for it alone.
     """
-    connections = Connections()
-    parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=32), MICROBATCH, compress=compress)
-    step(parallel, 1)
-    connections.complete()
+    backend = Gloo()
+    now_in(backend)
+    with backend.connecting():
+        parallel = spread(world, f"dp_replicate={world.world_size}", Quirks(width=32), MICROBATCH, compress=compress)
+        step(parallel, 1)
     exchange = parallel.exchange
     peers = exchange._peers
     make, made = peers.make, 0
@@ -169,9 +173,10 @@ def lost_in_an_exchange(world: World, compress: str, at: int) -> str:
         nonlocal made
         made += 1
         if made > at:
-            rows = wanted.payload.view(torch.uint8).view(world.world_size if wanted.how == "scatter" else 1, -1)
+            rows = wanted.filled().view(torch.uint8).view(world.world_size if wanted.how == "scatter" else 1, -1)
             dist.isend(rows[2 % len(rows)], group=peers.group, group_dst=2).wait()
-            connections.sever()
+            backend.sever()
+            wanted = replace(wanted, fill=None)
         return make(wanted)
 
     if world.rank == 1:
@@ -183,10 +188,12 @@ def lost_in_an_exchange(world: World, compress: str, at: int) -> str:
         for pending in waiting:
             pending.wait()
     except PeerLost:
-        connections.sever()
+        backend.sever()
+        backend.outlive()
         return "lost"
     finally:
         parallel.close()
+        now_in(None)
     return "no error"
 
 

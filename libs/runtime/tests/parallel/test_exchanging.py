@@ -59,6 +59,16 @@ def test_all_ranks_train_alike_and_nearly_as_without(pool: Pool, plan: str, comp
     assert coded[0]["losses"][-1] < 0.5 * coded[0]["losses"][0]
 
 
+@pytest.mark.parametrize("plan", ["dp_replicate=2", "dp_replicate=2,tp=2"])
+@pytest.mark.parametrize("compress", ["int8", "topk:0.1", "sign"])
+def test_codes_that_leave_before_ranks_have_agreed_give_the_same_bits(pool: Pool, plan: str, compress: str) -> None:
+    early, timed = (
+        pool.run(f"{RANKS}course", PLANS[plan], 120, plan=plan, steps=4, compress=compress, timed=timed)
+        for timed in (False, True)
+    )
+    assert early[0]["bits"] == timed[0]["bits"]
+
+
 def test_the_size_of_buckets_changes_nothing_but_the_order_of_sums(pool: Pool) -> None:
     small, large = (
         pool.run(f"{RANKS}course", 4, 120, plan=f"dp_replicate=4,bucket_mb={size}", steps=6) for size in (0.001, 25)
@@ -111,7 +121,7 @@ def test_a_gradient_that_is_no_number_is_told_and_stays_out_of_residuals(pool: P
         assert third > 0
         assert all(kept < 1.0 for kept in answer["kept"])
     if "compress" in options:
-        assert answers[1]["kept"][0] == answers[1]["kept"][1], "the broken bucket's residuals are as they were"
+        assert answers[1]["kept"][1] == pytest.approx(answers[1]["kept"][0], rel=1e-6), "they are as they were"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +159,9 @@ def test_exchanges_begin_while_the_backward_pass_goes_on_and_end_before_the_norm
 def test_buckets_after_a_broken_one_keep_what_they_had(pool: Pool) -> None:
     for found in pool.run(f"{MISHAPS}broken_early", 2):
         assert len(found["moved"]) > 2
-        assert not any(found["moved"])
+        # The broken one's went out before it was known, and came back.
+        assert found["moved"][0] < 1e-5
+        assert not any(found["moved"][1:])
         assert all(found["nan"])
 
 

@@ -8,17 +8,19 @@ anything is sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
 
-def ring_gather(got: torch.Tensor, given: torch.Tensor, group: dist.ProcessGroup) -> None:
+def ring_gather(
+    got: torch.Tensor, given: torch.Tensor, group: dist.ProcessGroup, fill: Callable[[], None] | None = None
+) -> None:
     """Every rank's `given`, `[n]`, into the rows of `got`, `[ranks, n]`: each goes once around the ring of ranks.
 
-    `given` may be this rank's row.
+    `given` may be this rank's row. What `fill` writes to it need not be there before: what others give comes meanwhile.
 
     Raises:
         RuntimeError: another rank is gone.
@@ -27,6 +29,8 @@ def ring_gather(got: torch.Tensor, given: torch.Tensor, group: dist.ProcessGroup
     left, right = (rank - 1) % ranks, (rank + 1) % ranks
     coming = [(rank - 1 - hop) % ranks for hop in range(ranks - 1)]
     arriving = [_receive(got[origin], left, group, hop) for hop, origin in enumerate(coming)]
+    if fill is not None:
+        fill()
     leaving = [_send(given, right, group, 0)]
     # While the others' are on their way: between processes of a host it takes a tenth of that time.
     _fill(got[rank], given)

@@ -6,10 +6,11 @@ one rank drive the same loop, and differ in who answers.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from distroml.runtime.comm.algorithms import AllReduce, Arrangement, Flat
 from distroml.runtime.comm.moves import ring_gather, swap
 from distroml.runtime.comm.wire import Kind, sent_bytes
-from distroml.runtime.compress.scheme import Round
+from distroml.runtime.compress.scheme import Round, TakenBack
 from distroml.runtime.elastic import Pending, communication
 
 
@@ -27,8 +28,8 @@ class Driven:
 
     Attributes:
         rounds: how many it had.
-        computing_s: that this rank computed before, between and after them, by the clock that was given.
-        answering_s: seconds from handing in each round to its answer.
+        computing_s: that this rank computed before, in, between and after them, by the clock that was given.
+        answering_s: seconds from handing in each round to its answer, less those in which it filled its payload.
     """
 
     rounds: int
@@ -49,8 +50,20 @@ def drive(
         answer: makes one round, and returns what comes back.
         settle: returns once a device has done what it was told, so that seconds are those of the right part.
         clock: of computing: the thread's own, where what others do on its processor is not to count.
+
+    Raises:
+        TakenBack: `answer` did; the generator has taken back what it did.
     """
     computing_s, answering_s, rounds = 0.0, 0.0, 0
+
+    def timed(fill: Callable[[], None]) -> None:
+        nonlocal computing_s, answering_s
+        began, started = time.perf_counter(), clock()
+        fill()
+        settle()
+        computing_s += clock() - started
+        answering_s -= time.perf_counter() - began
+
     back: torch.Tensor | None = None
     while True:
         started = clock()
@@ -65,7 +78,13 @@ def drive(
         handed_in = time.perf_counter()
         if wanted is None:
             return Driven(rounds, computing_s, answering_s)
-        back = answer(wanted)
+        if wanted.fill is not None:
+            wanted = replace(wanted, fill=functools.partial(timed, wanted.fill))
+        try:
+            back = answer(wanted)
+        except TakenBack as nothing:
+            steps.throw(nothing)
+            raise
         del wanted
         settle()
         answering_s += time.perf_counter() - handed_in
@@ -122,7 +141,10 @@ class Peers:
 
     def make(self, wanted: Round) -> torch.Tensor:
         """Make one round. Returns what `Round` says that comes back. Raises `PeerLost`."""
-        payload, ranks = wanted.payload, self.world_size
+        ranks, fill = self.world_size, wanted.fill
+        gloo = self.group is not None and wanted.payload.device.type == "cpu" and dist.get_backend(self.group) == "gloo"
+        early = gloo and wanted.how == "gather" and ranks > 1
+        payload = wanted.payload if early else wanted.filled()
         if wanted.how == "sum":
             return self.sum(payload)
         answer = wanted.into
@@ -133,10 +155,10 @@ class Peers:
         # Bytes, since not every back end moves every kind of number.
         got, given = answer.view(-1).view(torch.uint8), payload.view(torch.uint8)
         with communication():
-            if payload.device.type == "cpu" and dist.get_backend(self.group) == "gloo":
+            if gloo:
                 rows = got.view(ranks, -1)
                 if wanted.how == "gather":
-                    ring_gather(rows, given, self.group)
+                    ring_gather(rows, given, self.group, fill)
                 else:
                     swap(rows, given.view(ranks, -1), self.group)
             elif wanted.how == "gather":

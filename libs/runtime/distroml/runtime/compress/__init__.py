@@ -4,7 +4,7 @@ from distroml.planner.compression import Spec, UnknownScheme, parse_spec
 from distroml.runtime.compress.codec import Codec
 from distroml.runtime.compress.layout import Layout, Piece
 from distroml.runtime.compress.parse import parse_scheme, scheme_of
-from distroml.runtime.compress.scheme import How, Round, Scheme, State, Turn
+from distroml.runtime.compress.scheme import How, Round, Scheme, State, TakenBack, Turn
 from distroml.runtime.compress.schemes import succeeded
 from distroml.runtime.compress.simulate import NotInStep, SimulatedRanks
 
@@ -19,6 +19,7 @@ __all__ = [
     "SimulatedRanks",
     "Spec",
     "State",
+    "TakenBack",
     "Turn",
     "UnknownScheme",
     "parse_scheme",

@@ -7,7 +7,7 @@ in one process, where tests compare them with the plain sum.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -18,9 +18,16 @@ from distroml.runtime.compress.layout import Layout
 How = Literal["sum", "gather", "scatter"]
 
 
+class TakenBack(Exception):
+    """Thrown into a scheme that waits for an answer: the exchange was for nothing on any rank."""
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """One exchange. `payload` is 1-D and contiguous, of the same size and type on every rank.
+
+    Where there is a `fill`, that writes `payload`, and is to be called once: others' payloads may be on their way here
+    meanwhile.
 
     - "sum": comes back as its element-wise sum over the ranks, 1-D, the same bits on every rank.
     - "gather": comes back as `[world_size, n]`, every rank's payload by rank; it may be `into`, `[world_size, n]`, of
@@ -32,6 +39,13 @@ class Round:
     how: How
     payload: torch.Tensor
     into: torch.Tensor | None = None
+    fill: Callable[[], None] | None = None
+
+    def filled(self) -> torch.Tensor:
+        """The payload, once it is written."""
+        if self.fill is not None:
+            self.fill()
+        return self.payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +106,13 @@ class Scheme(Protocol):
 
         The sum is the same to the bit on every rank. What this rank's share of it lacks is in `state.residual` then:
         over all ranks, sum + (residuals + owned) * unit == the true sum of gradients and of what was kept before.
+        """
+        ...
+
+    def returns(self, layout: Layout, world_size: int) -> bool:
+        """Whether its first round may be its last: `TakenBack`, thrown in place of the answer, undoes all it changed.
+
+        Up to rounding, in `state`; nothing is undone where the round's `fill` was not called, since nothing was done.
         """
         ...
 

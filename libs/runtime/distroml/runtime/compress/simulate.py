@@ -62,7 +62,7 @@ def exchanged(rounds: Sequence[Round]) -> list[torch.Tensor]:
     kinds = {(one.how, one.payload.dtype, tuple(one.payload.shape)) for one in rounds}
     if len(kinds) > 1:
         raise NotInStep(f"the ranks of one round hand in different things: {sorted(map(str, kinds))}")
-    payloads = [one.payload for one in rounds]
+    payloads = [one.filled() for one in rounds]
     if any(payload.dim() != 1 or not payload.is_contiguous() for payload in payloads):
         raise NotInStep("a payload is 1-D and contiguous")
     if rounds[0].how == "sum":

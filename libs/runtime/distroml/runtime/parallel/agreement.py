@@ -17,26 +17,23 @@ class Agreed:
     """What ranks know of a bucket, the same on all of them.
 
     Attributes:
-        unit: loss terms of the step.
         broken: whether some rank's gradient is no finite number.
         gradient_norm: root of the sum over ranks of each one's squared norm, normalised.
         residual_norm: the same of what they keep.
     """
 
-    unit: float
     broken: bool
     gradient_norm: float
     residual_norm: float
 
 
-def told_of(terms: torch.Tensor, work: torch.Tensor, kept: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What this rank tells, float64 `[4]`; all ranks' are summed.
+def told_of(work: torch.Tensor, kept: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What this rank tells, float64 `[3]`; all ranks' are summed.
 
     A norm beyond the range of the numbers counts as no finite number, as it does where steps are checked.
 
     Args:
-        terms: this rank's part of the step's loss terms, 0 where their sum is known.
-        work: its gradient.
+        work: this rank's gradient.
         kept: what it keeps of earlier ones.
     """
     norm = norm_of(work).double()
@@ -44,7 +41,6 @@ def told_of(terms: torch.Tensor, work: torch.Tensor, kept: Sequence[torch.Tensor
     fine = norm.isfinite()
     return torch.stack(
         [
-            terms,
             (~fine).double(),
             torch.where(fine, norm.square(), 0.0),
             torch.stack(squares).sum() if squares else torch.zeros_like(norm),
@@ -54,15 +50,13 @@ def told_of(terms: torch.Tensor, work: torch.Tensor, kept: Sequence[torch.Tensor
 
 def breaks(told: torch.Tensor) -> bool:
     """Whether this rank tells of a gradient that is no finite number; waits for the device."""
-    return bool(told[1] > 0)
+    return bool(told[0] > 0)
 
 
-def agreed_on(summed: torch.Tensor, terms: float | None) -> Agreed:
-    """What the sum of all that was told says; `terms` where they were known."""
-    told_terms, broken, gradient, residual = heard(summed)
-    unit = told_terms if terms is None else terms
+def agreed_on(summed: torch.Tensor, unit: float) -> Agreed:
+    """What the sum of all that was told says, where there were `unit` loss terms in the step."""
+    broken, gradient, residual = heard(summed)
     return Agreed(
-        unit=unit,
         broken=broken > 0,
         gradient_norm=math.sqrt(gradient) / unit if unit > 0 else 0.0,
         residual_norm=math.sqrt(residual),

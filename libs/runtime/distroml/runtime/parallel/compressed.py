@@ -19,7 +19,8 @@ from distroml.runtime.parallel.asking import Asked
 from distroml.runtime.parallel.buckets import BucketSpec, Segment
 from distroml.runtime.parallel.buffers import Buffer, Measured
 from distroml.runtime.parallel.culprits import NonFinite
-from distroml.runtime.parallel.exchanging import Exchanging, Step
+from distroml.runtime.parallel.exchanging import Exchanging
+from distroml.runtime.parallel.steps import Step
 from distroml.runtime.parallel.substitutes import Substitute
 
 
@@ -31,11 +32,12 @@ class CompressedExchange:
     uses, bucket by bucket, all rounds of one before the next: so nothing comes between, and nothing of it holds up the
     backward pass.
 
-    A gradient that is no finite number is agreed upon before its bucket is exchanged: no rank's residuals change by
-    that bucket or a later one of the step, their sums are NaN everywhere, and `non_finite` tells whose fault it is.
-    Buckets before it were exchanged as ever: what they gave and what is kept of them add up, so that a step that is
-    taken nevertheless loses nothing. Nor does one that reached a parameter on no rank: nobody heeds what was told of
-    that, and what was kept of it is kept until it is reached again.
+    Ranks agree on whether a gradient is no finite number before its bucket is exchanged or, where a scheme can take
+    back what it did, while it is: no rank's residuals change by that bucket, but for rounding, or by a later one of the
+    step, their sums are NaN everywhere, and `non_finite` tells whose fault it is. Buckets before it were exchanged as
+    ever: what they gave and what is kept of them add up, so that a step that is taken nevertheless loses nothing. Nor
+    does one that reached a parameter on no rank: nobody heeds what was told of that, and what was kept of it is kept
+    until it is reached again.
 
     One that `adapts`, and compresses nothing at all in a step, costs no more than plain sums: nothing is agreed upon
     then, and `non_finite` has what this rank is to blame for, on a processor only.
@@ -73,6 +75,7 @@ class CompressedExchange:
         self._jobs: dict[int, Job] = {}
         self._step = Step(0)
         self._asking = False
+        self._timed = adapts
         self._lane = Lane("distroml-exchange", device)
 
     @property
@@ -141,7 +144,7 @@ class CompressedExchange:
     def open(self, step: int) -> None:
         """A new step. The waits of the step before are over."""
         self._note_waits()
-        self._step, self._asking = Step(step, asked=self._asking), False
+        self._step, self._asking = Step(step, asked=self._asking, timed=self._timed), False
         self._exchanging.non_finite = ()
 
     def _note_waits(self) -> None:
@@ -191,12 +194,12 @@ class CompressedExchange:
 
     def _tell(self, terms: torch.Tensor, *, summed: bool, summing: Pending | None = None) -> None:
         step = self._step
-        step.told, step.summed = True, summed
+        step.told = True
 
         def take() -> None:
             if summing is not None:
                 summing.wait()
-            step.terms = terms.reshape(())
+            self._exchanging.open(step, terms.reshape(1), summed=summed)
 
         # As a job, so that on CUDA exchanges that were begun before see it, too.
         self._lane.begin(self._lane.job(take))
@@ -222,6 +225,13 @@ class CompressedExchange:
     def measured(self) -> list[Measured]:
         """What the last step's exchanges came to, in the order of buckets; call it after the waits."""
         return [buffer.measured for buffer in self._buffers.values() if buffer.measured is not None]
+
+    def will_ask(self, ask: bool) -> None:
+        """Whether `ask` comes before the step after the one that is opened next; if unsaid, where this one adapts.
+
+        Exchanges that are timed for others begin together, and are a little slower for it. Every rank says the same.
+        """
+        self._timed = ask
 
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
         """Begin to make `values` the least of any rank, and to time a dense sum, before what is begun next.

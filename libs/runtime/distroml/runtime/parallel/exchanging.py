@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 
 import torch
 import torch.distributed as dist
 
 from distroml.runtime.comm import WireCount
-from distroml.runtime.comm.lane import Job
 from distroml.runtime.comm.rounds import Peers, drive
-from distroml.runtime.compress import Turn
-from distroml.runtime.parallel.agreement import agreed_on, breaks, told_of
+from distroml.runtime.compress import Round, TakenBack, Turn
+from distroml.runtime.parallel.agreement import Agreed, agreed_on, breaks, told_of
 from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import Segment
 from distroml.runtime.parallel.buffers import Buffer, Took
 from distroml.runtime.parallel.culprits import NonFinite, found_among
 from distroml.runtime.parallel.sampling import Sample, sampled_bucket, take_sample
+from distroml.runtime.parallel.steps import Done, Given, Step
 from distroml.runtime.parallel.substitutes import Substitute
 from distroml.runtime.typed import norm_of
 
@@ -31,23 +32,6 @@ _AGREEMENT = "agreement"
 _PROBE = "probe"
 # What shows whether schemes point where the plain sum does.
 _SAMPLE = "sample"
-
-
-@dataclass(slots=True)
-class Step:
-    """One step's exchanges. They begin once its count of loss terms is announced or known."""
-
-    number: int
-    terms: torch.Tensor | None = None
-    summed: bool = False
-    held: list[Job] = field(default_factory=lambda: list[Job]())
-    told: bool = False
-    # Whether any bucket so far had a gradient that is no finite number.
-    broken: bool = False
-    # Whether nothing at all is compressed in it; None: not known yet.
-    plain: bool | None = None
-    # Whether ranks share in it what the one before took.
-    asked: bool = False
 
 
 class Exchanging:
@@ -85,15 +69,21 @@ class Exchanging:
         self.substitute: Substitute | None = None
         self.innocent: Callable[[], bool] = lambda: False
 
+    def open(self, step: Step, terms: torch.Tensor, *, summed: bool) -> None:
+        """A step's count of loss terms, float64 `[1]`, over all ranks or this one's part; before its first exchange."""
+        for one in self.buffers.values():
+            one.advance(step.number)
+        step.plain = self._adapts and all(one.plain for one in self.buffers.values())
+        step.terms = terms
+        if not (summed or step.plain):
+            step.counting = self._peers.tell(terms)
+            self._count(_AGREEMENT)
+
     def exchange(self, step: Step, buffer: Buffer, flat: torch.Tensor, unreached: Sequence[Segment]) -> None:
         """Exchange one bucket; `unreached` are its parameters that no pass reached on this rank."""
         buffer.aside.clear()
         if not buffer.spec.numel:
             return
-        if step.plain is None:
-            for one in self.buffers.values():
-                one.advance(step.number)
-            step.plain = self._adapts and all(one.plain for one in self.buffers.values())
         if step.plain:
             self._look_at(step, buffer, flat)
             started = time.perf_counter()
@@ -101,58 +91,117 @@ class Exchanging:
             buffer.took = Took(wire_s=time.perf_counter() - started)
             buffer.note(step.number, self._count(buffer.scheme.name))
             return
-        plain = buffer.plain
         here, began_s = flat.device.type == "cpu", time.thread_time()
+        plain = buffer.plain
         work = flat if flat.dtype == torch.float32 or plain else flat.float()
-        assert step.terms is not None
         # Only a controller looks at how large they are, and not at every step.
         kept = [one for one in (buffer.state.residual, buffer.state.owned) if step.asked and one is not None]
-        told = told_of(torch.zeros_like(step.terms) if step.summed else step.terms, work, kept)
-        summing, suspect = None, ""
-        started = time.perf_counter()
-        if plain and self.substitute is None and here:
-            # Nothing of a plain sum hangs on what is agreed: both are under way at once. Elsewhere than on a processor,
-            # to see beforehand whether the sum will hide whose fault it is would hold up the device.
-            suspect = self._suspect(buffer, work) if breaks(told) else ""
-            telling = self._peers.tell(told)
-            self._count(_AGREEMENT)
-            summing = self._peers.start(work)
-            telling.wait()
-            summing.wait()
+        given = Given(step, buffer, work, step.unit(), told_of(work, kept), tuple(unreached))
+        if here and plain and self.substitute is None:
+            done = self._sum_meanwhile(given)
+        elif here and self._returns(given):
+            done = self._code_meanwhile(given)
         else:
-            self._peers.sum(told)
-            self._count(_AGREEMENT)
-        waited_s = time.perf_counter() - started
-        agreed = agreed_on(told, float(step.terms) if step.summed else None)
-        sample = self._sample(step, buffer, work) if agreed.unit > 0 and not (step.broken or agreed.broken) else None
-        took = Took(wire_s=waited_s) if summing is not None else Took(latency_s=waited_s if here else 0.0)
-        if agreed.broken:
-            if summing is None and not bool(norm_of(work).isfinite()):
-                suspect = self._suspect(buffer, work)
-            self._blame(self._group, step, buffer, suspect)
+            done = self._code_once_agreed(given, here=here)
+        if done.agreed.broken:
+            self._blame(self._group, step, buffer, done.suspect)
             step.broken = True
         if step.broken:
             for segment in buffer.spec.segments:
                 flat[segment.offset : segment.offset + segment.numel] = math.nan
-        elif summing is None and (agreed.unit > 0 or plain):
-            # What takes the place of gradients is made of them later.
-            rank, ranks, finite = self._peers.rank, self._peers.world_size, self.substitute is None
-            turn = Turn(rank, ranks, step.number, buffer.number, self._seed, agreed.unit, finite)
-            if not plain or buffer.velocity is not None:
-                buffer.lay_aside(unreached)
-            if self.substitute is not None and agreed.unit > 0:
-                self.substitute.before(buffer, work, turn)
-            rounds = buffer.scheme.rounds(work, buffer.layout, buffer.state, turn)
-            took = replace(took, wire_s=drive(rounds, self._peers.make).answering_s)
-            if self.substitute is not None:
-                self.substitute.after(buffer)
-            if work is not flat:
-                flat.copy_(work)
-        if here and not plain:
-            took = replace(took, coded_s=time.thread_time() - began_s)
-        buffer.took = took
-        cosine = None if sample is None else sample.cosine(work)
-        buffer.note(step.number, self._count(buffer.scheme.name), agreed, cosine)
+        elif work is not flat:
+            flat.copy_(work)
+        coded_s = time.thread_time() - began_s if here and not plain else 0.0
+        buffer.took = replace(done.took, coded_s=coded_s)
+        cosine = None if done.sample is None else done.sample.cosine(work)
+        buffer.note(step.number, self._count(buffer.scheme.name), done.agreed, cosine)
+
+    def _sum_meanwhile(self, given: Given) -> Done:
+        """Nothing of a plain sum hangs on what is agreed: both are under way at once.
+
+        Elsewhere than on a processor, to see beforehand whether the sum will hide whose fault it is would hold up the
+        device.
+        """
+        suspect = self._suspect(given.buffer, given.work) if breaks(given.told) else ""
+        started = time.perf_counter()
+        telling = self._peers.tell(given.told)
+        self._count(_AGREEMENT)
+        summing = self._peers.start(given.work)
+        telling.wait()
+        summing.wait()
+        took = Took(wire_s=time.perf_counter() - started)
+        return Done(agreed_on(given.told, given.unit), took, suspect)
+
+    def _returns(self, given: Given) -> bool:
+        """Whether codes may be on their way before it is agreed upon that they should be.
+
+        Not where it will be asked how long they took: a rank that comes late finds the others' there already, and would
+        take the link for a fast one.
+        """
+        step, buffer = given.step, given.buffer
+        return (
+            self.substitute is None
+            and given.unit > 0
+            and not (step.broken or step.timed or self._samples(step, buffer))
+            and buffer.scheme.returns(buffer.layout, self._peers.world_size)
+        )
+
+    def _code_meanwhile(self, given: Given) -> Done:
+        """Ranks agree while codes are on their way; those that were for nothing are taken back."""
+        broken = breaks(given.told)
+        suspect = self._suspect(given.buffer, given.work) if broken else ""
+        telling = self._peers.tell(given.told)
+        self._count(_AGREEMENT)
+        agreed: Agreed | None = None
+
+        def answer(wanted: Round) -> torch.Tensor:
+            nonlocal agreed
+            if broken:
+                # The others wait for something, and will not read it.
+                wanted = replace(wanted, payload=wanted.payload.zero_(), fill=None)
+            back = self._peers.make(wanted)
+            telling.wait()
+            agreed = agreed_on(given.told, given.unit)
+            if agreed.broken:
+                raise TakenBack
+            return back
+
+        took = Took()
+        with suppress(TakenBack):
+            took = self._drive(given, answer)
+        assert agreed is not None
+        return Done(agreed, took, suspect)
+
+    def _code_once_agreed(self, given: Given, *, here: bool) -> Done:
+        """Ranks agree first."""
+        step, buffer, work = given.step, given.buffer, given.work
+        started = time.perf_counter()
+        self._peers.sum(given.told)
+        self._count(_AGREEMENT)
+        took = Took(latency_s=time.perf_counter() - started if here else 0.0)
+        agreed = agreed_on(given.told, given.unit)
+        if step.broken or agreed.broken:
+            suspect = agreed.broken and not bool(norm_of(work).isfinite())
+            return Done(agreed, took, self._suspect(buffer, work) if suspect else "")
+        sample = self._sample(step, buffer, work) if given.unit > 0 else None
+        if given.unit > 0 or buffer.plain:
+            took = replace(took, wire_s=self._drive(given, self._peers.make).wire_s)
+        return Done(agreed, took, sample=sample)
+
+    def _drive(self, given: Given, answer: Callable[[Round], torch.Tensor]) -> Took:
+        """Exchange a bucket by its scheme. Raises `TakenBack` where `answer` does."""
+        buffer, peers = given.buffer, self._peers
+        # What takes the place of gradients is made of them later.
+        finite = self.substitute is None
+        turn = Turn(peers.rank, peers.world_size, given.step.number, buffer.number, self._seed, given.unit, finite)
+        if not buffer.plain or buffer.velocity is not None:
+            buffer.lay_aside(given.unreached)
+        if self.substitute is not None and given.unit > 0:
+            self.substitute.before(buffer, given.work, turn)
+        driven = drive(buffer.scheme.rounds(given.work, buffer.layout, buffer.state, turn), answer)
+        if self.substitute is not None:
+            self.substitute.after(buffer)
+        return Took(wire_s=driven.answering_s)
 
     def answer(self, asked: Asked, probe_bytes: int) -> None:
         """Answer what was asked, and note what every bucket's last exchange took at least."""
@@ -176,13 +225,17 @@ class Exchanging:
         self._peers.take()
         return folded
 
-    def _sample(self, step: Step, buffer: Buffer, work: torch.Tensor) -> Sample | None:
-        """A part of the bucket summed as it is, where it is this one's turn; the same on every rank."""
-        if not self._adapts or self._group is None or buffer.plain:
-            return None
+    def _samples(self, step: Step, buffer: Buffer) -> bool:
+        """Whether it is this bucket's turn to be sampled; the same on every rank."""
+        if not self._adapts or buffer.plain:
+            return False
         filled = [one.number for one in self.buffers.values() if one.spec.numel]
         place = sampled_bucket(step.number, len(filled))
-        if place < 0 or filled[place] != buffer.number:
+        return place >= 0 and filled[place] == buffer.number
+
+    def _sample(self, step: Step, buffer: Buffer, work: torch.Tensor) -> Sample | None:
+        """A part of the bucket summed as it is, where it is this one's turn."""
+        if self._group is None or not self._samples(step, buffer):
             return None
         sample = take_sample(work, step.number, self._group)
         for level, sent in self._peers.bytes_of("sum", sample.nbytes).items():

@@ -74,7 +74,7 @@ def tried(scheme: Scheme, layout: Layout, world_size: int, device: torch.device)
 
 
 def _own(wanted: Round, world_size: int) -> torch.Tensor:
-    payload = wanted.payload
+    payload = wanted.filled()
     if wanted.how == "sum":
         return payload
     if wanted.how == "gather":

@@ -82,6 +82,10 @@ class Answer(Protocol):
 class Adaptable(Protocol):
     """What the controller needs of an exchange. Every rank makes the same calls."""
 
+    def will_ask(self, ask: bool) -> None:
+        """Whether ranks will share what the exchanges of the step take that is opened next."""
+        ...
+
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Answer:
         """Begin to make `values` the least of any rank, and to time a dense sum of `probe_bytes`."""
         ...
@@ -208,6 +212,7 @@ class Adapting:
     def begin(self, step: int) -> None:
         """A step begins: where it is looked at, what the one before took is shared, and the link probed when due."""
         assert self._state is not None
+        self._exchange.will_ask(looks(self._state, step + 1))
         if not looks(self._state, step):
             return
         probe = probe_bytes(self._setting, self._state, step)

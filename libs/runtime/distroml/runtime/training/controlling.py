@@ -44,6 +44,10 @@ class _Adaptable:
     exchange: CompressedExchange
     numbers: tuple[int, ...]
 
+    def will_ask(self, ask: bool) -> None:
+        """See `Adaptable`."""
+        self.exchange.will_ask(ask)
+
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
         """See `Adaptable`."""
         return self.exchange.ask(values, probe_bytes=probe_bytes)

@@ -10,7 +10,7 @@ import torch
 from distroml.runtime.comm import sent_bytes
 from distroml.runtime.compress.codec import Codec
 from distroml.runtime.compress.layout import Layout
-from distroml.runtime.compress.scheme import Round, State, Turn
+from distroml.runtime.compress.scheme import Round, State, TakenBack, Turn
 from distroml.runtime.compress.schemes.exchange import Section, exchange, exchange_bytes, in_two_phases, part_of
 from distroml.runtime.compress.schemes.kept import clear_padding, deliver, owned_of, residual_of
 
@@ -34,6 +34,10 @@ class Dense:
         state.residual = None
         if turn.world_size > 1 and flat.numel():
             flat.copy_((yield Round("sum", flat)))
+
+    def returns(self, layout: Layout, world_size: int) -> bool:
+        """See `Scheme`."""
+        return False
 
     def sent_bytes(self, layout: Layout, world_size: int) -> int:
         """See `Scheme`."""
@@ -68,8 +72,16 @@ class Coded:
         else:
             part = slice(0, 0)
         residual, owned = residual_of(flat, state), owned_of(flat, state, part)
-        yield from exchange([Section(self.codec, flat, residual, owned, turn.unit, turn.finite)], turn)
+        try:
+            yield from exchange([Section(self.codec, flat, residual, owned, turn.unit, turn.finite)], turn)
+        except TakenBack:
+            clear_padding(flat, layout, state)
+            raise
         clear_padding(flat, layout, state)
+
+    def returns(self, layout: Layout, world_size: int) -> bool:
+        """See `Scheme`."""
+        return world_size > 1 and not in_two_phases([(self.codec, layout.numel)], world_size)
 
     def sent_bytes(self, layout: Layout, world_size: int) -> int:
         """See `Scheme`."""

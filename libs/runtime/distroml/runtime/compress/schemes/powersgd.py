@@ -92,6 +92,10 @@ class PowerSGD:
             restore(flat, batch, one, all_)
         state.extra[_START] = factor
 
+    def returns(self, layout: Layout, world_size: int) -> bool:
+        """See `Scheme`."""
+        return False
+
     def sent_bytes(self, layout: Layout, world_size: int) -> int:
         """See `Scheme`."""
         batches, whole = divide(layout, self.pays)

@@ -74,6 +74,10 @@ class RandomK:
         flat.zero_()
         flat[where] = values.mul_(turn.unit)
 
+    def returns(self, layout: Layout, world_size: int) -> bool:
+        """See `Scheme`."""
+        return False
+
     def sent_bytes(self, layout: Layout, world_size: int) -> int:
         """See `Scheme`."""
         count = self.count(layout.numel)
