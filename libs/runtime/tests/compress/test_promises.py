@@ -229,9 +229,12 @@ def test_an_exchange_that_was_for_nothing_is_taken_back(name: str, world_size: i
     before = [state.residual.clone() for state in ranks.states]
     flats = gradients(LAYOUT, world_size, 7)
     for rank, (flat, state) in enumerate(zip(flats, ranks.states, strict=True)):
-        steps = scheme.rounds(flat, LAYOUT, state, Turn(rank, world_size, 3, 0, 0, 2.0, finite=True))
+        steps = scheme.rounds(flat, LAYOUT, state, Turn(rank, world_size, 3, 0, 0, 2.0, finite=True, tail=16))
         wanted = next(steps)
+        assert (wanted.how, wanted.payload.dtype) == ("gather", torch.uint8)
+        assert wanted.payload.numel() == (scheme.sent_bytes(LAYOUT, world_size) // (world_size - 1)) + 16
         if rank:
+            wanted.payload[-16:] = 7
             wanted.filled()
             assert not torch.equal(state.residual, before[rank])
         with pytest.raises(TakenBack):

@@ -61,6 +61,7 @@ class Turn:
         unit: raw gradients over normalised ones: the global count of loss terms of this step. Buffers hold raw
             gradients; residuals are kept normalised, so that they mean the same at another batch or world size.
         finite: this rank's buffer is known to have finite numbers only.
+        tail: bytes, a multiple of 8, that the one round of a scheme that `returns` has room for behind what it sends.
     """
 
     rank: int
@@ -70,6 +71,7 @@ class Turn:
     seed: int
     unit: float
     finite: bool = False
+    tail: int = 0
 
 
 @dataclass(slots=True)
@@ -113,6 +115,7 @@ class Scheme(Protocol):
         """Whether its first round may be its last: `TakenBack`, thrown in place of the answer, undoes all it changed.
 
         Up to rounding, in `state`; nothing is undone where the round's `fill` was not called, since nothing was done.
+        The round is a "gather" of bytes, of which the last `Turn.tail` are not the scheme's.
         """
         ...
 

@@ -147,11 +147,10 @@ class Exchanging:
         )
 
     def _code_meanwhile(self, given: Given) -> Done:
-        """Ranks agree while codes are on their way; those that were for nothing are taken back."""
+        """What ranks agree on travels with the codes; those that were for nothing are taken back."""
         broken = breaks(given.told)
         suspect = self._suspect(given.buffer, given.work) if broken else ""
-        telling = self._peers.tell(given.told)
-        self._count(_AGREEMENT)
+        told = given.told.view(torch.uint8)
         agreed: Agreed | None = None
 
         def answer(wanted: Round) -> torch.Tensor:
@@ -159,16 +158,17 @@ class Exchanging:
             if broken:
                 # The others wait for something, and will not read it.
                 wanted = replace(wanted, payload=wanted.payload.zero_(), fill=None)
+            wanted.payload[-told.numel() :] = told
             back = self._peers.make(wanted)
-            telling.wait()
-            agreed = agreed_on(given.told, given.unit)
+            everyones = back[:, -told.numel() :].contiguous().view(given.told.dtype)
+            agreed = agreed_on(everyones.sum(0), given.unit)
             if agreed.broken:
                 raise TakenBack
             return back
 
         took = Took()
         with suppress(TakenBack):
-            took = self._drive(given, answer)
+            took = self._drive(given, answer, tail=told.numel())
         assert agreed is not None
         return Done(agreed, took, suspect)
 
@@ -188,12 +188,14 @@ class Exchanging:
             took = replace(took, wire_s=self._drive(given, self._peers.make).wire_s)
         return Done(agreed, took, sample=sample)
 
-    def _drive(self, given: Given, answer: Callable[[Round], torch.Tensor]) -> Took:
+    def _drive(self, given: Given, answer: Callable[[Round], torch.Tensor], *, tail: int = 0) -> Took:
         """Exchange a bucket by its scheme. Raises `TakenBack` where `answer` does."""
         buffer, peers = given.buffer, self._peers
         # What takes the place of gradients is made of them later.
         finite = self.substitute is None
-        turn = Turn(peers.rank, peers.world_size, given.step.number, buffer.number, self._seed, given.unit, finite)
+        turn = Turn(
+            peers.rank, peers.world_size, given.step.number, buffer.number, self._seed, given.unit, finite, tail
+        )
         if not buffer.plain or buffer.velocity is not None:
             buffer.lay_aside(given.unreached)
         if self.substitute is not None and given.unit > 0:

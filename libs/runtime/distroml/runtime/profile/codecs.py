@@ -36,8 +36,8 @@ def time_codecs(
     """
     layout = _layout_of(model)
     kinds = [(name, ranks) for name in schemes if name != "none" for ranks in degrees if ranks > 1]
-    device = collectives.world.device
-    mine = [tried(parse_scheme(name), layout, ranks, device)[1] / layout.numel for name, ranks in kinds]
+    gradients = gradients_of(layout, collectives.world.device)
+    mine = [tried(parse_scheme(name), layout, ranks, gradients)[1] / layout.numel for name, ranks in kinds]
     slowest = [max(told) for told in zip(*collectives.gather(mine), strict=True)]
     return tuple(Tried(name, ranks, spent_s) for (name, ranks), spent_s in zip(kinds, slowest, strict=True))
 
@@ -53,16 +53,22 @@ def _layout_of(model: nn.Module) -> Layout:
     return Layout(numel, tuple(pieces))
 
 
-def tried(scheme: Scheme, layout: Layout, world_size: int, device: torch.device) -> tuple[int, float]:
-    """Rounds of an exchange, and seconds that this rank computes in it; the best of a few.
+def gradients_of(layout: Layout, device: torch.device) -> torch.Tensor:
+    """What `tried` may be given; to make it takes longer than most codecs do."""
+    return torch.linspace(-1.0, 1.0, layout.numel, device=device)
+
+
+def tried(scheme: Scheme, layout: Layout, world_size: int, gradients: torch.Tensor) -> tuple[int, float]:
+    """Rounds of an exchange of `gradients`, and seconds that this rank computes in it; the best of a few.
 
     On a processor they are its own: what else runs there makes ranks wait, and is no property of a codec.
     """
+    device, flat = gradients.device, torch.empty_like(gradients)
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     state = scheme.prepare(layout, world_size, device)
     best_s, count = float("inf"), 0
     for step in range(1, _TRIES + 1):
-        flat = torch.linspace(-1.0, 1.0, layout.numel, device=device)
+        flat.copy_(gradients)
         driven = drive(
             scheme.rounds(flat, layout, state, Turn(0, world_size, step, 0, 0, 1.0, finite=True)),
             lambda wanted: _own(wanted, world_size),

@@ -103,23 +103,23 @@ Tell = Callable[[SchemeChanged], None]
 def probe_link(exchange: Adaptable, largest_bytes: int) -> Link:
     """What the link does before step 1: latency by small messages, speed by large ones, the best of a few. Collective.
 
-    They grow until one takes long enough to tell, up to `largest_bytes`, which no exchange has more of.
+    They grow until one takes long enough to tell, up to `largest_bytes`, which no exchange has more of; only those of
+    that size are repeated.
 
     Raises:
         PeerLost: another rank is gone.
     """
     latency_s = min(_probed(exchange, _SMALL_BYTES)[0] for _ in range(_PROBES))
     size = PROBE_BYTES
-    while True:
-        best_s, sent = math.inf, 0
-        for _ in range(_PROBES):
-            seconds, sent = _probed(exchange, size)
-            best_s = min(best_s, seconds)
-            if seconds > _SURE_S:
-                break
-        if best_s >= _TELLING_S or _LARGER * size > largest_bytes:
-            return Link(latency_s, max(best_s - latency_s, best_s / 10) / max(sent, 1))
+    best_s, sent = _probed(exchange, size)
+    while best_s < _TELLING_S and _LARGER * size <= largest_bytes:
         size *= _LARGER
+        best_s, sent = _probed(exchange, size)
+    for _ in range(1, _PROBES):
+        if best_s > _SURE_S:
+            break
+        best_s = min(best_s, _probed(exchange, size)[0])
+    return Link(latency_s, max(best_s - latency_s, best_s / 10) / max(sent, 1))
 
 
 def _probed(exchange: Adaptable, size: int) -> tuple[float, int]:

@@ -13,7 +13,7 @@ from distroml.runtime.compress.control import LADDER, NONE, Bucket, Offer, Setti
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.parallel.agreement import told_of
 from distroml.runtime.parallel.buckets import BucketSpec
-from distroml.runtime.profile.codecs import tried
+from distroml.runtime.profile.codecs import gradients_of, tried
 
 # A backward pass takes about two thirds of a step's computing; its buckets get ready one after the other.
 _FORWARD = 1 / 3
@@ -38,9 +38,9 @@ def codec_costs(
     pieces = [piece for piece in largest.pieces if piece.offset + piece.numel <= elements] or list(largest.pieces[:1])
     layout = Layout(max(piece.offset + piece.numel for piece in pieces), tuple(pieces))
     found: dict[str, tuple[int, float]] = {NONE: (1, 0.0)}
-    watched_s = _watched_s(layout.numel, device)
+    watched_s, gradients = _watched_s(layout.numel, device), gradients_of(layout, device)
     for rung in LADDER[1:]:
-        rounds, spent_s = tried(parse_scheme(rung.scheme), layout, world_size, device)
+        rounds, spent_s = tried(parse_scheme(rung.scheme), layout, world_size, gradients)
         found[rung.scheme] = (rounds, (spent_s + watched_s) / layout.numel)
     return found
 

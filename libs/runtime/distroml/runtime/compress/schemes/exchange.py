@@ -106,7 +106,8 @@ def _one_phase(sections: Sequence[Section], turn: Turn, place: int) -> Generator
     if not sections:
         return
     slots = _slots([(section.codec, section.values.numel()) for section in sections])
-    codes = torch.empty(turn.world_size, slots[-1].stop, dtype=torch.uint8, device=sections[0].values.device)
+    size, device = slots[-1].stop + turn.tail, sections[0].values.device
+    codes = torch.empty(turn.world_size, size, dtype=torch.uint8, device=device)
     payload, coded = codes[turn.rank], 0
 
     def fill() -> None:
