@@ -21,6 +21,7 @@ from distroml.runtime.compress.control import (
     looks,
     passed,
     probe_bytes,
+    times,
 )
 from distroml.runtime.compress.control.choosing import offers_of, penalty
 from distroml.runtime.compress.control.timing import timing, wire_s
@@ -110,6 +111,11 @@ class Training:
             self.changes += changes
         return state
 
+    def _wire_s(self, state: State, step: int, link: Link, offer: Offer) -> float:
+        """Codes leave early where nobody wants to know how long they take."""
+        timed = times(state, step) or offer.scheme == "none" or offer.rounds > 1
+        return wire_s(link, offer) if timed else 0.0
+
     def _measured(self, step: int, state: State, held: tuple[str, ...], chance: random.Random) -> Measured:
         def scatter() -> float:
             return chance.lognormvariate(0, self.noise) if self.noise else 1.0
@@ -123,7 +129,7 @@ class Training:
             self.harm(
                 step,
                 offer.scheme,
-                Seen(wire_s(link, offer), exposed_s, 1.0, 1.0, 0.9, offer.codec_s, link.latency_s),
+                Seen(self._wire_s(state, step, link, offer), exposed_s, 1.0, 1.0, 0.9, offer.codec_s, link.latency_s),
             )
             for offer, exposed_s in zip(offers, found.exposed_s, strict=True)
         ]

@@ -51,7 +51,7 @@ class Pretended:
     step: int = 0
     free_bytes: int = 0
 
-    def will_ask(self, ask: bool) -> None:
+    def set_timed(self, timed: bool) -> None:
         pass
 
     def ask(self, values, *, probe_bytes: int = 0) -> Answered:

@@ -1,6 +1,7 @@
 """What the controller makes of probes, of a busy processor, and of codecs within steps."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -60,6 +61,19 @@ def test_a_busy_processor_is_not_taken_for_a_slower_link(rate, busy):
     assert not [change for change in training.changes if change.reason.startswith("Link")]
     assert state.link.s_per_byte == pytest.approx(mbit(rate).s_per_byte, rel=0.15)
     assert state.link.latency_s == pytest.approx(mbit(rate).latency_s + 3e-3, rel=0.15)
+
+
+def test_exchanges_that_were_not_timed_say_nothing_of_the_link():
+    """Where codes left early; a part of them is no smaller whole."""
+    calls = itertools.count()
+
+    def harm(step, scheme, seen):
+        return seen if next(calls) % 4 == 0 else dataclasses.replace(seen, wire_s=0.0)
+
+    training = Training(setting(buckets=4), lambda step: mbit(200), noise=0.05, harm=harm)
+    state = training.run(60)
+    assert not [change for change in training.changes if change.reason.startswith("Link")]
+    assert state.link.s_per_byte == pytest.approx(mbit(200).s_per_byte, rel=0.2)
 
 
 @pytest.mark.parametrize(("buckets", "slows"), [(1, 0.0), (1, 1.0), (4, 0.0), (4, 1.0)])

@@ -1,4 +1,4 @@
-"""How often the controller looks: at every step while something may change, then at one of four; nothing is lost."""
+"""How often the controller looks: at every step while something may change, then at few; nothing is lost."""
 
 import math
 from dataclasses import replace
@@ -14,12 +14,12 @@ def trained(steps, rate=100.0, **more):
     return training, training.run(steps)
 
 
-def test_every_step_is_looked_at_until_nothing_has_changed_for_long_then_one_of_four():
+def test_every_step_is_looked_at_until_nothing_has_changed_for_long_then_at_few():
     training, _ = trained(400)
     last = max(change.from_step for change in training.changes) if training.changes else 1
     assert training.looked[: last + 23] == list(range(1, last + 24))
     rest = [step for step in training.looked if step >= last + 24]
-    assert rest == [step for step in range(last + 24, 401) if step % LOOK_EVERY == 0]
+    assert rest == [step for step in range(last + 24, 401) if step % LOOK_EVERY == 0 or step % PROBE_EVERY == 0]
 
 
 def test_probes_and_samples_fall_on_steps_that_are_looked_at():

@@ -142,7 +142,7 @@ def course(
     quirks = Quirks(tied=True, late=True, width=8)
     parallel = spread(world, plan, quirks, MICROBATCH, getattr(torch, dtype), **options)
     if parallel.exchange is not None:
-        parallel.exchange.will_ask(timed)
+        parallel.exchange.set_timed(timed)
     made = under_plan(parallel, MICROBATCH, 1.0, steps)
     parallel.close()
     return {"losses": made.losses, "bits": made.bits()}

@@ -19,7 +19,7 @@ class Took:
     """Seconds of one bucket's exchange.
 
     Attributes:
-        wire_s: from handing in its messages to their answers.
+        wire_s: from handing in its messages to their answers; 0 where ranks did not begin together.
         coded_s: of a processor, for all beside that: what a busy machine makes wait is not in them. 0 for plain sums,
             and where another device codes.
         latency_s: of the few numbers that ranks tell one another first; 0 where they tell none.

@@ -226,12 +226,12 @@ class CompressedExchange:
         """What the last step's exchanges came to, in the order of buckets; call it after the waits."""
         return [buffer.measured for buffer in self._buffers.values() if buffer.measured is not None]
 
-    def will_ask(self, ask: bool) -> None:
-        """Whether `ask` comes before the step after the one that is opened next; if unsaid, where this one adapts.
+    def set_timed(self, timed: bool) -> None:
+        """Whether exchanges of the steps that are opened from now on tell how fast the link is, as those that adapt do.
 
-        Exchanges that are timed for others begin together, and are a little slower for it. Every rank says the same.
+        They begin together then, and are a little slower for it. Every rank says the same.
         """
-        self._timed = ask
+        self._timed = timed
 
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
         """Begin to make `values` the least of any rank, and to time a dense sum, before what is begun next.

@@ -166,11 +166,11 @@ class Exchanging:
                 raise TakenBack
             return back
 
-        took = Took()
         with suppress(TakenBack):
-            took = self._drive(given, answer, tail=told.numel())
+            self._drive(given, answer, tail=told.numel())
         assert agreed is not None
-        return Done(agreed, took, suspect)
+        # What it took on the wire says nothing of the link.
+        return Done(agreed, Took(), suspect)
 
     def _code_once_agreed(self, given: Given, *, here: bool) -> Done:
         """Ranks agree first."""
@@ -184,8 +184,14 @@ class Exchanging:
             suspect = agreed.broken and not bool(norm_of(work).isfinite())
             return Done(agreed, took, self._suspect(buffer, work) if suspect else "")
         sample = self._sample(step, buffer, work) if given.unit > 0 else None
+
+        def answer(wanted: Round) -> torch.Tensor:
+            # Where it is timed, nothing is to arrive while codes are still written.
+            wanted = replace(wanted, payload=wanted.filled(), fill=None) if step.timed else wanted
+            return self._peers.make(wanted)
+
         if given.unit > 0 or buffer.plain:
-            took = replace(took, wire_s=self._drive(given, self._peers.make).wire_s)
+            took = replace(took, wire_s=self._drive(given, answer).wire_s)
         return Done(agreed, took, sample=sample)
 
     def _drive(self, given: Given, answer: Callable[[Round], torch.Tensor], *, tail: int = 0) -> Took:

@@ -27,6 +27,7 @@ from distroml.runtime.compress.control import (
     looks,
     passed,
     probe_bytes,
+    times,
     with_changes,
 )
 from distroml.runtime.parallel.buffers import Took
@@ -82,8 +83,8 @@ class Answer(Protocol):
 class Adaptable(Protocol):
     """What the controller needs of an exchange. Every rank makes the same calls."""
 
-    def will_ask(self, ask: bool) -> None:
-        """Whether ranks will share what the exchanges of the step take that is opened next."""
+    def set_timed(self, timed: bool) -> None:
+        """Whether what exchanges take in the step that is opened next is to tell of the link."""
         ...
 
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Answer:
@@ -212,7 +213,7 @@ class Adapting:
     def begin(self, step: int) -> None:
         """A step begins: where it is looked at, what the one before took is shared, and the link probed when due."""
         assert self._state is not None
-        self._exchange.will_ask(looks(self._state, step + 1))
+        self._exchange.set_timed(times(self._state, step + 1))
         if not looks(self._state, step):
             return
         probe = probe_bytes(self._setting, self._state, step)

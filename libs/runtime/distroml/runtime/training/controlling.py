@@ -44,9 +44,9 @@ class _Adaptable:
     exchange: CompressedExchange
     numbers: tuple[int, ...]
 
-    def will_ask(self, ask: bool) -> None:
+    def set_timed(self, timed: bool) -> None:
         """See `Adaptable`."""
-        self.exchange.will_ask(ask)
+        self.exchange.set_timed(timed)
 
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
         """See `Adaptable`."""

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import torch
 
-from distroml.runtime.compress import Layout, Piece
+from distroml.runtime.compress import Layout, Piece, parse_spec
 from distroml.runtime.compress.control import LADDER, NONE, Bucket, Offer, Setting
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.parallel.agreement import told_of
@@ -32,17 +32,25 @@ def codec_costs(
 ) -> dict[str, tuple[int, float]]:
     """Rounds and seconds per element of every scheme of the ladder, measured now on about `elements` elements.
 
-    The seconds are of all that a rank computes for an exchange, norms that are watched among it.
+    The seconds are of all that a rank computes for an exchange, norms that are watched among it. Those of PowerSGD
+    grow as its rank does: between the least and the greatest rank they are not tried.
     """
     largest = max(layouts, key=lambda layout: layout.numel)
     pieces = [piece for piece in largest.pieces if piece.offset + piece.numel <= elements] or list(largest.pieces[:1])
     layout = Layout(max(piece.offset + piece.numel for piece in pieces), tuple(pieces))
     found: dict[str, tuple[int, float]] = {NONE: (1, 0.0)}
     watched_s, gradients = _watched_s(layout.numel, device), gradients_of(layout, device)
+    ranks = {rung.scheme: rank for rung in LADDER if (rank := parse_spec(rung.scheme).rank)}
+    ends = sorted(ranks, key=ranks.__getitem__)[:: max(len(ranks) - 1, 1)]
     for rung in LADDER[1:]:
-        rounds, spent_s = tried(parse_scheme(rung.scheme), layout, world_size, gradients)
-        found[rung.scheme] = (rounds, (spent_s + watched_s) / layout.numel)
-    return found
+        if rung.scheme not in ranks or rung.scheme in ends:
+            rounds, spent_s = tried(parse_scheme(rung.scheme), layout, world_size, gradients)
+            found[rung.scheme] = (rounds, (spent_s + watched_s) / layout.numel)
+    (rounds, low_s), (_, high_s) = (found[scheme] for scheme in ends)
+    low, high = (ranks[scheme] for scheme in ends)
+    for scheme, rank in ranks.items():
+        found.setdefault(scheme, (rounds, low_s + (high_s - low_s) * (rank - low) / (high - low)))
+    return {rung.scheme: found[rung.scheme] for rung in LADDER}
 
 
 def _watched_s(numel: int, device: torch.device) -> float:

@@ -16,7 +16,7 @@ from distroml.runtime.compress.control.model import (
 from distroml.runtime.compress.control.penalties import LADDER
 from distroml.runtime.compress.control.policy import TOLD, Gain, begun, decide, first, gain, link_of, with_changes
 from distroml.runtime.compress.control.replay import Replay
-from distroml.runtime.compress.control.resting import looks, passed
+from distroml.runtime.compress.control.resting import looks, passed, times
 
 __all__ = [
     "LADDER",
@@ -43,5 +43,6 @@ __all__ = [
     "looks",
     "passed",
     "probe_bytes",
+    "times",
     "with_changes",
 ]

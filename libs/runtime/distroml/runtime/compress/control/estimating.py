@@ -9,8 +9,8 @@ from dataclasses import replace
 from distroml.runtime.compress.control.model import Link, Measured, Offer, Setting, State
 
 PROBE_EVERY = 20
-LOOK_EVERY = 4
-"""Where nothing has changed for long, one of so many steps is looked at; probes and samples fall on such steps."""
+LOOK_EVERY = 8
+"""Where nothing has changed for long, one of so many steps is looked at, a sampled one; and those with probes are."""
 PROBE_BYTES = 256 * 1024
 """Smaller messages pass through the burst of a rate limiter and show a link that is not there."""
 # A doubt is probed in each step, after the next that came to nothing in every second one, and so on: where probes and
@@ -109,7 +109,7 @@ def _link_sample(state: State, measured: Measured, offers: Sequence[Offer]) -> f
     took_s = sum(seen.wire_s for seen in measured.buckets)
     sent, rounds = sum(offer.sent_bytes for offer in offers), sum(offer.rounds for offer in offers)
     stalled = took_s - rounds * state.link.latency_s > 0.1 * state.compute_s
-    if not sent or took_s <= 0 or (sent < _TELLING_BYTES and not stalled):
+    if not sent or any(seen.wire_s <= 0 for seen in measured.buckets) or (sent < _TELLING_BYTES and not stalled):
         return None
     return _per_byte(state.link, took_s, rounds, sent)
 

@@ -72,7 +72,7 @@ class Seen:
     """One bucket's exchange in one step, the same numbers on every rank.
 
     Attributes:
-        wire_s: from handing in its messages to their answers, codecs left out.
+        wire_s: from handing in its messages to their answers, codecs left out; 0 where it was not timed.
         exposed_s: for which computing waited.
         residual_norm, gradient_norm: in the same units.
         cosine: of what came out to the dense sum, on a sampled slice; None where it was not sampled.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from distroml.runtime.compress.control import guarding
-from distroml.runtime.compress.control.estimating import LOOK_EVERY
+from distroml.runtime.compress.control.estimating import LOOK_EVERY, PROBE_EVERY
 from distroml.runtime.compress.control.model import NONE, State
 from distroml.runtime.compress.control.proving import TELLING
 
@@ -27,8 +27,17 @@ def looks(state: State, step: int) -> bool:
         and not state.course.high
         and state.step_before_s <= 0
     )
-    plain = all(scheme == NONE for scheme in state.schemes)
-    return not rests or step % (_LOOK_EVERY_PLAIN if plain else LOOK_EVERY) == 0
+    if all(scheme == NONE for scheme in state.schemes):
+        return not rests or step % _LOOK_EVERY_PLAIN == 0
+    return not rests or step % LOOK_EVERY == 0 or step % PROBE_EVERY == 0
+
+
+def times(state: State, step: int) -> bool:
+    """Whether the exchanges of the step before `step` are to be timed; where nothing is doubted, a few are enough.
+
+    Codes that could leave before all ranks are there wait for them then, which makes the step longer.
+    """
+    return looks(state, step) and (bool(state.doubt) or step % LOOK_EVERY == 0)
 
 
 def passed(state: State, loss: float) -> State:
