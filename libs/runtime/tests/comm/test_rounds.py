@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from unittest import mock
 
 import pytest
 import torch
@@ -36,53 +37,57 @@ def test_a_generator_gets_each_answer_and_is_settled_before_and_after() -> None:
     ]
 
 
-def test_computing_and_answers_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By two clocks: what a processor does for others while a rank computes is none of its own seconds."""
-    now = {"wall": 0.0, "thread": 0.0}
+class Clocks:
+    """A wall clock and one of a thread, which go on when told to."""
 
-    def pass_(wall: float, thread: float) -> None:
-        now["wall"] += wall
-        now["thread"] += thread
+    def __init__(self) -> None:
+        self.wall = self.thread = 0.0
+
+    def pass_(self, wall: float, thread: float) -> None:
+        self.wall += wall
+        self.thread += thread
+
+    def now(self) -> float:
+        return self.wall
+
+    def driven(self, steps: Generator[Round, torch.Tensor], answer: Callable[[Round], torch.Tensor]) -> rounds.Driven:
+        with mock.patch.object(rounds.time, "perf_counter", self.now):
+            return drive(steps, answer, clock=lambda: self.thread)
+
+
+def test_computing_and_answers_are_timed_apart() -> None:
+    """By two clocks: what a processor does for others while a rank computes is none of its own seconds."""
+    clocks = Clocks()
 
     def scheme() -> Generator[Round, torch.Tensor]:
         for _ in range(2):
-            pass_(wall=6.0, thread=2.0)
+            clocks.pass_(wall=6.0, thread=2.0)
             yield Round("sum", torch.zeros(1))
 
     def answer(wanted: Round) -> torch.Tensor:
-        pass_(wall=5.0, thread=0.0)
+        clocks.pass_(wall=5.0, thread=0.0)
         return wanted.payload
 
-    monkeypatch.setattr(rounds.time, "perf_counter", lambda: now["wall"])
-    driven = drive(scheme(), answer, clock=lambda: now["thread"])
-    monkeypatch.undo()
+    driven = clocks.driven(scheme(), answer)
     assert (driven.computing_s, driven.answering_s) == (4.0, 10.0)
 
 
-def test_what_a_payload_is_filled_with_is_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_payload_is_filled_with_is_computing() -> None:
     """It is done while others' may be on their way, and is no part of the answer's seconds."""
-    now = {"wall": 0.0, "thread": 0.0}
+    clocks, payload = Clocks(), torch.zeros(1)
 
-    def pass_(wall: float, thread: float) -> None:
-        now["wall"] += wall
-        now["thread"] += thread
+    def fill() -> None:
+        clocks.pass_(wall=6.0, thread=2.0)
+        payload.fill_(7.0)
 
     def scheme() -> Generator[Round, torch.Tensor]:
-        payload = torch.zeros(1)
-
-        def fill() -> None:
-            pass_(wall=6.0, thread=2.0)
-            payload.fill_(7.0)
-
         assert float((yield Round("gather", payload, fill=fill))) == 7.0
 
     def answer(wanted: Round) -> torch.Tensor:
-        pass_(wall=5.0, thread=0.0)
+        clocks.pass_(wall=5.0, thread=0.0)
         return wanted.filled()
 
-    monkeypatch.setattr(rounds.time, "perf_counter", lambda: now["wall"])
-    driven = drive(scheme(), answer, clock=lambda: now["thread"])
-    monkeypatch.undo()
+    driven = clocks.driven(scheme(), answer)
     assert (driven.rounds, driven.computing_s, driven.answering_s) == (1, 2.0, 5.0)
 
 
