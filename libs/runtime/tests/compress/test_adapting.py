@@ -50,9 +50,10 @@ class Pretended:
     probes: list[int] = field(default_factory=list)
     step: int = 0
     free_bytes: int = 0
+    timed: dict[int, bool] = field(default_factory=dict)
 
     def set_timed(self, timed: bool) -> None:
-        pass
+        self.timed[self.step + 1] = timed
 
     def ask(self, values, *, probe_bytes: int = 0) -> Answered:
         link = mbit(self.rate)
@@ -91,6 +92,14 @@ def train(adapting: Adapting, exchange: Pretended, first: int, last: int) -> dic
         adapting.end(step)
         adapting.note(0.25, 3.0)
     return used
+
+
+def test_exchanges_are_timed_in_the_steps_before_some_that_are_looked_at() -> None:
+    exchange = Pretended(200)
+    adapting = made(exchange, [])
+    adapting.start(0, "", lambda: 0.2)
+    train(adapting, exchange, 1, 100)
+    assert [step for step, timed in exchange.timed.items() if timed] == list(range(7, 101, 8))
 
 
 def test_the_link_is_probed_before_the_first_step_and_its_choice_set_and_told() -> None:

@@ -216,7 +216,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_residual(name: str, bad: float
 
 # Of those that keep anything.
 RETURNING = [
-    (name, ranks) for name in SCHEMES if name != "none" for ranks in (2, 3) if SCHEMES[name].returns(LAYOUT, ranks)
+    (name, ranks) for name in SCHEMES if name != "none" for ranks in (2, 3) if SCHEMES[name].takes_back(LAYOUT, ranks)
 ]
 
 

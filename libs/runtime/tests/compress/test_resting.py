@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from distroml.runtime.compress.control import PROBE_EVERY
+from distroml.runtime.compress.control import PROBE_EVERY, looks, times
 from distroml.runtime.compress.control.estimating import LOOK_EVERY
 from distroml.runtime.parallel.sampling import sampled_bucket
 from libs.runtime.tests.compress.synthetic import Training, mbit, setting
@@ -20,6 +20,18 @@ def test_every_step_is_looked_at_until_nothing_has_changed_for_long_then_at_few(
     assert training.looked[: last + 23] == list(range(1, last + 24))
     rest = [step for step in training.looked if step >= last + 24]
     assert rest == [step for step in range(last + 24, 401) if step % LOOK_EVERY == 0 or step % PROBE_EVERY == 0]
+
+
+def test_exchanges_are_timed_for_every_step_while_the_link_is_in_doubt() -> None:
+    _, state = trained(400)
+    assert [step for step in range(401, 441) if times(state, step)] == [408, 416, 424, 432, 440]
+    doubting = replace(state, doubt=1, doubt_log=1.0)
+    assert all(times(doubting, step) for step in range(401, 441))
+    # Nobody asks then.
+    quelled = replace(doubting, quelled=4)
+    assert [step for step in range(401, 441) if times(quelled, step)] == [
+        step for step in range(401, 441) if looks(quelled, step)
+    ]
 
 
 def test_probes_and_samples_fall_on_steps_that_are_looked_at():

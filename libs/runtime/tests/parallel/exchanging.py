@@ -144,8 +144,9 @@ def course(
     if parallel.exchange is not None:
         parallel.exchange.set_timed(timed)
     made = under_plan(parallel, MICROBATCH, 1.0, steps)
+    agreed = sum(size for way, size in (parallel.sent() or {}).items() if way[2] == "agreement")
     parallel.close()
-    return {"losses": made.losses, "bits": made.bits()}
+    return {"losses": made.losses, "bits": made.bits(), "agreed": agreed}
 
 
 def on_hosts(world: World, plan: str, hosts: str, way: str, cache: str, **options: Any) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def test_codes_that_leave_before_ranks_have_agreed_give_the_same_bits(pool: Pool
         for timed in (False, True)
     )
     assert early[0]["bits"] == timed[0]["bits"]
+    assert early[0]["agreed"] < timed[0]["agreed"], "what is agreed upon travels with the codes"
 
 
 def test_the_size_of_buckets_changes_nothing_but_the_order_of_sums(pool: Pool) -> None:

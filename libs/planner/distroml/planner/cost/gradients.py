@@ -22,8 +22,8 @@ from distroml.planner.topology import Device, Route
 from distroml.planner.training import Training
 
 _MIB = 1 << 20
-# What ranks tell one another of a bucket before they exchange its codes: four numbers of 8 bytes.
-_AGREEMENT_BYTES = 32
+# What ranks tell one another of a bucket before they exchange its codes, or with them: three numbers of 8 bytes.
+_AGREEMENT_BYTES = 24
 # Of an element's gradient, residual and sum one read and one write at least.
 _CODEC_TRAFFIC_BYTES = 16
 # How often an outer step reads or writes an element: three times for the difference from the last meeting, the others
@@ -220,7 +220,11 @@ class GradientCosts:
         spec, ranks = spec_of(scheme), plan.dp_replicate
         told = messages(spec, self.bucket(plan, elements, buckets, scheme), ranks)
         rounds = together(moved(route, one, buckets, on_cpu=self._device.on_cpu) for one in told)
-        wire_s = rounds.seconds + self._agreeing(route, buckets).seconds
+        compressing = self._training.compressing
+        early = self._device.on_cpu and [one.how for one in told] == ["gather"] and compressing.momenta is None
+        # Between processors they leave with what ranks agree upon, where they can be taken back.
+        early = early and spec.kind not in ("powersgd", "randomk")
+        wire_s = rounds.seconds + (0.0 if early else self._agreeing(route, buckets).seconds)
         codec_s = elements * self._codec_s_per_element(scheme, ranks)
         return _Sum(wire_s, codec_s, buckets * sum(one.sent_bytes(ranks) for one in told), rounds.sent_bytes)
 

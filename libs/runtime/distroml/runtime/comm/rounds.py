@@ -82,8 +82,8 @@ def drive(
             wanted = replace(wanted, fill=functools.partial(timed, wanted.fill))
         try:
             back = answer(wanted)
-        except TakenBack as nothing:
-            steps.throw(nothing)
+        except TakenBack as for_nothing:
+            steps.throw(for_nothing)
             raise
         del wanted
         settle()

@@ -61,7 +61,7 @@ class Turn:
         unit: raw gradients over normalised ones: the global count of loss terms of this step. Buffers hold raw
             gradients; residuals are kept normalised, so that they mean the same at another batch or world size.
         finite: this rank's buffer is known to have finite numbers only.
-        tail: bytes, a multiple of 8, that the one round of a scheme that `returns` has room for behind what it sends.
+        tail: bytes, a multiple of 8, for which the one round of a scheme that `takes_back` has room behind its own.
     """
 
     rank: int
@@ -111,11 +111,12 @@ class Scheme(Protocol):
         """
         ...
 
-    def returns(self, layout: Layout, world_size: int) -> bool:
-        """Whether its first round may be its last: `TakenBack`, thrown in place of the answer, undoes all it changed.
+    def takes_back(self, layout: Layout, world_size: int) -> bool:
+        """Whether `TakenBack`, thrown in place of its only round's answer, undoes what it did, and is raised again.
 
-        Up to rounding, in `state`; nothing is undone where the round's `fill` was not called, since nothing was done.
-        The round is a "gather" of bytes, of which the last `Turn.tail` are not the scheme's.
+        Residuals are what they were then but for rounding of sums with these gradients, of 1e-7 of a gradient; where
+        the round's `fill` was not called nothing was done. The round is a "gather" of bytes, of which the last
+        `Turn.tail` are not the scheme's.
         """
         ...
 

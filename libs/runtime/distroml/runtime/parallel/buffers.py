@@ -19,7 +19,7 @@ class Took:
     """Seconds of one bucket's exchange.
 
     Attributes:
-        wire_s: from handing in its messages to their answers; 0 where ranks did not begin together.
+        wire_s: from handing in its messages to their answers; 0 where it was not timed.
         coded_s: of a processor, for all beside that: what a busy machine makes wait is not in them. 0 for plain sums,
             and where another device codes.
         latency_s: of the few numbers that ranks tell one another first; 0 where they tell none.
@@ -132,7 +132,7 @@ class Buffer:
                 self.state = succeeded(scheme, self.layout, self.world_size, self.spec.device, self.state)
 
     def note(self, step: int, sent_bytes: int, agreed: Agreed | None = None, cosine: float | None = None) -> None:
-        """The exchange of a step is over; `agreed` where ranks agreed on anything before it."""
+        """The exchange of a step is over; `agreed` where ranks agreed on anything."""
         self.measured = Measured(
             bucket=self.number,
             step=step,

@@ -33,11 +33,11 @@ class CompressedExchange:
     backward pass.
 
     Ranks agree on whether a gradient is no finite number before its bucket is exchanged or, where a scheme can take
-    back what it did, while it is: no rank's residuals change by that bucket, but for rounding, or by a later one of the
-    step, their sums are NaN everywhere, and `non_finite` tells whose fault it is. Buckets before it were exchanged as
-    ever: what they gave and what is kept of them add up, so that a step that is taken nevertheless loses nothing. Nor
-    does one that reached a parameter on no rank: nobody heeds what was told of that, and what was kept of it is kept
-    until it is reached again.
+    back what it did, while it is: no rank's residuals change by that bucket, but for rounding of their sums with its
+    gradients, or by a later one of the step, their sums are NaN everywhere, and `non_finite` tells whose fault it is.
+    Buckets before it were exchanged as ever: what they gave and what is kept of them add up, so that a step that is
+    taken nevertheless loses nothing. Nor does one that reached a parameter on no rank: nobody heeds what was told of
+    that, and what was kept of it is kept until it is reached again.
 
     One that `adapts`, and compresses nothing at all in a step, costs no more than plain sums: nothing is agreed upon
     then, and `non_finite` has what this rank is to blame for, on a processor only.

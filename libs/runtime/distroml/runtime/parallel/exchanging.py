@@ -26,7 +26,7 @@ from distroml.runtime.parallel.substitutes import Substitute
 from distroml.runtime.typed import norm_of
 
 _AXIS = "dp_replicate"
-# What ranks tell one another before each exchange counts under this name.
+# What ranks tell one another beside exchanges counts under this name; what travels with codes counts with them.
 _AGREEMENT = "agreement"
 # What shows how fast the link is.
 _PROBE = "probe"
@@ -99,7 +99,7 @@ class Exchanging:
         given = Given(step, buffer, work, step.unit(), told_of(work, kept), tuple(unreached))
         if here and plain and self.substitute is None:
             done = self._sum_meanwhile(given)
-        elif here and self._returns(given):
+        elif here and self._may_leave_early(given):
             done = self._code_meanwhile(given)
         else:
             done = self._code_once_agreed(given, here=here)
@@ -132,7 +132,7 @@ class Exchanging:
         took = Took(wire_s=time.perf_counter() - started)
         return Done(agreed_on(given.told, given.unit), took, suspect)
 
-    def _returns(self, given: Given) -> bool:
+    def _may_leave_early(self, given: Given) -> bool:
         """Whether codes may be on their way before it is agreed upon that they should be.
 
         Not where it will be asked how long they took: a rank that comes late finds the others' there already, and would
@@ -143,7 +143,7 @@ class Exchanging:
             self.substitute is None
             and given.unit > 0
             and not (step.broken or step.timed or self._samples(step, buffer))
-            and buffer.scheme.returns(buffer.layout, self._peers.world_size)
+            and buffer.scheme.takes_back(buffer.layout, self._peers.world_size)
         )
 
     def _code_meanwhile(self, given: Given) -> Done:
@@ -186,8 +186,8 @@ class Exchanging:
         sample = self._sample(step, buffer, work) if given.unit > 0 else None
 
         def answer(wanted: Round) -> torch.Tensor:
-            # Where it is timed, nothing is to arrive while codes are still written.
-            wanted = replace(wanted, payload=wanted.filled(), fill=None) if step.timed else wanted
+            # Where it is timed for a controller, nothing is to arrive while codes are still written.
+            wanted = replace(wanted, payload=wanted.filled(), fill=None) if self._adapts else wanted
             return self._peers.make(wanted)
 
         if given.unit > 0 or buffer.plain:

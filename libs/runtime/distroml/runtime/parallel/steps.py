@@ -21,6 +21,7 @@ class Step:
     number: int
     terms: torch.Tensor | None = None
     counting: Pending | None = None
+    counted: float | None = None
     held: list[Job] = field(default_factory=lambda: list[Job]())
     told: bool = False
     # Whether any bucket so far had a gradient that is no finite number.
@@ -33,12 +34,13 @@ class Step:
 
     def unit(self) -> float:
         """The count of loss terms over all ranks; waits for it."""
-        counting, self.counting = self.counting, None
-        if counting is not None:
-            counting.wait()
-        assert self.terms is not None
-        (terms,) = heard(self.terms)
-        return terms
+        if self.counted is None:
+            counting, self.counting = self.counting, None
+            if counting is not None:
+                counting.wait()
+            assert self.terms is not None
+            (self.counted,) = heard(self.terms)
+        return self.counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Given:
         buffer: the bucket's.
         work: this rank's raw gradients, float32 or, in a plain sum, of any kind; becomes the sum.
         unit: the step's count of loss terms.
-        told: what this rank tells of them; becomes what all do.
+        told: what this rank tells of them; becomes what all do, unless that travels with codes.
         unreached: parameters that no pass reached on this rank.
     """
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from distroml.runtime.compress.control.model import Link, Measured, Offer, Setting, State
+from distroml.runtime.compress.control.timing import wire_s
 
 PROBE_EVERY = 20
 LOOK_EVERY = 8
-"""Where nothing has changed for long, one of so many steps is looked at, a sampled one; and those with probes are."""
+"""Where nothing has changed for long, one of so many steps is looked at, and those with probes."""
 PROBE_BYTES = 256 * 1024
 """Smaller messages pass through the burst of a rate limiter and show a link that is not there."""
 # A doubt is probed in each step, after the next that came to nothing in every second one, and so on: where probes and
@@ -61,7 +62,9 @@ def sampled(setting: Setting, state: State, measured: Measured, offers: Sequence
     exposed_s = sum(seen.exposed_s for seen in measured.buckets)
     codec_s = sum(seen.coded_s for seen in measured.buckets) or state.coding * sum(offer.codec_s for offer in offers)
     # What was coded while computing waited is among its waiting already.
-    beside_s = max(codec_s - max(exposed_s - sum(seen.wire_s for seen in measured.buckets), 0.0), 0.0)
+    pairs = zip(measured.buckets, offers, strict=True)
+    known_s = sum(seen.wire_s or wire_s(state.link, offer) for seen, offer in pairs)
+    beside_s = max(codec_s - max(exposed_s - known_s, 0.0), 0.0)
     computed_s = max(measured.step_s - exposed_s - setting.codec_slows * beside_s, 0.1 * measured.step_s)
     state = replace(
         state,

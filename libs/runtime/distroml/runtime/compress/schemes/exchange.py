@@ -79,7 +79,7 @@ def exchange(sections: Sequence[Section], turn: Turn, place: int = 0) -> Generat
 
     Raises:
         NonFinite: a vector of this rank has a NaN or an infinity at that index; nobody was told anything.
-        TakenBack: that was thrown in; in one phase residuals are as they were then.
+        TakenBack: that was thrown in; in one phase residuals are as they were then, but for rounding.
     """
     sections = [section for section in sections if section.values.numel()]
     if not in_two_phases([(section.codec, section.values.numel()) for section in sections], turn.world_size):
@@ -178,7 +178,7 @@ def _encode(
 
 
 def _take_back(section: Section, slot: torch.Tensor) -> None:
-    """The residual is what it was before it was coded, but for rounding."""
+    """The residual is what it was before it was coded, but for rounding of its sum with the values."""
     if section.residual is not None:
         told = torch.zeros_like(section.values)
         section.codec.add(slot[: section.codec.size(told.numel())], told)

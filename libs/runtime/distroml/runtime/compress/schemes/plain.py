@@ -35,7 +35,7 @@ class Dense:
         if turn.world_size > 1 and flat.numel():
             flat.copy_((yield Round("sum", flat)))
 
-    def returns(self, layout: Layout, world_size: int) -> bool:
+    def takes_back(self, layout: Layout, world_size: int) -> bool:
         """See `Scheme`."""
         return False
 
@@ -79,7 +79,7 @@ class Coded:
             raise
         clear_padding(flat, layout, state)
 
-    def returns(self, layout: Layout, world_size: int) -> bool:
+    def takes_back(self, layout: Layout, world_size: int) -> bool:
         """See `Scheme`."""
         return world_size > 1 and not in_two_phases([(self.codec, layout.numel)], world_size)
 

@@ -92,7 +92,7 @@ class PowerSGD:
             restore(flat, batch, one, all_)
         state.extra[_START] = factor
 
-    def returns(self, layout: Layout, world_size: int) -> bool:
+    def takes_back(self, layout: Layout, world_size: int) -> bool:
         """See `Scheme`."""
         return False
 

@@ -74,7 +74,7 @@ class RandomK:
         flat.zero_()
         flat[where] = values.mul_(turn.unit)
 
-    def returns(self, layout: Layout, world_size: int) -> bool:
+    def takes_back(self, layout: Layout, world_size: int) -> bool:
         """See `Scheme`."""
         return False
 
