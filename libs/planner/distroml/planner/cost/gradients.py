@@ -221,8 +221,8 @@ class GradientCosts:
         told = messages(spec, self.bucket(plan, elements, buckets, scheme), ranks)
         rounds = together(moved(route, one, buckets, on_cpu=self._device.on_cpu) for one in told)
         compressing = self._training.compressing
+        # Between processors codes leave with what ranks agree upon, where they can be taken back.
         early = self._device.on_cpu and [one.how for one in told] == ["gather"] and compressing.momenta is None
-        # Between processors they leave with what ranks agree upon, where they can be taken back.
         early = early and spec.kind not in ("powersgd", "randomk")
         wire_s = rounds.seconds + (0.0 if early else self._agreeing(route, buckets).seconds)
         codec_s = elements * self._codec_s_per_element(scheme, ranks)

@@ -191,11 +191,11 @@ class Exchanging:
             return self._peers.make(wanted)
 
         if given.unit > 0 or buffer.plain:
-            took = replace(took, wire_s=self._drive(given, answer).wire_s)
+            took = replace(took, wire_s=self._drive(given, answer))
         return Done(agreed, took, sample=sample)
 
-    def _drive(self, given: Given, answer: Callable[[Round], torch.Tensor], *, tail: int = 0) -> Took:
-        """Exchange a bucket by its scheme. Raises `TakenBack` where `answer` does."""
+    def _drive(self, given: Given, answer: Callable[[Round], torch.Tensor], *, tail: int = 0) -> float:
+        """Exchange a bucket by its scheme; seconds of the answers. Raises `TakenBack` where `answer` does."""
         buffer, peers = given.buffer, self._peers
         # What takes the place of gradients is made of them later.
         finite = self.substitute is None
@@ -209,7 +209,7 @@ class Exchanging:
         driven = drive(buffer.scheme.rounds(given.work, buffer.layout, buffer.state, turn), answer)
         if self.substitute is not None:
             self.substitute.after(buffer)
-        return Took(wire_s=driven.answering_s)
+        return driven.answering_s
 
     def answer(self, asked: Asked, probe_bytes: int) -> None:
         """Answer what was asked, and note what every bucket's last exchange took at least."""

@@ -35,9 +35,8 @@ class Step:
     def unit(self) -> float:
         """The count of loss terms over all ranks; waits for it."""
         if self.counted is None:
-            counting, self.counting = self.counting, None
-            if counting is not None:
-                counting.wait()
+            if self.counting is not None:
+                self.counting.wait()
             assert self.terms is not None
             (self.counted,) = heard(self.terms)
         return self.counted
