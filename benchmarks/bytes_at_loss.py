@@ -7,8 +7,9 @@ stand beside. Learning rate and all else are the same for all schemes. Optimizer
 meet now and then, and plain SGD to hold them to, are asked for like schemes: "onebit:40", "dgc:0.01:0.05", "sync:10";
 `compression.stepping.way_of` has all of them, and what each has of its own.
 
-The first seed's training is over a link of --mbit, and all its steps together are a scheme's time, warm-up and meetings
-included, beside it the mean of a step; `auto` has that link with every seed, others none that is limited.
+The first seed's training is over a link of --mbit, which is checked before ranks start, and all its steps together are
+a scheme's time, warm-up and meetings included, beside it the mean of a step; `auto` has that link with every seed,
+others none that is limited.
 
     sudo OMP_NUM_THREADS=1 python benchmarks/bytes_at_loss.py [--lesson digits] [--schemes powersgd:16+int8,int4]
 
@@ -23,12 +24,12 @@ Results are kept in build/time_to_loss.json; --fresh forgets them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from compression.contenders import Setting
 from compression.kept import Kept
 from compression.timing import SCRIPT, check_counted
+from links.checking import check
 from links.namespaces import Host, hosts
 from links.workers import TaskFailed, Workers, workers
 
@@ -99,10 +101,14 @@ def _trained(kept: Kept, key: Sequence[object], ranks: Workers, task: Any, steps
     return Trained(*found)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _two_hosts(kept: Kept, lesson: str, rate: float, steps: int, mbit: float) -> Iterator[Train]:
     size = LESSONS[lesson].size
-    with hosts(2) as pair, workers(SCRIPT, 2, pair) as ranks:
+    with contextlib.ExitStack() as stack:
+        pair = stack.enter_context(hosts(2))
+        if mbit:
+            print(check(pair, mbit), flush=True)
+        ranks = stack.enter_context(workers(SCRIPT, 2, pair))
 
         def train(exchange: str, seed: int) -> Trained:
             limit = mbit if seed == 0 or exchange == "own:auto" else 0.0
@@ -116,7 +122,7 @@ def _two_hosts(kept: Kept, lesson: str, rate: float, steps: int, mbit: float) ->
         yield train
 
 
-@contextmanager
+@contextlib.contextmanager
 def _under_plan(kept: Kept, plan: str, rate: float, steps: int) -> Iterator[Train]:
     size = LESSONS[PLANNED].size
     with workers(SCRIPT, PLANNED_RANKS) as ranks:
