@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from compression.learning import Lesson, mean_loss
+from compression.learning import Lesson, mean_loss, split
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
@@ -197,14 +197,14 @@ class Planned(Own):
 
     def __init__(self, lesson: Lesson, setting: Setting, plan: str, seed: int, world: World, size: int) -> None:
         wish = parse_wish(plan)
-        batch = lesson.batch(seed, 0, size, world)
+        parts = split(lesson.batch(seed, 0, size, world), MICROBATCH)
         self._parallel = parallelize(
             lesson.make,
             plan,
             world=world,
             loss=lesson.loss,
-            sample=batch[:MICROBATCH],
-            global_batch=len(batch) * (wish.dp_replicate or 1) * (wish.dp_shard or 1),
+            sample=parts[0],
+            global_batch=MICROBATCH * len(parts) * (wish.dp_replicate or 1) * (wish.dp_shard or 1),
             microbatch=MICROBATCH,
             seed=seed,
             compress=setting.exchange.partition(":")[2],
@@ -218,10 +218,10 @@ class Planned(Own):
 
     def step(self, batch: Any) -> None:
         self._number += 1
-        self._train(batch.split(MICROBATCH))
+        self._train(split(batch, MICROBATCH))
 
     def held_out_loss(self, lesson: Lesson) -> float:
         """Of all ranks together. Collective."""
         shares = lesson.held_out(self.world.rank, self.world.world_size)
-        found = (self._parallel.measure(few) for share in shares for few in share.split(MICROBATCH))
+        found = (self._parallel.measure(few) for share in shares for few in split(share, MICROBATCH))
         return mean_loss(found, self.world.device)

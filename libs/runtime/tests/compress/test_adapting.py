@@ -51,6 +51,10 @@ class Pretended:
     step: int = 0
     free_bytes: int = 0
     timed: dict[int, bool] = field(default_factory=dict)
+    sampled: dict[int, int | None] = field(default_factory=dict)
+
+    def set_sampled(self, bucket: int | None) -> None:
+        self.sampled[self.step + 1] = bucket
 
     def set_timed(self, timed: bool) -> None:
         self.timed[self.step + 1] = timed
@@ -100,6 +104,17 @@ def test_exchanges_are_timed_in_the_steps_before_some_that_are_looked_at() -> No
     adapting.start(0, "", lambda: 0.2)
     train(adapting, exchange, 1, 100)
     assert [step for step, timed in exchange.timed.items() if timed] == list(range(7, 101, 8))
+
+
+def test_buckets_that_are_compressed_are_sampled_in_turn() -> None:
+    exchange = Pretended(10)
+    adapting = made(exchange, [])
+    adapting.start(0, "", lambda: 0.2)
+    assert NONE not in adapting.schemes
+    train(adapting, exchange, 1, 40)
+    assert {step: bucket for step, bucket in exchange.sampled.items() if bucket is not None} == {
+        8: 1, 16: 2, 24: 3, 32: 0, 40: 1,
+    }  # fmt: skip
 
 
 def test_the_link_is_probed_before_the_first_step_and_its_choice_set_and_told() -> None:

@@ -27,6 +27,7 @@ from distroml.runtime.compress.control import (
     looks,
     passed,
     probe_bytes,
+    sampled_bucket,
     times,
     with_changes,
 )
@@ -85,6 +86,10 @@ class Adaptable(Protocol):
 
     def set_timed(self, timed: bool) -> None:
         """Whether what exchanges take in the step that is opened next is to tell of the link."""
+        ...
+
+    def set_sampled(self, bucket: int | None) -> None:
+        """Of which bucket a part is summed as it is, too, in the step that is opened next, for the cosine to it."""
         ...
 
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Answer:
@@ -216,6 +221,7 @@ class Adapting:
         self._exchange.set_timed(times(self._state, step + 1))
         if not looks(self._state, step):
             return
+        self._exchange.set_sampled(sampled_bucket(self._state, step))
         probe = probe_bytes(self._setting, self._state, step)
         self._asked = self._exchange.ask([self._step_s], probe_bytes=probe)
 

@@ -48,6 +48,10 @@ class _Adaptable:
         """See `Adaptable`."""
         self.exchange.set_timed(timed)
 
+    def set_sampled(self, bucket: int | None) -> None:
+        """See `Adaptable`."""
+        self.exchange.set_sampled(None if bucket is None else self.numbers[bucket])
+
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
         """See `Adaptable`."""
         return self.exchange.ask(values, probe_bytes=probe_bytes)

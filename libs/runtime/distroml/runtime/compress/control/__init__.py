@@ -1,6 +1,7 @@
 """The adaptive controller: which scheme each bucket uses, decided alike on every rank from shared measurements."""
 
 from distroml.runtime.compress.control.estimating import PROBE_BYTES, PROBE_EVERY, probe_bytes
+from distroml.runtime.compress.control.guarding import sampled_bucket
 from distroml.runtime.compress.control.model import (
     NONE,
     Bucket,
@@ -43,6 +44,7 @@ __all__ = [
     "looks",
     "passed",
     "probe_bytes",
+    "sampled_bucket",
     "times",
     "with_changes",
 ]
