@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distroml.runtime.compress.control import LADDER, TOLD, Setting, gain, link_of
+from distroml.runtime.compress.control import LADDER, TOLD, Record, Setting, gain, link_of
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
@@ -21,7 +21,7 @@ from distroml.runtime.parallel.compressed import Asked, CompressedExchange
 from distroml.runtime.profile.codecs import codec_slows
 from distroml.runtime.training.adapting import Adapting
 from distroml.runtime.training.offers import codec_costs, layout_of, setting_of
-from distroml.runtime.training.places import Recorded, leads, pack, place_of, share, unpack
+from distroml.runtime.training.places import Recorded, leads, newest, pack, place_of, share, unpack
 from distroml.runtime.training.recording import SchemeRecord
 from distroml.runtime.training.step import to_device
 from distroml.runtime.training.types import StepInfo
@@ -77,8 +77,9 @@ def adapting_of(
     if exchange is None or plan.dp_replicate == 1:
         return None
     here, leading = place_of(plan, world.rank), leads(plan, world.rank)
-    if leading and not recorded.get(here):
-        recorded[here] = record.read()
+    if leading:
+        # What it remembers may be of before it was at this place.
+        recorded[here] = newest([recorded.get(here, Record()), record.read()])
     share(recorded, parallel.collectives)
     alike = parallel.gradients.alike
     starts = [start for start in parallel.gradients.starts if start.spec.numel and start.number not in alike]
@@ -96,7 +97,8 @@ def adapting_of(
         adaptable,
         adaptable.set_scheme,
         _setting(parallel, starts, costs, max(slows for _, slows in peers)),
-        recorded.setdefault(here, []),
+        recorded.setdefault(here, Record()),
+        str(plan),
         link.send if world.is_main else None,
         world.generation,
         record.write if leading else None,
@@ -129,7 +131,11 @@ def start(adapting: Adapting, parallel: ParallelModel, sample: Any, share: int, 
         step: the last one that was made.
         kept: what `kept_by` gave then.
     """
-    kept = unpack(kept, place_of(parallel.plan, parallel.mesh.world.rank))
+    here = place_of(parallel.plan, parallel.mesh.world.rank)
+    kept = unpack(kept, here)
+    # The pass that is timed where one begins anew takes all ranks: where one place does, all do.
+    if here and not all(parallel.collectives.gather(adapting.fits(kept))):
+        kept = ""
     adapting.start(step, kept, lambda: _PASSES * share * _forward_s(parallel, sample))
 
 
