@@ -172,8 +172,9 @@ def wire_bytes(parallel: ParallelModel) -> dict[str, int]:
 class Advisor:
     """Says on rank 0 what `auto` would gain a run that compresses nothing and waits for its gradients.
 
-    It looks at the first steps, and again now and then: a link may become slow, or fast. The event is sent once a
-    generation; `hint` says how things stand, and is empty where there is nothing to gain.
+    It looks at the first steps, and again now and then: a link may become slow, or fast. Of each step the wait of the
+    rank counts that waited least: the others waited for its computing, too, and a slow rank is no slow link. The event
+    is sent once a generation; `hint` says how things stand, and is empty where there is nothing to gain.
     """
 
     def __init__(self, parallel: ParallelModel, link: Link, world: World) -> None:
@@ -182,13 +183,13 @@ class Advisor:
         self._world = world
         self._steps: deque[tuple[float, float]] = deque(maxlen=COUNTED)
         self._next = SKIPPED + COUNTED
-        self._watches = world.is_main and parallel.exchange is None and parallel.plan.dp_replicate > 1
+        self._watches = parallel.exchange is None and parallel.plan.dp_replicate > 1
         self._setting: Setting | None = None
         self._told = False
         self.hint = ""
 
     def step(self, info: StepInfo) -> None:
-        """Count a step; once enough are known, say what there is to say."""
+        """Count a step; once enough are known, say what there is to say. Collective then. Raises `PeerLost`."""
         if not self._watches:
             return
         self._steps.append((info.step_s, info.comm_wait_s))
@@ -196,7 +197,11 @@ class Advisor:
         if self._next > 0:
             return
         self._next = AGAIN
-        step_s, exposed_s = (statistics.median(one) for one in zip(*self._steps, strict=True))
+        waits = self._parallel.collectives.gather([waited_s for _, waited_s in self._steps])
+        if not self._world.is_main:
+            return
+        step_s = statistics.median(step_s for step_s, _ in self._steps)
+        exposed_s = statistics.median(min(one) for one in zip(*waits, strict=True))
         self.hint = self._advice(info.step, step_s, exposed_s) if exposed_s > TOLD * step_s else ""
 
     def _advice(self, step: int, step_s: float, exposed_s: float) -> str:
