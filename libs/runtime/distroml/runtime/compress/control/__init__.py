@@ -16,7 +16,7 @@ from distroml.runtime.compress.control.model import (
 )
 from distroml.runtime.compress.control.penalties import LADDER
 from distroml.runtime.compress.control.policy import TOLD, Gain, begun, decide, first, gain, link_of, with_changes
-from distroml.runtime.compress.control.replay import Replay
+from distroml.runtime.compress.control.replay import Record, Replay
 from distroml.runtime.compress.control.resting import looks, passed, times
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Measured",
     "Offer",
     "Probe",
+    "Record",
     "Replay",
     "Seen",
     "Setting",
