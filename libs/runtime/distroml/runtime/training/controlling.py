@@ -97,9 +97,10 @@ def adapting_of(
         adaptable.set_scheme,
         _setting(parallel, starts, costs, max(slows for _, slows in peers)),
         recorded.setdefault(here, []),
-        link.send if world.is_main else None,
+        link.send if leading else None,
         world.generation,
         record.write if leading else None,
+        here,
     )
 
 
