@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from distroml.api.common.v1 import common_pb2
 from distroml.api.scheduler.v1 import jobs_pb2
@@ -9,11 +10,14 @@ from distroml.cli import job_compression, job_end
 from distroml.cli.replay_commands import event_line
 
 
-def change(step: int, bucket: int, old: str, new: str, *, generation: int = 2, why: str = "slow links") -> t.JobScheme:
+def change(
+    step: int, numbers: Iterable[int], old: str, new: str, *, place: str = "", why: str = "slow links"
+) -> t.JobScheme:
     return t.JobScheme(
-        generation=generation,
+        generation=2,
         from_step=step,
-        bucket=bucket,
+        buckets=numbers,
+        place=place,
         from_scheme=old,
         to_scheme=new,
         reason="LinkSlower",
@@ -26,14 +30,21 @@ ADVICE = t.CompressionAdvice(
 )
 
 
+def holds(scheme: str, numbers: Iterable[int], place: str = "") -> t.HeldScheme:
+    return t.HeldScheme(generation=2, place=place, scheme=scheme, buckets=numbers)
+
+
 def test_the_newest_generations_schemes_and_why_they_changed():
+    older = change(5, [0], "none", "sign")
+    older.generation = 1
     summary = t.JobSummary(
+        held=[holds("int8", [0]), holds("powersgd:4+int8", [1])],
         schemes=[
-            change(5, 0, "none", "sign", generation=1),
-            change(1, 0, "none", "int8"),
-            change(1, 1, "none", "int8"),
-            change(43, 1, "int8", "powersgd:4+int8", why="the links do 10 Mbit/s"),
-        ]
+            older,
+            change(1, [0], "none", "int8"),
+            change(1, [1], "none", "int8"),
+            change(43, [1], "int8", "powersgd:4+int8", why="the links do 10 Mbit/s"),
+        ],
     )
     assert list(job_compression.lines(summary)) == [
         "compression of generation 2: int8 (bucket 0), powersgd:4+int8 (bucket 1)",
@@ -42,8 +53,32 @@ def test_the_newest_generations_schemes_and_why_they_changed():
     ]
 
 
+def test_schemes_that_hold_are_told_whole_whichever_changes_are_kept():
+    summary = t.JobSummary(
+        held=[holds("int4", [1]), holds("int8", [0, *range(2, 370)])], schemes=[change(43, [1], "int8", "int4")]
+    )
+    assert list(job_compression.lines(summary)) == [
+        "compression of generation 2: int8 (369 buckets), int4 (bucket 1)",
+        "  from step 43: bucket 1 int8 → int4, LinkSlower: slow links",
+    ]
+
+
+def test_parts_of_a_divided_model_are_told_apart():
+    summary = t.JobSummary(
+        held=[holds("int8", [0, 1], f"pp{stage}of6") for stage in range(5)] + [holds("int4", [0], "pp5of6")],
+        schemes=[change(1, [0, 1], "none", "int8", place="pp0of6"), change(1, [0], "none", "int4", place="pp5of6")],
+    )
+    assert list(job_compression.lines(summary)) == [
+        "compression of generation 2, pp0of6, pp1of6, pp2of6, pp3of6 and 1 more: int8 (buckets 0–1)",
+        "compression of generation 2, pp5of6: int4 (bucket 0)",
+        "  from step 1: pp0of6: buckets 0–1 none → int8, LinkSlower: slow links",
+        "  from step 1: pp5of6: bucket 0 none → int4, LinkSlower: slow links",
+    ]
+
+
 def test_many_changes_are_counted_and_the_last_ones_told():
-    summary = t.JobSummary(schemes=[change(step, 0, "none", "int8") for step in range(1, 16)])
+    changes = [change(step, [0], "none", "int8") for step in range(1, 16)]
+    summary = t.JobSummary(held=[holds("int8", [0])], schemes=changes)
     found = list(job_compression.lines(summary))
     assert found[1] == "  5 earlier changes"
     assert len(found) == 2 + job_compression.MAX_CHANGES
@@ -73,6 +108,10 @@ def test_events_of_compression_are_one_line_in_words():
     changed = {"generation": "2", "bucket": 3, "from_scheme": "none", "to_scheme": "int8", "from_step": "12"}
     line = shown("SchemeChanged", **changed, reason="LinkSlower", why="slow")
     assert line == "generation=2 from_step=12 bucket=3 change=none→int8 reason=LinkSlower why=slow"
+    many = {**changed, "place": "pp1of2", "buckets": list(range(3, 370))}
+    assert "place=pp1of2 buckets=3–369 change=" in shown("SchemeChanged", **many)
+    assert "from_step=12 buckets=3 from 3 to 9 change=" in shown("SchemeChanged", **changed, buckets=[3, 5, 9])
+    assert "bucket=7 change=" in shown("SchemeChanged", **{**changed, "bucket": 7}, buckets=[7])
     first = {name: value for name, value in changed.items() if name != "bucket"}
     assert "from_step=12 bucket=0 change=" in shown("SchemeChanged", **first), "JSON leaves out a number that is 0"
     advised = {"step_seconds": 0.5, "exposed_seconds": 0.31, "predicted_step_seconds": 0.21, "faster": 2.34}

@@ -81,7 +81,8 @@ def test_auto_goes_by_the_link_and_a_restart_repeats_its_changes(agent: Callable
     result = run.run()
     assert run.exits == {"1": [-9]}
     assert result["step"] == 30
-    told = run.of_kind(SchemeChanged)
+    told = sorted(run.of_kind(SchemeChanged), key=lambda one: (one.place, one.generation, one.from_step, one.buckets))
+    assert {one.place for one in told} == ({"pp0of2", "pp1of2"} if "pp=2" in plan else {""})
     begun, later = ([c for c in told if c.generation == 1 and (c.from_step > 1) is late] for late in (False, True))
     assert begun
     assert {one.reason for one in begun} == {"LinkProbed"}
@@ -89,11 +90,11 @@ def test_auto_goes_by_the_link_and_a_restart_repeats_its_changes(agent: Callable
     assert [(one.reason, one.to_scheme) for one in later] == [("LinkFaster", "none")] * len(begun)
     assert all(20 < one.from_step < 25 for one in later)
     resumed, again = ([c for c in told if c.generation == 2 and (c.reason != "Resumed") is r] for r in (False, True))
-    assert [(one.bucket, one.to_scheme, one.from_step) for one in resumed] == [
-        (one.bucket, one.to_scheme, 21) for one in begun
+    assert [(one.place, one.buckets, one.to_scheme, one.from_step) for one in resumed] == [
+        (one.place, one.buckets, one.to_scheme, 21) for one in begun
     ]
-    assert [(one.bucket, one.to_scheme, one.from_step) for one in again] == [
-        (one.bucket, one.to_scheme, one.from_step) for one in later
+    assert [(one.place, one.buckets, one.to_scheme, one.from_step) for one in again] == [
+        (one.place, one.buckets, one.to_scheme, one.from_step) for one in later
     ]
     # Rank 0 may not have come to tell of the last step before the kill.
     made = [

@@ -61,8 +61,8 @@ MANAGED = """
                          PlanMeasured(generation=generation, steps=10, step_seconds=0.3),
                          PlanMeasured(generation=generation, steps=20, step_seconds=0.25, peak_bytes_per_rank=1 << 33,
                                       predicted_step_seconds=0.2, verdict="Slower", message="kept"),
-                         SchemeChanged(generation=generation, bucket=1, from_scheme="none", to_scheme="int8",
-                                       reason="LinkSlower", why="slow", from_step=22),
+                         SchemeChanged(generation=generation, buckets=(1, 4), from_scheme="none", to_scheme="int8",
+                                       reason="LinkSlower", why="slow", from_step=22, place="pp1of2"),
                          CompressionAdvised(generation=generation, step=20, step_seconds=0.25, exposed_seconds=0.1,
                                             predicted_step_seconds=0.2, faster=1.2, schemes="int8")):
                 link.sendall(encode(said))
@@ -268,7 +268,8 @@ async def test_a_shard_that_cannot_be_recorded_for_want_of_room_is_recorded_when
 async def test_a_plan_its_measurements_links_and_schemes_reach_rendezvous(world: World) -> None:
     agent, _ = await start(world)
     await connected(agent)
-    command(world, "plan0")
+    # Rank 1 leads a part of the model that rank 0 has nothing of.
+    command(world, "plan1")
     reports = world.plane.rendezvous.reports
     kinds = ("links", "plan", "measured", "scheme", "advice")
     await until(lambda: sum(report.WhichOneof("what") in kinds for report in reports) == 6)
@@ -280,7 +281,8 @@ async def test_a_plan_its_measurements_links_and_schemes_reach_rendezvous(world:
     assert (second.measured.steps, second.measured.step_seconds, second.measured.verdict) == (20, 0.25, "Slower")
     assert second.measured.peak_bytes_per_rank == 1 << 33
     changed = scheme.scheme
-    assert (changed.bucket, changed.from_scheme, changed.to_scheme, changed.from_step) == (1, "none", "int8", 22)
+    assert (changed.bucket, [*changed.buckets], changed.place) == (1, [1, 4], "pp1of2")
+    assert (changed.from_scheme, changed.to_scheme, changed.from_step) == ("none", "int8", 22)
     assert (changed.reason, changed.why) == ("LinkSlower", "slow")
     assert (advice.advice.exposed_seconds, advice.advice.faster, advice.advice.schemes) == (0.1, 1.2, "int8")
     assert len({report.report_id for report in (links, plan, first, second, scheme, advice)}) == 6

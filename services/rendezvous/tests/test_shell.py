@@ -116,6 +116,8 @@ def test_public_events_survive_the_way_into_the_log_and_back():
             at_ms=1,
             generation=1,
             bucket=2,
+            buckets=(2, 3, 7),
+            place="pp1of2",
             from_scheme="none",
             to_scheme="int8",
             reason="LinkSlower",

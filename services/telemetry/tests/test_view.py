@@ -6,6 +6,7 @@ import msgspec
 
 from distroml.telemetry.dashboard.present_compression import change_rows, schemes_now
 from distroml.telemetry.domain import facts as f
+from distroml.telemetry.domain.schemes import MAX_SCHEMES
 from distroml.telemetry.domain.summary import (
     GenerationSamples,
     StepPoint,
@@ -16,7 +17,7 @@ from distroml.telemetry.domain.summary import (
     recoveries,
     stalled,
 )
-from distroml.telemetry.domain.view import MAX_CHECKPOINTS, MAX_PLANS, MAX_SCHEMES, JobView, evolve
+from distroml.telemetry.domain.view import MAX_CHECKPOINTS, MAX_PLANS, JobView, evolve
 from distroml.telemetry.domain.wire import scheme_kind, wire_values, wire_way
 
 SUBMITTED = f.Submitted(
@@ -183,6 +184,7 @@ def changed(generation: int, step: int, bucket: int, scheme: str) -> f.SchemeCha
         at_ms=step,
         generation=generation,
         bucket=bucket,
+        buckets=(bucket,),
         from_scheme="none",
         to_scheme=scheme,
         reason="LinkSlower",
@@ -211,7 +213,7 @@ def test_the_schemes_that_hold_are_the_newest_generations() -> None:
     )
     assert schemes_now(view) == "none (bucket 0), int8 (bucket 1)"
     assert schemes_now(view_of(SUBMITTED)) == ""
-    assert schemes_now(view_of(msgspec.structs.replace(SUBMITTED, compress="int8"))) == "int8, as the job asks"
+    assert schemes_now(view_of(msgspec.structs.replace(SUBMITTED, compress="int8"))) == "asked for: int8"
     newest, *_ = change_rows(view)
     assert (newest["step"], newest["buckets"], newest["change"]) == ("9", "bucket 0", "none → none")
     assert newest["why"] == {"text": "slow", "sub": "LinkSlower"}

@@ -182,18 +182,17 @@ class EventLog:
         await self.tell(f"rendezvous/job/{job}", ("rendezvous.plan.PlanMeasured", measured))
 
     async def schemes(self, job: str, *, generation: int = 1, step: int, buckets: int, to: str, why: str) -> None:
-        for bucket in range(buckets):
-            changed = r.SchemeChanged(
-                at_ms=now_ms(),
-                generation=generation,
-                bucket=bucket,
-                from_scheme="none",
-                to_scheme=to,
-                reason="LinkSlower",
-                why=why,
-                from_step=step,
-            )
-            await self.tell(f"rendezvous/job/{job}", ("rendezvous.compression.SchemeChanged", changed))
+        changed = r.SchemeChanged(
+            at_ms=now_ms(),
+            generation=generation,
+            buckets=range(buckets),
+            from_scheme="none",
+            to_scheme=to,
+            reason="LinkSlower",
+            why=why,
+            from_step=step,
+        )
+        await self.tell(f"rendezvous/job/{job}", ("rendezvous.compression.SchemeChanged", changed))
 
     async def advise(self, job: str, *, generation: int = 1, step: int) -> None:
         advised = r.CompressionAdvised(

@@ -257,6 +257,7 @@ def explain(
     if json:
         told = {**output.as_dict(answer), "plans": [output.as_dict(plan) for plan in chosen]}
         told["schemes"] = [output.as_dict(change) for change in known.schemes]
+        told["held"] = [output.as_dict(one) for one in known.held]
         told |= {"advice": output.as_dict(known.advice)} if known.HasField("advice") else {}
         told |= ({"note": noted} if noted else {}) | ({"warning": unused} if unused else {})
         output.print_json(told | ({"alternatives": [msgspec.to_builtins(one) for one in others]} if plans else {}))

@@ -10,31 +10,50 @@ from distroml.api.telemetry.v1 import telemetry_pb2 as t
 from distroml.cli import output
 
 MAX_CHANGES = 10
+MAX_PLACES = 4
 
 # Of a plan in words, where there is one worker; else one with replicas says how many.
 _ALONE = "dp_replicate=1"
 
 
 def lines(summary: t.JobSummary) -> Iterator[str]:
-    """The schemes of the newest generation, its last changes with their reasons, and the hint where there is one."""
-    if summary.schemes:
-        newest = summary.schemes[-1].generation
-        changes = [change for change in summary.schemes if change.generation == newest]
-        held = {change.bucket: change.to_scheme for change in changes}
-        schemes = dict.fromkeys(held.values())
-        parts = [f"{scheme} ({buckets(b for b, one in held.items() if one == scheme)})" for scheme in schemes]
-        yield f"compression of generation {newest}: {', '.join(parts)}"
-        ways: dict[tuple[int, str, str, str], list[int]] = {}
-        for change in changes:
-            reason = f"{change.reason}: {change.why}" if change.why else change.reason
-            way = (change.from_step, change.from_scheme, change.to_scheme, reason)
-            ways.setdefault(way, []).append(change.bucket)
+    """The schemes of the newest generation, its last changes with their reasons, and the hint where there is one.
+
+    Of a model that is divided each part has its own; those that hold the same stand together.
+    """
+    if summary.held:
+        newest = summary.held[0].generation
+        for text, places in _held(summary.held).items():
+            yield f"compression of generation {newest}{', ' if places else ''}{places}: {text}"
+        ways: dict[tuple[int, str, str, str, str], list[int]] = {}
+        for change in summary.schemes:
+            if change.generation == newest:
+                reason = f"{change.reason}: {change.why}" if change.why else change.reason
+                way = (change.from_step, change.place, change.from_scheme, change.to_scheme, reason)
+                ways.setdefault(way, []).extend(change.buckets)
         if len(ways) > MAX_CHANGES:
             yield f"  {len(ways) - MAX_CHANGES} earlier changes"
-        for (step, old, new, reason), numbers in list(ways.items())[-MAX_CHANGES:]:
-            yield f"  from step {step}: {buckets(numbers)} {old} → {new}, {reason}"
+        for (step, place, old, new, reason), numbers in list(ways.items())[-MAX_CHANGES:]:
+            of = f"{place}: " if place else ""
+            yield f"  from step {step}: {of}{buckets(numbers)} {old} → {new}, {reason}"
     if summary.HasField("advice"):
         yield advice(summary.advice)
+
+
+def _held(held: Iterable[t.HeldScheme]) -> dict[str, str]:
+    """The schemes that hold in words, and the parts of the model in which they do."""
+    parts: dict[str, list[str]] = {}
+    for one in sorted(held, key=lambda one: (-len(one.buckets), *one.buckets[:1])):
+        parts.setdefault(one.place, []).append(f"{one.scheme} ({buckets(one.buckets)})")
+    places: dict[str, list[str]] = {}
+    for place, schemes in sorted(parts.items()):
+        places.setdefault(", ".join(schemes), []).append(place)
+    return {text: _listed(names) for text, names in places.items()}
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_PLACES} more" if len(names) > MAX_PLACES else ""
+    return ", ".join(names[:MAX_PLACES]) + more
 
 
 def unused(job: jobs_pb2.Job, known: t.JobSummary) -> str:
@@ -96,8 +115,8 @@ def event_words(type_: str, body: dict[str, Any]) -> dict[str, Any]:
             return {
                 "generation": body.get("generation", 0),
                 "from_step": body.get("from_step", 0),
-                # As a text: a number that is 0 is left out of the line.
-                "bucket": str(body.get("bucket", 0)),
+                "place": body.get("place", ""),
+                **_numbers(body.get("buckets") or [body.get("bucket", 0)]),
                 "change": f"{body.get('from_scheme', '')}→{body.get('to_scheme', '')}",
                 "reason": body.get("reason", ""),
                 "why": body.get("why", ""),
@@ -113,3 +132,11 @@ def event_words(type_: str, body: dict[str, Any]) -> dict[str, Any]:
             }
         case _:
             return body
+
+
+def _numbers(found: list[int]) -> dict[str, str]:
+    """Buckets, ascending, as a field of a line; as a text, since a number that is 0 is left out of it."""
+    if len(found) == 1:
+        return {"bucket": str(found[0])}
+    whole = found[-1] - found[0] == len(found) - 1
+    return {"buckets": f"{found[0]}–{found[-1]}" if whole else f"{len(found)} from {found[0]} to {found[-1]}"}

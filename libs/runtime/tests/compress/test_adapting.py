@@ -90,7 +90,7 @@ def made(
     exchange: Pretended, recorded: Record, told: list[SchemeChanged] | None = None, *, plan: str = PLAN
 ) -> Adapting:
     tell = told.append if told is not None else None
-    return Adapting(exchange, exchange.set_scheme, exchange.work, recorded, plan, tell, generation=3)
+    return Adapting(exchange, exchange.set_scheme, exchange.work, recorded, plan, tell, generation=3, place="pp1of2")
 
 
 def train(adapting: Adapting, exchange: Pretended, first: int, last: int) -> dict[int, tuple[str, ...]]:
@@ -114,7 +114,7 @@ def test_exchanges_are_timed_in_the_steps_before_some_that_are_looked_at() -> No
 
 def test_buckets_that_are_compressed_are_sampled_in_turn() -> None:
     exchange = Pretended(10)
-    adapting = made(exchange, [])
+    adapting = made(exchange, Record())
     adapting.start(0, "", lambda: 0.2)
     assert NONE not in adapting.schemes
     train(adapting, exchange, 1, 40)
@@ -123,16 +123,22 @@ def test_buckets_that_are_compressed_are_sampled_in_turn() -> None:
     }  # fmt: skip
 
 
-def test_the_link_is_probed_before_the_first_step_and_its_choice_set_and_told() -> None:
+def test_the_link_is_probed_before_the_first_step_and_its_choice_set_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "distroml.runtime.train")
     exchange, told = Pretended(10), []
     adapting = made(exchange, recorded := Record(), told)
     adapting.start(0, "", lambda: 0.2)
     assert len(exchange.probes) == 4  # small messages, and one large one that is slow enough
     assert exchange.due[1] == list(enumerate(adapting.schemes))
-    assert [(one.bucket, one.to_scheme, one.from_step, one.generation) for one in told] == [
-        (bucket, scheme, 1, 3) for bucket, scheme in enumerate(adapting.schemes)
+    (scheme,) = set(adapting.schemes)
+    (one,) = told
+    assert (one.buckets, one.to_scheme, one.from_step) == ((0, 1, 2, 3), scheme, 1)
+    assert (one.generation, one.place, one.reason) == (3, "pp1of2", "LinkProbed")
+    assert [record.message for record in caplog.records] == [
+        f"pp1of2: buckets 0–3 from step 1: {scheme} instead of none ({one.why})"
     ]
-    assert {one.reason for one in told} == {"LinkProbed"}
     assert len(recorded.changes) == 4
 
 

@@ -130,18 +130,21 @@ class LinksProbed(Message, frozen=True):
 
 
 class SchemeChanged(Message, frozen=True):
-    """Another compression scheme of a bucket of gradients, from step `from_step` on.
+    """Another compression scheme of buckets of gradients, from step `from_step` on.
 
-    Said by rank 0, in order of step and bucket. `reason` is CamelCase, `why` says it in words.
+    Said by the first rank of each `place` (that part of the model which its replicas share, "tp1of2-pp0of2"; empty
+    where they have all of it), in order of step and first bucket. `buckets` are ascending, `reason` is CamelCase,
+    `why` says it in words.
     """
 
     generation: int
-    bucket: int
+    buckets: tuple[int, ...]
     from_scheme: str
     to_scheme: str
     reason: str
     why: str
     from_step: int
+    place: str = ""
 
 
 class CompressionAdvised(Message, frozen=True):

@@ -180,8 +180,8 @@ class TrainingMetrics:
                 if outcome == "committed" and known:
                     self.last_checkpoint.labels(job).set(fact.at_ms / 1000)
                     self.last_checkpoint_step.labels(job).set(fact.step)
-            case f.SchemeChanged(to_scheme=scheme):
-                self.scheme_changes.labels(scheme_kind(scheme)).inc()
+            case f.SchemeChanged(to_scheme=scheme, buckets=buckets):
+                self.scheme_changes.labels(scheme_kind(scheme)).inc(len(buckets))
             case f.GenerationBroken(category=category):
                 self.failures.labels(category_label(category)).inc()
                 if known:

@@ -1,10 +1,10 @@
-"""The controller at work: it asks the exchange, decides alike on every rank, sets schemes, and rank 0 tells of them."""
+"""The controller at work: it asks the exchange, decides alike on every rank, sets schemes; one rank tells of them."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -33,6 +33,7 @@ from distroml.runtime.compress.control import (
     with_changes,
 )
 from distroml.runtime.parallel.buffers import Took
+from distroml.runtime.training.telling import numbers_text, told
 from distroml.workerlink import SchemeChanged
 
 log = logging.getLogger("distroml.runtime.train")
@@ -144,9 +145,10 @@ class Adapting:
         setting: the buckets and what may be chosen.
         recorded: of the whole training so far, kept over generations; grows here.
         plan: of this generation, which tells whether what was recorded of the first steps is of a world like this one.
-        tell: how rank 0 speaks of changes; None on other ranks.
+        tell: how the rank that leads its place speaks of changes; None on other ranks.
         generation: that is told.
-        keep: how rank 0 keeps what is recorded for processes that come after this one; None on other ranks.
+        keep: how that rank keeps what is recorded for processes that come after this one; None on other ranks.
+        place: of these ranks, as `place_of` names it.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Adapting:
         tell: Tell | None,
         generation: int,
         keep: Callable[[Record], None] | None = None,
+        place: str = "",
     ) -> None:
         self._exchange = exchange
         self._set_scheme = set_scheme
@@ -168,6 +171,7 @@ class Adapting:
         self._tell = tell
         self._generation = generation
         self._keep = keep
+        self._place = place
         self._state: State | None = None
         self._replay = Replay(())
         self._asked: Answer | None = None
@@ -299,26 +303,14 @@ class Adapting:
         if self._keep is not None:
             self._keep(self._recorded)
 
-    def _apply(self, changes: Iterable[Change]) -> None:
+    def _apply(self, changes: Sequence[Change]) -> None:
         for change in changes:
             self._set_scheme(change.bucket, change.to_scheme, change.from_step)
-            if self._tell is not None:
-                log.info(
-                    "bucket %d from step %d: %s instead of %s (%s)",
-                    change.bucket,
-                    change.from_step,
-                    change.to_scheme,
-                    change.from_scheme,
-                    change.why,
-                )
-                self._tell(
-                    SchemeChanged(
-                        generation=self._generation,
-                        bucket=change.bucket,
-                        from_scheme=change.from_scheme,
-                        to_scheme=change.to_scheme,
-                        reason=change.reason,
-                        why=change.why,
-                        from_step=change.from_step,
-                    )
-                )
+        if self._tell is None:
+            return
+        of = f"{self._place}: " if self._place else ""
+        for one in told(changes, self._generation, self._place):
+            buckets = numbers_text(one.buckets)
+            way = (one.from_step, one.to_scheme, one.from_scheme, one.why)
+            log.info("%s%s from step %d: %s instead of %s (%s)", of, buckets, *way)
+            self._tell(one)

@@ -103,9 +103,10 @@ def adapting_of(
         _setting(parallel, starts, costs, max(slows for _, slows in peers)),
         recorded.setdefault(here, Record()),
         str(plan),
-        link.send if world.is_main else None,
+        link.send if leading else None,
         world.generation,
         record.write if leading else None,
+        here,
     )
 
 

@@ -27,7 +27,7 @@ def place_of(plan: Plan, rank: int) -> str:
 
 
 def leads(plan: Plan, rank: int) -> bool:
-    """Whether `rank` writes what its place records."""
+    """Whether `rank` writes what its place records, and tells of it."""
     return plan.coordinate(rank)["dp_replicate"] == 0
 
 

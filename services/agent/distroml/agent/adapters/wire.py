@@ -169,20 +169,23 @@ def links_report(worker: str, said: LinksProbed, now_ms: int) -> rdzv.WorkerRepo
 
 
 def scheme_report(worker: str, said: SchemeChanged, now_ms: int) -> rdzv.WorkerReport:
-    """Another compression scheme of a bucket, for rendezvous."""
+    """Another compression scheme of buckets, for rendezvous."""
+    first = min(said.buckets, default=0)
     return rdzv.WorkerReport(
-        report_id=f"{worker}.{said.generation}.scheme.{said.from_step}.{said.bucket}",
+        report_id=f"{worker}.{said.generation}.scheme.{said.from_step}.{first}",
         worker=worker,
         generation=said.generation,
         scheme=rdzv.SchemeChanged(
             at_ms=now_ms,
             generation=said.generation,
-            bucket=said.bucket,
+            bucket=first,
             from_scheme=said.from_scheme,
             to_scheme=said.to_scheme,
             reason=said.reason,
             why=said.why,
             from_step=said.from_step,
+            buckets=said.buckets,
+            place=said.place,
         ),
     )
 

@@ -177,12 +177,13 @@ def report_command(message: pb.WorkerReport, sender: d.Sender, now_ms: int) -> d
                 at_ms=c.at_ms or now_ms,
                 sender=sender,
                 generation=generation,
-                bucket=c.bucket,
+                buckets=tuple(sorted({*c.buckets} or {c.bucket})),
                 from_scheme=c.from_scheme,
                 to_scheme=c.to_scheme,
                 reason=c.reason,
                 why=c.why,
                 from_step=c.from_step,
+                place=c.place,
             )
         case "advice":
             a = message.advice

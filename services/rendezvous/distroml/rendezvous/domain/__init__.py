@@ -23,7 +23,6 @@ from distroml.rendezvous.domain.commands import (
 from distroml.rendezvous.domain.decide import RENDEZVOUS, speaker
 from distroml.rendezvous.domain.events import Event
 from distroml.rendezvous.domain.model import (
-    MAX_BUCKETS,
     MAX_WORKERS,
     ExpectedMember,
     FailureCategory,
@@ -37,7 +36,6 @@ from distroml.rendezvous.domain.reports import clip
 from distroml.rendezvous.domain.waiting import Waiting, limit_ms, quorum, waiting
 
 __all__ = [
-    "MAX_BUCKETS",
     "MAX_WORKERS",
     "RENDEZVOUS",
     "Command",

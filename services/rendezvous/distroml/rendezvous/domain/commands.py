@@ -149,17 +149,18 @@ class ReportLinks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportScheme:
-    """A bucket of gradients travels in another way from step `from_step` on."""
+    """Buckets of gradients, ascending, of a part of the model travel in another way from step `from_step` on."""
 
     at_ms: int
     sender: Sender
     generation: int
-    bucket: int
+    buckets: tuple[int, ...]
     from_scheme: str
     to_scheme: str
     reason: str
     why: str
     from_step: int
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

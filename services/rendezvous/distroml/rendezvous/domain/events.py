@@ -172,7 +172,11 @@ class LinksProbed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeChanged:
-    """A bucket of gradients travels in another way from step `from_step` on; told in order of step and bucket."""
+    """Buckets of gradients travel in another way from step `from_step` on; told in order of step and first bucket.
+
+    `buckets` are all of them, `bucket` is the first; earlier releases told of `bucket` alone. `place` is the part of
+    the model that they are of, empty where replicas have all of it.
+    """
 
     at_ms: int
     generation: int
@@ -182,6 +186,8 @@ class SchemeChanged:
     reason: str
     why: str
     from_step: int
+    buckets: tuple[int, ...] = ()
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,9 @@ from distroml.rendezvous.domain.model import (
     Phase,
     Rendezvous,
     finished,
+    scheme_key,
     scheme_mark,
+    scheme_marks,
 )
 
 MAX_REPLACED_AGENTS = 16
@@ -78,8 +80,8 @@ def evolve(state: Rendezvous, event: ev.Event) -> Rendezvous:
             return _marked(state, "measured", (generation, steps))
         case ev.LinksProbed(generation=generation):
             return _marked(state, "links", (generation, 0))
-        case ev.SchemeChanged(generation=generation, from_step=step, bucket=bucket):
-            return _marked(state, "scheme", scheme_mark(generation, step, bucket))
+        case ev.SchemeChanged():
+            return _scheme_changed(state, event)
         case ev.CompressionAdvised(generation=generation):
             return _marked(state, "advice", (generation, 0))
         case ev.StepRecorded(generation=generation, step=step, why=why):
@@ -107,7 +109,7 @@ def _opened(state: Rendezvous, event: ev.GenerationOpened) -> Rendezvous:
     if event.attempt == state.attempt:
         return opened
     # Worker ids name their attempt, so what was recorded of the older ones cannot come again.
-    marks = {key: mark for key, mark in state.marks.items() if key in _OF_GENERATIONS}
+    marks = {key: mark for key, mark in state.marks.items() if key.partition("/")[0] in _OF_GENERATIONS}
     return replace(opened, joined={}, took_part={}, formed=None, finished=(), ending=None, marks=marks)
 
 
@@ -144,6 +146,14 @@ def _exited(state: Rendezvous, event: ev.WorkerExited) -> Rendezvous:
     if finished(event.code, event.signal, event.category):
         return replace(marked, finished=(*state.finished, event.worker))
     return marked
+
+
+def _scheme_changed(state: Rendezvous, event: ev.SchemeChanged) -> Rendezvous:
+    # A newer generation may have other places. What older ones tell is old news then, and their marks would pile up.
+    older = {key for key, mark in scheme_marks(state.marks).items() if mark[0] < event.generation}
+    marks = {key: mark for key, mark in state.marks.items() if key not in older}
+    mark = scheme_mark(event.generation, event.from_step, event.bucket)
+    return _marked(replace(state, marks=marks), scheme_key(event.place), mark)
 
 
 def _without(state: Rendezvous, node: str) -> Rendezvous:

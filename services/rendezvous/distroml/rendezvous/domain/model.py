@@ -146,16 +146,29 @@ class Ending:
     message: str
 
 
-Mark = tuple[int, int]
-"""(generation, step): the newest report of its kind that is recorded; a repeat is not newer."""
+Mark = tuple[int, ...]
+"""(generation, step, …): the newest report of its kind that is recorded; a repeat is not newer."""
 
-MAX_BUCKETS = 4096
-"""Buckets of gradients whose schemes are told."""
+_SCHEME = "scheme"
+_BUCKETS_OF_A_STEP = 4096
 
 
 def scheme_mark(generation: int, from_step: int, bucket: int) -> Mark:
-    """Changes of schemes are told in order of step and bucket, so that one mark serves all buckets."""
-    return generation, from_step * MAX_BUCKETS + bucket
+    """Changes of schemes are told in order of step and first bucket, so that one mark serves all buckets of a place."""
+    first = from_step * _BUCKETS_OF_A_STEP
+    last = _BUCKETS_OF_A_STEP - 1
+    # States are recorded with the short form; the long one stands between its largest and the next step's first.
+    return (generation, first + bucket) if bucket <= last else (generation, first + last, bucket)
+
+
+def scheme_key(place: str) -> str:
+    """Under which the mark of a place stands."""
+    return f"{_SCHEME}/{place}" if place else _SCHEME
+
+
+def scheme_marks(marks: Mapping[str, Mark]) -> Mapping[str, Mark]:
+    """Those of all places."""
+    return {key: mark for key, mark in marks.items() if key.partition("/")[0] == _SCHEME}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,20 +13,24 @@ from distroml.rendezvous.domain import commands as cmd
 from distroml.rendezvous.domain import events as ev
 from distroml.rendezvous.domain.draft import Draft
 from distroml.rendezvous.domain.model import (
-    MAX_BUCKETS,
     MAX_WORKERS,
     Cause,
     FailureCategory,
     Mark,
     Outcome,
     finished,
+    scheme_key,
     scheme_mark,
+    scheme_marks,
 )
 
 MAX_MESSAGE_BYTES = 4_000
 MAX_TRACEBACK_BYTES = 32_000
 MAX_PLAN_BYTES = 60_000
 """For all texts of a plan, of its measurement or of a probe together, so that the event stays below 64 KiB."""
+MAX_BUCKETS = 8192
+"""Of one report."""
+MAX_BUCKET = 1 << 20
 
 _INDICES = frozenset(str(index) for index in range(MAX_WORKERS))
 
@@ -252,15 +256,25 @@ def _links(draft: Draft, c: cmd.ReportLinks) -> None:
 
 
 def _scheme(draft: Draft, c: cmd.ReportScheme) -> None:
-    if not 0 <= c.bucket < MAX_BUCKETS:
-        raise Rejection("TooLarge", f"bucket {c.bucket} of a layout; the changes of {MAX_BUCKETS} buckets are recorded")
-    if _known(draft, "scheme", scheme_mark(c.generation, c.from_step, c.bucket)):
+    first, last, place = c.buckets[0], c.buckets[-1], clip(c.place, 200)
+    if len(c.buckets) > MAX_BUCKETS or first < 0 or last > MAX_BUCKET:
+        raise Rejection(
+            "TooLarge",
+            f"{len(c.buckets)} buckets from {first} to {last}; at most {MAX_BUCKETS} of 0 to {MAX_BUCKET} are recorded",
+        )
+    marks, key = scheme_marks(draft.state.marks), scheme_key(place)
+    newest = max((mark[0] for mark in marks.values()), default=0)
+    if c.generation < newest or _known(draft, key, scheme_mark(c.generation, c.from_step, first)):
         return
+    if key not in marks and len(marks) >= MAX_WORKERS and c.generation == newest:
+        raise Rejection("TooLarge", f"{len(marks)} parts of a model; a generation has at most {MAX_WORKERS} workers")
     draft.add(
         ev.SchemeChanged(
             at_ms=c.at_ms,
             generation=c.generation,
-            bucket=c.bucket,
+            bucket=first,
+            buckets=c.buckets,
+            place=place,
             from_scheme=clip(c.from_scheme, 200),
             to_scheme=clip(c.to_scheme, 200),
             reason=clip(c.reason, 200),

@@ -301,6 +301,8 @@ _TABLE: dict[type[Message], Callable[..., f.JobFact]] = dict(
                 reason=m.reason,
                 why=m.why,
                 from_step=m.from_step,
+                buckets=tuple(m.buckets) or (m.bucket,),
+                place=m.place,
             ),
         ),
         _entry(

@@ -213,7 +213,13 @@ def summary_message(detail: JobDetail, chosen: Chosen | None = None) -> t.JobSum
                 to_scheme=row.to_scheme,
                 reason=row.reason,
                 why=row.why,
+                buckets=row.numbers,
+                place=row.place,
             )
+        )
+    for row in view.holding:
+        summary.held.append(
+            t.HeldScheme(generation=row.generation, place=row.place, scheme=row.scheme, buckets=row.buckets)
         )
     if (advice := current_advice(view)) is not None:
         summary.advice.CopyFrom(

@@ -31,10 +31,10 @@ class CompressionPanel:
     def draw(self, detail: JobDetail) -> None:
         """Show what holds now."""
         panel = present_compression.compression(detail)
+        self._card.set_visibility(bool(panel["known"]))
         if not panel["known"]:
             return
         for label, text in ((self._now, str(panel["now"])), (self._hint, str(panel["hint"]))):
             label.set_text(text)
             label.set_visibility(bool(text))
         self._table.show(rows=panel["rows"])
-        self._card.set_visibility(True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from distroml.telemetry.adapters.summaries import JobDetail
 from distroml.telemetry.dashboard.present import Row, seconds
 from distroml.telemetry.domain.rows import SchemeRow
-from distroml.telemetry.domain.summary import buckets_text, current_advice, scheme_changes
+from distroml.telemetry.domain.schemes import buckets_text, held_text, numbers_of, of_places, scheme_changes
+from distroml.telemetry.domain.summary import current_advice
 from distroml.telemetry.domain.view import JobView
 
 _SHOWN = 50
@@ -29,42 +29,36 @@ def compression(detail: JobDetail) -> Row:
 
 
 def schemes_now(view: JobView) -> str:
-    """The schemes of the newest generation that told any: `powersgd:4+int8 (3 buckets), int8 (bucket 0)`.
+    """The schemes of the newest generation that told any, as `held_text` says them; what the job asked for before.
 
-    A scheme that never changes is told by nobody: it is what the job asks for.
+    Whether a scheme that is asked for is used, nobody tells: a script may have its own, or one rank, or no `Trainer`.
     """
-    if not view.schemes:
-        return f"{view.compress}, as the job asks" if view.compress not in ("", "none") else ""
-    newest = view.schemes[-1].generation
-    held = {row.bucket: row.to_scheme for row in view.schemes if row.generation == newest}
-    counts = Counter(held.values())
-    parts = [
-        f"{scheme} ({buckets_text(bucket for bucket, one in held.items() if one == scheme)})"
-        for scheme, _ in counts.most_common()
-    ]
-    return ", ".join(parts)
+    if held := view.holding:
+        since = f"in generation {held[0].generation}: " if held[0].generation < view.generation else ""
+        return since + held_text(held)
+    return f"asked for: {view.compress}" if view.compress not in ("", "none") else ""
 
 
 def change_rows(view: JobView) -> list[Row]:
     """One row for what changed at the same step in the same way, newest first."""
     rows: list[Row] = []
-    for (generation, step), changes in scheme_changes(view).items():
+    for changes in scheme_changes(view.schemes).values():
         ways: dict[tuple[str, str, str, str], list[SchemeRow]] = {}
         for one in changes:
             ways.setdefault((one.from_scheme, one.to_scheme, one.reason, one.why), []).append(one)
-        rows += [_row(generation, step, *way, alike) for way, alike in ways.items()]
+        rows += [_row(alike) for alike in ways.values()]
     return list(reversed(rows[-_SHOWN:]))
 
 
-def _row(generation: int, step: int, old: str, new: str, reason: str, why: str, alike: Sequence[SchemeRow]) -> Row:
-    buckets = buckets_text(row.bucket for row in alike)
+def _row(alike: Sequence[SchemeRow]) -> Row:
+    first = alike[0]
     return {
-        "key": f"{generation}.{step}.{alike[0].bucket}",
-        "step": f"{step:,}",
-        "buckets": buckets,
-        "change": f"{old} → {new}",
-        "why": {"text": why or reason, "sub": reason if why else ""},
-        "at": alike[0].at_ms,
+        "key": f"{first.generation}.{first.from_step}.{first.place}.{first.bucket}",
+        "step": f"{first.from_step:,}",
+        "buckets": of_places([first.place], buckets_text(numbers_of(alike))),
+        "change": f"{first.from_scheme} → {first.to_scheme}",
+        "why": {"text": first.why or first.reason, "sub": first.reason if first.why else ""},
+        "at": first.at_ms,
     }
 
 

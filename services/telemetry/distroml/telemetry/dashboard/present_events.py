@@ -16,6 +16,7 @@ _EVENT_WORDS: Mapping[str, str] = {
     "step": "step {}",
     "number": "generation {}",
     "to_scheme": "to {}",
+    "place": "of {}",
     "world_size": "world size {}",
     "reason": "{}",
     "message": "{}",

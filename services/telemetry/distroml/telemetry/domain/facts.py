@@ -193,7 +193,7 @@ class SumsChosen(Fact, frozen=True, kw_only=True):
 
 
 class SchemeChanged(Fact, frozen=True, kw_only=True):
-    """A bucket of gradients travels in another way from step `from_step` on."""
+    """All `buckets` of gradients, of which `bucket` is the first, travel in another way from step `from_step` on."""
 
     generation: int
     bucket: int
@@ -202,6 +202,8 @@ class SchemeChanged(Fact, frozen=True, kw_only=True):
     reason: str
     why: str
     from_step: int
+    buckets: tuple[int, ...]
+    place: str = ""
 
 
 class CompressionAdvised(Fact, frozen=True, kw_only=True):

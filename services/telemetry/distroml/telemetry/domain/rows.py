@@ -102,7 +102,11 @@ class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SchemeRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A bucket of gradients travels in another way from step `from_step` on."""
+    """Buckets of gradients travel in another way from step `from_step` on.
+
+    Views of earlier releases have `bucket` alone. `place` is the part of the model that they are of, empty where
+    replicas have all of it.
+    """
 
     generation: int
     at_ms: int
@@ -112,6 +116,22 @@ class SchemeRow(msgspec.Struct, frozen=True, kw_only=True):
     to_scheme: str
     reason: str
     why: str
+    buckets: tuple[int, ...] = ()
+    place: str = ""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All of its buckets."""
+        return self.buckets or (self.bucket,)
+
+
+class HeldRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The scheme by which buckets of a part of the model travel, ascending."""
+
+    generation: int
+    place: str
+    scheme: str
+    buckets: tuple[int, ...]
 
 
 class AdviceRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from distroml.telemetry.domain.rows import AdviceRow, SchemeRow
+from distroml.telemetry.domain.rows import AdviceRow
+from distroml.telemetry.domain.schemes import buckets_text, numbers_of, of_places, scheme_changes
 from distroml.telemetry.domain.view import JobView
 
 WINDOW_MS = 30_000
@@ -173,29 +174,11 @@ def marks(view: JobView, samples: Mapping[int, GenerationSamples]) -> tuple[Mark
         if saved.state != "saving" and saved.state != "failed":
             text = f"checkpoint of step {saved.step}" + ("" if saved.state == "committed" else f" ({saved.state})")
             result.append(Mark(kind="checkpoint", step=saved.step, at_ms=saved.at_ms, text=text))
-    for (_, step), rows in scheme_changes(view).items():
+    for (_, step, place), rows in scheme_changes(view.schemes).items():
         moves = dict.fromkeys(f"{row.from_scheme} → {row.to_scheme}" for row in rows)
-        text = f"{buckets_text(row.bucket for row in rows)} from step {step}: {', '.join(moves)}"
+        text = of_places([place], f"{buckets_text(numbers_of(rows))} from step {step}: {', '.join(moves)}")
         result.append(Mark(kind="scheme", step=step, at_ms=rows[0].at_ms, text=text))
     return tuple(sorted(result, key=lambda m: (m.at_ms, m.step)))
-
-
-def scheme_changes(view: JobView) -> dict[tuple[int, int], list[SchemeRow]]:
-    """Changes of schemes by generation and step, oldest first."""
-    found: dict[tuple[int, int], list[SchemeRow]] = {}
-    for row in view.schemes:
-        found.setdefault((row.generation, row.from_step), []).append(row)
-    return found
-
-
-def buckets_text(numbers: Iterable[int]) -> str:
-    """Buckets in words: `bucket 3`, `buckets 0–5`, `4 buckets`."""
-    found = sorted(set(numbers))
-    if len(found) == 1:
-        return f"bucket {found[0]}"
-    if found and found[-1] - found[0] == len(found) - 1:
-        return f"buckets {found[0]}–{found[-1]}"
-    return f"{len(found)} buckets"
 
 
 def current_advice(view: JobView) -> AdviceRow | None:

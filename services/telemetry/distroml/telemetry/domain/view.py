@@ -13,13 +13,21 @@ import msgspec
 from msgspec.structs import replace
 
 from distroml.telemetry.domain import facts as f
-from distroml.telemetry.domain.rows import AdviceRow, CheckpointRow, GenerationRow, PlanRow, SchemeRow, WorkerRow
+from distroml.telemetry.domain.rows import (
+    AdviceRow,
+    CheckpointRow,
+    GenerationRow,
+    HeldRow,
+    PlanRow,
+    SchemeRow,
+    WorkerRow,
+)
+from distroml.telemetry.domain.schemes import held_of, hold, with_change
 
 MAX_WORKERS = 1024
 MAX_GENERATIONS = 200
 MAX_CHECKPOINTS = 200
 MAX_PLANS = 20
-MAX_SCHEMES = 200
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -46,6 +54,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     mesh: tuple[tuple[str, int], ...] = ()
     plans: tuple[PlanRow, ...] = ()
     schemes: tuple[SchemeRow, ...] = ()
+    held: tuple[HeldRow, ...] = ()
     advice: AdviceRow | None = None
     submitted_ms: int = 0
     started_ms: int = 0
@@ -67,6 +76,11 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         """Nothing more will happen to it."""
         return self.state in ENDED
+
+    @property
+    def holding(self) -> tuple[HeldRow, ...]:
+        """The schemes that hold; views that an earlier release kept have the changes alone."""
+        return self.held or held_of(self.schemes)
 
 
 def evolve(view: JobView, fact: f.JobFact) -> JobView:
@@ -327,8 +341,11 @@ def _compression(view: JobView, fact: f.SchemeChanged | f.CompressionAdvised) ->
                 to_scheme=fact.to_scheme,
                 reason=fact.reason,
                 why=fact.why,
+                buckets=fact.buckets,
+                place=fact.place,
             )
-            return replace(view, schemes=(*view.schemes, row)[-MAX_SCHEMES:])
+            held = hold(view.holding, row)
+            return replace(view, schemes=with_change(view.schemes, row), held=held)
         case f.CompressionAdvised():
             advice = AdviceRow(
                 generation=fact.generation,

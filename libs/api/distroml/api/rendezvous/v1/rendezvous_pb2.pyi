@@ -953,7 +953,9 @@ global___StepRecorded = StepRecorded
 
 @typing.final
 class SchemeChanged(google.protobuf.message.Message):
-    """Another compression scheme of a bucket of gradients, from step `from_step` on. `reason` is CamelCase: `LinkProbed`,
+    """Another compression scheme of buckets of gradients, from step `from_step` on: of all `buckets`, ascending, of which
+    `bucket` is the first; where there are none, of `bucket` alone, as it was told at first. `place` names the part of the
+    model that they are of (`tp1of2-pp0of2`), empty where replicas have all of it. `reason` is CamelCase: `LinkProbed`,
     `Resumed`, `LinkSlower`, `LinkFaster`, `Faster`, `LessLossy`, `ResidualCeiling`, `ResidualTrend`, `Direction`,
     `LossRose`, `NotFaster`; `why` says it in words.
     """
@@ -968,6 +970,8 @@ class SchemeChanged(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     WHY_FIELD_NUMBER: builtins.int
     FROM_STEP_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
+    PLACE_FIELD_NUMBER: builtins.int
     at_ms: builtins.int
     generation: builtins.int
     bucket: builtins.int
@@ -976,6 +980,9 @@ class SchemeChanged(google.protobuf.message.Message):
     reason: builtins.str
     why: builtins.str
     from_step: builtins.int
+    place: builtins.str
+    @property
+    def buckets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
@@ -987,8 +994,10 @@ class SchemeChanged(google.protobuf.message.Message):
         reason: builtins.str = ...,
         why: builtins.str = ...,
         from_step: builtins.int = ...,
+        buckets: collections.abc.Iterable[builtins.int] | None = ...,
+        place: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "bucket", b"bucket", "from_scheme", b"from_scheme", "from_step", b"from_step", "generation", b"generation", "reason", b"reason", "to_scheme", b"to_scheme", "why", b"why"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "bucket", b"bucket", "buckets", b"buckets", "from_scheme", b"from_scheme", "from_step", b"from_step", "generation", b"generation", "place", b"place", "reason", b"reason", "to_scheme", b"to_scheme", "why", b"why"]) -> None: ...
 
 global___SchemeChanged = SchemeChanged
 

@@ -686,6 +686,7 @@ class JobSummary(google.protobuf.message.Message):
     ADVICE_FIELD_NUMBER: builtins.int
     TRACE_URL_FIELD_NUMBER: builtins.int
     GRAFANA_URL_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
     job: builtins.str
     step: builtins.int
     total_steps: builtins.int
@@ -714,11 +715,15 @@ class JobSummary(google.protobuf.message.Message):
 
     @property
     def schemes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JobScheme]:
-        """Changes of compression schemes, oldest first; at most 200."""
+        """The last changes of compression schemes, oldest first; at most 200."""
 
     @property
     def advice(self) -> global___CompressionAdvice:
         """Of the newest generation; absent where compression would gain it little, or is used already."""
+
+    @property
+    def held(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeldScheme]:
+        """The schemes that hold in the newest generation that told any, whichever changes `schemes` still has."""
 
     def __init__(
         self,
@@ -745,16 +750,19 @@ class JobSummary(google.protobuf.message.Message):
         advice: global___CompressionAdvice | None = ...,
         trace_url: builtins.str = ...,
         grafana_url: builtins.str = ...,
+        held: collections.abc.Iterable[global___HeldScheme] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_loss", b"_loss", "advice", b"advice", "loss", b"loss"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_loss", b"_loss", "advice", b"advice", "checkpoints", b"checkpoints", "dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "eta_ms", b"eta_ms", "generation", b"generation", "grafana_url", b"grafana_url", "job", b"job", "last_checkpoint_step", b"last_checkpoint_step", "loss", b"loss", "plans", b"plans", "position", b"position", "recoveries", b"recoveries", "samples", b"samples", "samples_per_s", b"samples_per_s", "schemes", b"schemes", "step", b"step", "step_s", b"step_s", "tokens_per_s", b"tokens_per_s", "total_steps", b"total_steps", "trace_url", b"trace_url", "world_size", b"world_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_loss", b"_loss", "advice", b"advice", "checkpoints", b"checkpoints", "dropped_lines", b"dropped_lines", "dropped_samples", b"dropped_samples", "eta_ms", b"eta_ms", "generation", b"generation", "grafana_url", b"grafana_url", "held", b"held", "job", b"job", "last_checkpoint_step", b"last_checkpoint_step", "loss", b"loss", "plans", b"plans", "position", b"position", "recoveries", b"recoveries", "samples", b"samples", "samples_per_s", b"samples_per_s", "schemes", b"schemes", "step", b"step", "step_s", b"step_s", "tokens_per_s", b"tokens_per_s", "total_steps", b"total_steps", "trace_url", b"trace_url", "world_size", b"world_size"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_loss", b"_loss"]) -> typing.Literal["loss"] | None: ...
 
 global___JobSummary = JobSummary
 
 @typing.final
 class JobScheme(google.protobuf.message.Message):
-    """A bucket of gradients travels in another way from step `from_step` on."""
+    """Buckets of gradients travel in another way from step `from_step` on: all `buckets`, ascending, of which `bucket` is the
+    first. `place` is the part of the model that they are of, empty where replicas have all of it.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -766,6 +774,8 @@ class JobScheme(google.protobuf.message.Message):
     TO_SCHEME_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     WHY_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
+    PLACE_FIELD_NUMBER: builtins.int
     generation: builtins.int
     at_ms: builtins.int
     from_step: builtins.int
@@ -774,6 +784,9 @@ class JobScheme(google.protobuf.message.Message):
     to_scheme: builtins.str
     reason: builtins.str
     why: builtins.str
+    place: builtins.str
+    @property
+    def buckets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
@@ -785,10 +798,39 @@ class JobScheme(google.protobuf.message.Message):
         to_scheme: builtins.str = ...,
         reason: builtins.str = ...,
         why: builtins.str = ...,
+        buckets: collections.abc.Iterable[builtins.int] | None = ...,
+        place: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "bucket", b"bucket", "from_scheme", b"from_scheme", "from_step", b"from_step", "generation", b"generation", "reason", b"reason", "to_scheme", b"to_scheme", "why", b"why"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_ms", b"at_ms", "bucket", b"bucket", "buckets", b"buckets", "from_scheme", b"from_scheme", "from_step", b"from_step", "generation", b"generation", "place", b"place", "reason", b"reason", "to_scheme", b"to_scheme", "why", b"why"]) -> None: ...
 
 global___JobScheme = JobScheme
+
+@typing.final
+class HeldScheme(google.protobuf.message.Message):
+    """The scheme by which buckets of a part of the model travel."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: builtins.int
+    PLACE_FIELD_NUMBER: builtins.int
+    SCHEME_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
+    generation: builtins.int
+    place: builtins.str
+    scheme: builtins.str
+    @property
+    def buckets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        generation: builtins.int = ...,
+        place: builtins.str = ...,
+        scheme: builtins.str = ...,
+        buckets: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["buckets", b"buckets", "generation", b"generation", "place", b"place", "scheme", b"scheme"]) -> None: ...
+
+global___HeldScheme = HeldScheme
 
 @typing.final
 class CompressionAdvice(google.protobuf.message.Message):
