@@ -14,8 +14,9 @@ import torch.distributed as dist
 from distroml.runtime.comm.backends import now_in
 from distroml.runtime.comm.backends.torch_own import Gloo
 from distroml.runtime.compress import Round
+from distroml.runtime.compress.optim import OneBitAdam
 from distroml.runtime.elastic import PeerLost, World
-from distroml.runtime.parallel import CompressionDiffers, ParallelModel, PlanRefused
+from distroml.runtime.parallel import Compression, CompressionDiffers, ParallelModel, PlanRefused, RanksDiffer
 from distroml.runtime.parallel.residuals import folded_residuals
 from libs.runtime.tests.parallel.exchanging import MICROBATCH, step
 from libs.runtime.tests.parallel.models import Quirks
@@ -90,6 +91,28 @@ def differing(world: World) -> str:
         spread(world, "dp_replicate=2", Quirks(), MICROBATCH, compress="int8" if world.rank else "none")
     except CompressionDiffers as error:
         return str(error)
+    return "agreed"
+
+
+def apart(world: World, plans: list[str]) -> str:
+    """What each rank is told where each was given a plan of its own."""
+    try:
+        spread(world, plans[world.rank], Quirks(width=8), MICROBATCH)
+    except RanksDiffer as error:
+        return str(error)
+    return "agreed"
+
+
+def moving_apart(world: World) -> str:
+    """What each rank is told where their optimizers are to warm up for different numbers of steps."""
+    parallel = spread(world, "dp_replicate=2", Quirks(width=8), MICROBATCH, torch.float32, compress="sign")
+    optimizer = OneBitAdam(parallel.parameters(), warm_up_steps=2 + world.rank)
+    try:
+        parallel.exchange_for(optimizer, Compression("sign"), 0)
+    except CompressionDiffers as error:
+        return str(error)
+    finally:
+        parallel.close()
     return "agreed"
 
 

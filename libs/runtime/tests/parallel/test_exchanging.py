@@ -98,6 +98,19 @@ def test_ranks_that_want_different_compression_are_told_so(pool: Pool) -> None:
         assert "rank 1: compress='int8'" in told
 
 
+@pytest.mark.parametrize("plans", [["dp_shard=2", "tp=2"], ["dp_replicate=2", "dp_replicate=2,bucket_mb=0.001"]])
+def test_ranks_of_different_plans_are_told_so(pool: Pool, plans: list[str]) -> None:
+    for told in pool.run(f"{MISHAPS}apart", 2, 60, plans=plans):
+        assert f"different plans (rank 0: {plans[0]}" in told
+        assert f"; rank 1: {plans[1].partition(',')[0]}" in told
+
+
+def test_ranks_whose_optimizers_have_different_things_exchanged_are_told_so(pool: Pool) -> None:
+    for told in pool.run(f"{MISHAPS}moving_apart", 2, 60):
+        assert "(rank 0: OneBitAdam" in told
+        assert "warm_up_steps=3" in told
+
+
 @pytest.mark.parametrize(
     ("plan", "options"),
     [
