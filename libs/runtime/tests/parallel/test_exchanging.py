@@ -179,6 +179,31 @@ def test_buckets_after_a_broken_one_keep_what_they_had(pool: Pool) -> None:
         assert all(found["nan"])
 
 
+@pytest.mark.parametrize(
+    ("plan", "pairs", "alike"),
+    [
+        ("dp_replicate=2,tp=2", [(0, 1), (2, 3)], "norm.weight"),
+        ("dp_replicate=2,pp=2", [(0, 2), (1, 3)], "embed.weight"),
+    ],
+)
+def test_a_skipped_step_parts_nothing_that_places_hold_alike(
+    pool: Pool, plan: str, pairs: list[tuple[int, int]], alike: str
+) -> None:
+    """A gradient is broken in one place only, which the other one does not know."""
+    answers = pool.run(f"{MISHAPS}broken_in_one_place", 4, 120, plan=plan)
+    for answer in answers:
+        first, second, third = answer["norms"]
+        assert second != second, "every rank skips it"
+        assert first > 0
+        assert third > 0
+    for one, other in ((answers[a], answers[b]) for a, b in pairs):
+        assert one["moved"] == other["moved"]
+        shared = one["kept"].keys() & other["kept"].keys()
+        assert shared
+        assert {name: one["kept"][name] for name in shared} == {name: other["kept"][name] for name in shared}
+    assert len({answer["held"][alike] for answer in answers if alike in answer["held"]}) == 1
+
+
 def test_ranks_learn_what_exchanges_took_and_how_true_they_were(pool: Pool) -> None:
     """Of seconds the least of any rank: one that comes late makes the others wait, which is not the link's doing."""
     answers = pool.run(f"{RANKS}asked", 2, 120)

@@ -125,7 +125,7 @@ class ParallelModel:
                 part.pipeline.on_passed = lambda stage: divided.stage_passed(stages[stage])
         self._dense_bytes = [] if self.exchange is not None else [s.numel * s.dtype.itemsize for s in layout.values()]
         if self.exchange is not None:
-            self.exchange.prepare(layout)
+            self.exchange.prepare(layout, self.gradients.alike)
         self.keeping = Keeping(
             self.exchange,
             self.meetings,
