@@ -50,6 +50,22 @@ def all_reduce_knows_the_other_operations(device: torch.device) -> None:
 
 
 @case
+def averages_are_sums_over_the_number_of_ranks(device: torch.device) -> None:
+    rank, ranks, average = dist.get_rank(), dist.get_world_size(), dist.ReduceOp.AVG
+    for dtype in (torch.float32, torch.float64):
+        tensor = of(rank, dtype=dtype, device=device)
+        dist.all_reduce(tensor, op=average)
+        same(tensor, total(dtype=dtype, device=device) / ranks)
+        tensor = of(rank, dtype=dtype, device=device)
+        dist.reduce(tensor, 0, op=average)
+        if rank == 0:
+            same(tensor, total(dtype=dtype, device=device) / ranks)
+        own = torch.empty(3, dtype=dtype, device=device)
+        dist.reduce_scatter_tensor(own, of(rank, 3 * ranks, dtype, device), op=average)
+        same(own, total(3 * ranks, dtype, device=device).chunk(ranks)[rank] / ranks)
+
+
+@case
 def all_reduce_of_strided_and_scalar_tensors(device: torch.device) -> None:
     rank = dist.get_rank()
     base = torch.zeros(6, 4, device=device)
@@ -140,6 +156,14 @@ def all_to_all_even_and_uneven(device: torch.device) -> None:
     mine = torch.empty(ranks * rank, 2, device=device)
     dist.all_to_all_single(mine, rows, [rank] * ranks, list(range(ranks)))
     same(mine, torch.arange(float(ranks), device=device).repeat_interleave(rank)[:, None].expand(-1, 2).contiguous())
+    if dist.get_backend() == "gloo":
+        return  # whose own lists do not take parts of such sizes
+    # The same as lists, whose parts are of any shape.
+    parts = [torch.full((i, 2), float(rank), device=device) for i in range(1, ranks + 1)]
+    lists = [torch.empty(rank + 1, 2, device=device) for _ in range(ranks)]
+    dist.all_to_all(lists, parts)
+    for other, part in enumerate(lists):
+        same(part, torch.full((rank + 1, 2), float(other), device=device))
 
 
 @case
@@ -301,6 +325,12 @@ def coalesced_forms(device: torch.device) -> None:
             dist.all_gather_into_tensor(whole, of(rank + i, 5 + i, device=device))
     for i, whole in enumerate(wholes):
         same(whole, torch.cat([of(r + i, 5 + i, device=device) for r in range(ranks)]))
+    owns = [torch.empty(5 + i, device=device) for i in range(3)]
+    with _coalescing_manager():
+        for i, own in enumerate(owns):
+            dist.reduce_scatter_tensor(own, of(rank + i, ranks * (5 + i), device=device))
+    for i, own in enumerate(owns):
+        same(own, total(ranks * (5 + i), ranks=range(i, i + ranks), device=device).chunk(ranks)[rank])
 
 
 @case

@@ -192,13 +192,13 @@ def course(world: World, steps: int, every: int, compress: str) -> dict[str, Any
     return {"losses": losses, "bytes": sent, "bits": hashlib.sha256(parameters.numpy().tobytes()).hexdigest()}
 
 
-def refused(world: World, wanted: str, every: int) -> str:
-    """What is said of replicas that step by themselves under a plan, meeting after `every` steps and the rank."""
+def refused(world: World, wanted: str, every: int, later: int = 0) -> str:
+    """What is said of replicas that step by themselves under a plan, each rank `later` than the one before it."""
     chosen = plan(wanted, world_size=world.world_size, global_batch=8, microbatch=MICROBATCH)
     try:
         spread(
             make(), chosen, world, loss=squares, sample=None, seed=SEED, precision="fp32", compiled=False,
-            compression=Compression(outer=OuterNesterov(every + world.rank)),
+            compression=Compression(outer=OuterNesterov(every + later * world.rank)),
         )  # fmt: skip
     except (PlanRefused, CompressionDiffers) as error:
         return str(error)

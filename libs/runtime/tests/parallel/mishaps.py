@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import threading
 from dataclasses import replace
@@ -14,8 +16,9 @@ import torch.distributed as dist
 from distroml.runtime.comm.backends import now_in
 from distroml.runtime.comm.backends.torch_own import Gloo
 from distroml.runtime.compress import Round
+from distroml.runtime.compress.optim import OneBitAdam
 from distroml.runtime.elastic import PeerLost, World
-from distroml.runtime.parallel import CompressionDiffers, ParallelModel, PlanRefused
+from distroml.runtime.parallel import Compression, CompressionDiffers, ParallelModel, PlanRefused, RanksDiffer
 from distroml.runtime.parallel.residuals import folded_residuals
 from libs.runtime.tests.parallel.exchanging import MICROBATCH, step
 from libs.runtime.tests.parallel.models import Quirks
@@ -93,6 +96,28 @@ def differing(world: World) -> str:
     return "agreed"
 
 
+def apart(world: World, plans: list[str]) -> str:
+    """What each rank is told where each was given a plan of its own."""
+    try:
+        spread(world, plans[world.rank], Quirks(width=8), MICROBATCH)
+    except RanksDiffer as error:
+        return str(error)
+    return "agreed"
+
+
+def moving_apart(world: World) -> str:
+    """What each rank is told where their optimizers are to warm up for different numbers of steps."""
+    parallel = spread(world, "dp_replicate=2", Quirks(width=8), MICROBATCH, torch.float32, compress="sign")
+    optimizer = OneBitAdam(parallel.parameters(), warm_up_steps=2 + world.rank)
+    try:
+        parallel.exchange_for(optimizer, Compression("sign"), 0)
+    except CompressionDiffers as error:
+        return str(error)
+    finally:
+        parallel.close()
+    return "agreed"
+
+
 def broken(world: World, plan: str, **options: Any) -> dict[str, Any]:
     """Three steps; in the second, rank 1 has an infinite gradient of one parameter."""
     parallel = spread(world, plan, Quirks(width=8), MICROBATCH, torch.float32, **options)
@@ -153,6 +178,40 @@ def broken_early(world: World) -> dict[str, Any]:
     }
     parallel.close()
     return found
+
+
+def broken_in_one_place(world: World, plan: str) -> dict[str, Any]:
+    """A loop that skips steps whose norm is no finite number. In the second, rank 1's own part of one gradient is none.
+
+    Returns:
+        "norms"; "kept": a hash of what this rank keeps of each bucket that further ranks hold alike, by its first
+        parameter; "moved": of those in the second step; "held": a hash of each parameter on this rank.
+    """
+    quirks = Quirks(tied=True, width=8)
+    parallel = spread(world, f"{plan},bucket_mb=0.0005", quirks, MICROBATCH, torch.float32, compress="int8")
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
+    alike = [one for one in parallel.exchange.buffers if one.number in parallel.gradients.alike]
+    norms: list[float] = []
+    moved: list[str] = []
+    for number in (1, 2, 3):
+        handles = breaking(parallel, "blocks.1.up") if number == 2 and world.rank == 1 else []
+        before = [one.kept() for one in alike]
+        norms.append(float(step(parallel, number)[1]))
+        for handle in handles:
+            handle.remove()
+        if math.isfinite(norms[-1]):
+            optimizer.step()
+        else:
+            pairs = zip(alike, before, strict=True)
+            moved = [one.spec.segments[0].name for one, old in pairs if not torch.equal(one.kept(), old)]
+    kept = {one.spec.segments[0].name: _hash_of(one.kept()) for one in alike}
+    held = {name: _hash_of(own) for name, own in parallel.local_tensors()}
+    parallel.close()
+    return {"norms": norms, "kept": kept, "moved": moved, "held": held}
+
+
+def _hash_of(values: torch.Tensor) -> str:
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
 
 
 def lost_in_an_exchange(world: World, compress: str, at: int) -> str:

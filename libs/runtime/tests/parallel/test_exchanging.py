@@ -98,6 +98,19 @@ def test_ranks_that_want_different_compression_are_told_so(pool: Pool) -> None:
         assert "rank 1: compress='int8'" in told
 
 
+@pytest.mark.parametrize("plans", [["dp_shard=2", "tp=2"], ["dp_replicate=2", "dp_replicate=2,bucket_mb=0.001"]])
+def test_ranks_of_different_plans_are_told_so(pool: Pool, plans: list[str]) -> None:
+    for told in pool.run(f"{MISHAPS}apart", 2, 60, plans=plans):
+        assert f"different plans (rank 0: {plans[0]}" in told
+        assert f"; rank 1: {plans[1].partition(',')[0]}" in told
+
+
+def test_ranks_whose_optimizers_have_different_things_exchanged_are_told_so(pool: Pool) -> None:
+    for told in pool.run(f"{MISHAPS}moving_apart", 2, 60):
+        assert "(rank 0: OneBitAdam" in told
+        assert "warm_up_steps=3" in told
+
+
 @pytest.mark.parametrize(
     ("plan", "options"),
     [
@@ -164,6 +177,31 @@ def test_buckets_after_a_broken_one_keep_what_they_had(pool: Pool) -> None:
         assert found["moved"][0] < 1e-5
         assert not any(found["moved"][1:])
         assert all(found["nan"])
+
+
+@pytest.mark.parametrize(
+    ("plan", "pairs", "alike"),
+    [
+        ("dp_replicate=2,tp=2", [(0, 1), (2, 3)], "norm.weight"),
+        ("dp_replicate=2,pp=2", [(0, 2), (1, 3)], "embed.weight"),
+    ],
+)
+def test_a_skipped_step_parts_nothing_that_places_hold_alike(
+    pool: Pool, plan: str, pairs: list[tuple[int, int]], alike: str
+) -> None:
+    """A gradient is broken in one place only, which the other one does not know."""
+    answers = pool.run(f"{MISHAPS}broken_in_one_place", 4, 120, plan=plan)
+    for answer in answers:
+        first, second, third = answer["norms"]
+        assert second != second, "every rank skips it"
+        assert first > 0
+        assert third > 0
+    for one, other in ((answers[a], answers[b]) for a, b in pairs):
+        assert one["moved"] == other["moved"]
+        shared = one["kept"].keys() & other["kept"].keys()
+        assert shared
+        assert {name: one["kept"][name] for name in shared} == {name: other["kept"][name] for name in shared}
+    assert len({answer["held"][alike] for answer in answers if alike in answer["held"]}) == 1
 
 
 def test_ranks_learn_what_exchanges_took_and_how_true_they_were(pool: Pool) -> None:

@@ -54,11 +54,11 @@ def test_meetings_go_by_the_scheme_that_is_asked_for(pool: Pool) -> None:
 @pytest.mark.parametrize("plan", ["dp_shard=2", "tp=2"])
 def test_divided_replicas_cannot_step_by_themselves(pool: Pool, plan: str) -> None:
     for said in pool.run(REFUSED, 2, wanted=plan, every=4):
-        assert re.match(r"sync_every=[45] is not possible with the plan", said)
+        assert re.match(r"sync_every=4 is not possible with the plan", said)
 
 
 def test_ranks_that_want_to_meet_at_different_times_are_refused(pool: Pool) -> None:
-    told = {*pool.run(REFUSED, 2, wanted="dp_replicate=2", every=4)}
+    told = {*pool.run(REFUSED, 2, wanted="dp_replicate=2", every=4, later=1)}
     assert len(told) == 1
     said = told.pop()
     assert "rank 0: " in said

@@ -42,6 +42,25 @@ def test_settings_tell_optimizers_apart() -> None:
     assert same != description_of(_make(torch.optim.SGD, lr=1e-3))
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (OneBitAdam, {"warm_up_steps": 3}),
+        (OneBitAdam, {"warm_up_steps": 2, "betas": (0.8, 0.99)}),
+        (OneBitAdam, {"warm_up_steps": 2, "weight_decay": 0.1}),
+        (DGC, {"clip": 1.0}),
+        (DGC, {"warm_up_steps": 1}),
+        (DGC, {"momentum": 0.8}),
+        (DGC, {"nesterov": True}),
+        (DGC, {"lr": 0.2}),
+    ],
+)
+def test_so_does_whatever_changes_what_they_exchange(kind: Any, settings: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"lr": 0.1, **({"warm_up_steps": 2} if kind is OneBitAdam else {})}
+    assert description_of(_make(kind, **usual)) == description_of(_make(kind, **usual))
+    assert description_of(_make(kind, **usual)) != description_of(_make(kind, **{**usual, **settings}))
+
+
 def test_what_is_exchanged_in_place_of_gradients_is_told() -> None:
     assert momenta_of(_make(torch.optim.AdamW), "int8") is None
     assert momenta_of(_make(OneBitAdam, warm_up_steps=2), "sign") == Momenta(first=("none",))

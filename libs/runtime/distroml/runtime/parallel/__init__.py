@@ -1,7 +1,8 @@
 """How a model is spread over the workers: plans, and what carries them out."""
 
+from distroml.runtime.parallel.alike import CompressionDiffers, RanksDiffer
 from distroml.runtime.parallel.compressed import CompressedExchange
-from distroml.runtime.parallel.compression import Compression, CompressionDiffers, Residuals
+from distroml.runtime.parallel.compression import Compression, Residuals
 from distroml.runtime.parallel.culprits import NonFinite
 from distroml.runtime.parallel.divide import Part
 from distroml.runtime.parallel.gradients import Gradients, local_of
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "PlanRefused",
     "Precision",
+    "RanksDiffer",
     "Residuals",
     "SumExchange",
     "check_loss",

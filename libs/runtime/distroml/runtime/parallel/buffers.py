@@ -87,6 +87,7 @@ class Buffer:
         spec: where gradients lie in it.
         scheme: that the next exchange goes by, unless a change is due.
         world_size: ranks that take part.
+        alike: further ranks than those hold it alike, and exchange it among themselves.
         layout: what schemes know of the bucket.
         state: of the scheme.
         changes: schemes to come, by the step from which they hold.
@@ -101,6 +102,7 @@ class Buffer:
     spec: BucketSpec
     scheme: Scheme
     world_size: int
+    alike: bool = False
     layout: Layout = field(init=False)
     state: State = field(init=False)
     changes: dict[int, Scheme] = field(default_factory=lambda: dict[int, Scheme]())

@@ -36,8 +36,9 @@ class CompressedExchange:
     back what it did, while it is: no rank's residuals change by that bucket, but for rounding of their sums with its
     gradients, or by a later one of the step, their sums are NaN everywhere, and `non_finite` tells whose fault it is.
     Buckets before it were exchanged as ever: what they gave and what is kept of them add up, so that a step that is
-    taken nevertheless loses nothing. Nor does one that reached a parameter on no rank: nobody heeds what was told of
-    that, and what was kept of it is kept until it is reached again.
+    taken nevertheless loses nothing. So is a later one that further ranks hold alike: they know nothing of the broken
+    one, and what is kept would part. What a step tells of a parameter that it reached on no rank is not lost, either:
+    nobody heeds it, and what was kept of it is kept until it is reached again.
 
     One that `adapts`, and compresses nothing at all in a step, costs no more than plain sums: nothing is agreed upon
     then, and `non_finite` has what this rank is to blame for, on a processor only.
@@ -103,8 +104,12 @@ class CompressedExchange:
 
     # ---- before the first step
 
-    def prepare(self, buckets: Mapping[int, BucketSpec]) -> None:
+    def prepare(self, buckets: Mapping[int, BucketSpec], alike: Collection[int] = ()) -> None:
         """Make the state of every bucket that will be exchanged.
+
+        Args:
+            buckets: by number.
+            alike: numbers of those that further ranks hold alike.
 
         Raises:
             ValueError: a parameter has no real floating-point gradient.
@@ -116,7 +121,8 @@ class CompressedExchange:
                     "only; use compress='none'"
                 )
         self._buffers = {
-            number: Buffer(number, spec, self._scheme, self.world_size) for number, spec in sorted(buckets.items())
+            number: Buffer(number, spec, self._scheme, self.world_size, number in alike)
+            for number, spec in sorted(buckets.items())
         }
         self._exchanging.buffers = self._buffers
 

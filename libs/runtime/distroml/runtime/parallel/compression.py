@@ -1,4 +1,4 @@
-"""How gradients are to be compressed: checked, agreed upon by all ranks, and the exchange that does it."""
+"""How gradients are to be compressed: checked, and the exchange that does it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from distroml.planner import Plan, PlanRefused
 from distroml.planner.compression import AUTO
 from distroml.runtime.comm.algorithms import Arrangement, host_name
-from distroml.runtime.compress import Scheme, parse_spec
-from distroml.runtime.compress.lowrank import arithmetic
+from distroml.runtime.compress import Scheme
 from distroml.runtime.compress.optim import OuterNesterov
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import Collectives, World, communication
@@ -26,10 +24,6 @@ from distroml.runtime.parallel.shardgathers import GATHER_CODECS, ShardGathers
 from distroml.runtime.parallel.shardsums import SHARD_CODECS, ShardSums
 
 Residuals = Literal["folded", "exact"]
-
-
-class CompressionDiffers(ValueError):
-    """Ranks of one job were started with different settings of compression."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,46 +94,6 @@ class Compression:
 NO_COMPRESSION = Compression()
 
 
-def agree_on(compression: Compression, collectives: Collectives, device: torch.device | None = None) -> None:
-    """Make sure that all ranks have these settings, and will make the same of what they are told. Collective.
-
-    Args:
-        compression: as this rank wants it.
-        collectives: of all ranks.
-        device: on which exchanges are formed; None where there are none that have to be alike to the bit.
-
-    Raises:
-        CompressionDiffers: they have not, or will not; says which rank wants or does what.
-        PeerLost: another rank is gone.
-    """
-    wanted: defaultdict[Compression, list[int]] = defaultdict(list)
-    done: defaultdict[str, list[int]] = defaultdict(list)
-    how = _arithmetic(compression, device) if device is not None else ""
-    for rank, (one, theirs) in enumerate(collectives.gather((compression, how))):
-        wanted[one].append(rank)
-        done[theirs].append(rank)
-    if len(wanted) > 1:
-        told = "; ".join(
-            f"rank {', '.join(map(str, ranks))}: compress={one.scheme!r}, compress_shard={one.shard!r}, "
-            f"compress_gather={one.gather!r}, residuals={one.residuals!r}{_told_of(one.outer)}"
-            for one, ranks in wanted.items()
-        )
-        raise CompressionDiffers(f"the ranks want different compression ({told}); start all of them alike")
-    if len(done) > 1:
-        told = "; ".join(f"rank {', '.join(map(str, ranks))}: {how}" for how, ranks in done.items())
-        raise CompressionDiffers(
-            f"with compress={compression.scheme!r} the ranks would come apart, since they form PowerSGD's products in "
-            f"different ways ({told}); on each machine install a compiler of C++17 (Debian: apt install g++) and "
-            "DistroML again, or use like GPUs, or choose a scheme such as int8"
-        )
-
-
-def _arithmetic(compression: Compression, device: torch.device) -> str:
-    """On what the bits depend that come out of one exchange; codes give the same everywhere."""
-    low_rank = compression.adapts or parse_spec(compression.scheme).kind == "powersgd"
-    return arithmetic(device) if low_rank else ""
-
-
 def check_possible(plan: Plan, compression: Compression) -> None:
     """Raise `PlanRefused` where these settings cannot go with the plan, before anything is divided."""
     if compression.outer is not None and plan.dp_replicate != plan.world_size:
@@ -147,12 +101,6 @@ def check_possible(plan: Plan, compression: Compression) -> None:
             f"sync_every={compression.outer.every} is not possible with the plan {plan}: only replicas that are whole "
             "in one process each can step by themselves; use a plan that only replicates, or leave out sync_every"
         )
-
-
-def _told_of(outer: OuterNesterov | None) -> str:
-    if outer is None:
-        return ""
-    return f", sync_every={outer.every}, outer_lr={outer.lr:g}, outer_momentum={outer.momentum:g}"
 
 
 def replica_exchange(plan: Plan, world: World, compression: Compression, seed: int) -> CompressedExchange | None:

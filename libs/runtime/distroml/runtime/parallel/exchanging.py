@@ -106,7 +106,7 @@ class Exchanging:
         if done.agreed.broken:
             self._blame(self._group, step, buffer, done.suspect)
             step.broken = True
-        if step.broken:
+        if done.agreed.broken or given.lost:
             for segment in buffer.spec.segments:
                 flat[segment.offset : segment.offset + segment.numel] = math.nan
         elif work is not flat:
@@ -142,7 +142,7 @@ class Exchanging:
         return (
             self.substitute is None
             and given.unit > 0
-            and not (step.broken or step.timed or self._samples(step, buffer))
+            and not (given.lost or step.timed or self._samples(step, buffer))
             and buffer.scheme.takes_back(buffer.layout, self._peers.world_size)
         )
 
@@ -180,7 +180,7 @@ class Exchanging:
         self._count(_AGREEMENT)
         took = Took(latency_s=time.perf_counter() - started if here else 0.0)
         agreed = agreed_on(given.told, given.unit)
-        if step.broken or agreed.broken:
+        if given.lost or agreed.broken:
             suspect = agreed.broken and not bool(norm_of(work).isfinite())
             return Done(agreed, took, self._suspect(buffer, work) if suspect else "")
         sample = self._sample(step, buffer, work) if given.unit > 0 else None

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
 
 from distroml.planner import Plan
 from distroml.runtime.comm import WireCount
 from distroml.runtime.compress import parse_spec, scheme_of
 from distroml.runtime.compress.optim import CompressedOptimizer
 from distroml.runtime.elastic import Collectives, heard
+from distroml.runtime.parallel.alike import agree_on_exchanged
 from distroml.runtime.parallel.compression import (
     NO_COMPRESSION,
     Compression,
-    agree_on,
     replica_exchange,
     shard_gathers,
     shard_sums,
@@ -80,7 +81,6 @@ class ParallelModel:
         self._precision: Precision = precision
         self._trainable = trainable = [(name, parameter) for name, parameter in part.held if parameter.requires_grad]
         self._plain = plan.world_size == plan.dp_replicate
-        agree_on(compression, self.collectives, mesh.world.device if plan.dp_replicate > 1 else None)
         self.exchange = replica_exchange(plan, mesh.world, compression, seed)
         self.shard_sums = coded = shard_sums(mesh, part.roots, part.held, compression, seed)
         self.shard_gathers = shard_gathers(mesh, part.roots, compression)
@@ -125,7 +125,7 @@ class ParallelModel:
                 part.pipeline.on_passed = lambda stage: divided.stage_passed(stages[stage])
         self._dense_bytes = [] if self.exchange is not None else [s.numel * s.dtype.itemsize for s in layout.values()]
         if self.exchange is not None:
-            self.exchange.prepare(layout)
+            self.exchange.prepare(layout, self.gradients.alike)
         self.keeping = Keeping(
             self.exchange,
             self.meetings,
@@ -267,12 +267,18 @@ class ParallelModel:
             found |= wire.take()
         return found
 
-    def exchange_for(self, optimizer: CompressedOptimizer, compression: Compression, step: int) -> None:
-        """From the step after `step` on, exchange what `optimizer` goes by in place of gradients.
+    def exchange_for(self, optimizer: Optimizer, compression: Compression, step: int) -> None:
+        """From the step after `step` on, exchange what `optimizer` goes by, if that is no gradient. Collective.
 
         Raises:
+            CompressionDiffers: other ranks' optimizers go by something else.
             ValueError: that is not possible with this plan or these settings; says why.
+            PeerLost: another rank is gone.
         """
+        if self.exchange is not None:
+            agree_on_exchanged(optimizer, self.collectives)
+        if not isinstance(optimizer, CompressedOptimizer):
+            return
         name = type(optimizer).__name__
         if compression.adapts or compression.outer is not None:
             other = "compress='auto'" if compression.adapts else "sync_every="

@@ -12,6 +12,7 @@ from torch import nn
 from distroml.planner import Plan, PlanRefused, parse_wish
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.elastic.world import choose_device
+from distroml.runtime.parallel.alike import agree_on
 from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals, check_possible
 from distroml.runtime.parallel.divide import Loss, Part, chain_for, divide
 from distroml.runtime.parallel.idle import warn_of_idle
@@ -81,8 +82,8 @@ def parallelize(
     Raises:
         WeightsError: the weights cannot be read, or are not this model's.
         PlanRefused: the plan cannot be made, or not for this model; says why, and what is possible.
-        ValueError: the model has no parameter to train, there is no such compression scheme or it is "auto", or the
-            ranks want different ones.
+        RanksDiffer: the ranks want different plans, seeds or compression; says which rank wants what.
+        ValueError: the model has no parameter to train, there is no such compression scheme, or it is "auto".
         PeerLost: another rank is gone.
     """
     if isinstance(plan, str) and parse_wish(plan).tune_bucket:
@@ -163,6 +164,9 @@ def spread(
 
     Where `compression` adapts, whoever calls it makes what chooses schemes (`training.controlling`).
     """
+    # Before the first thing that hangs on it, be it the groups of the mesh.
+    device = world.device if plan.dp_replicate > 1 else None
+    agree_on(compression, Collectives(world), seed=seed, plan=plan, device=device)
     if compiled and compression.gather != "none" and plan.dp_shard > 1:
         raise PlanRefused(
             f"compress_gather={compression.gather!r} is not possible with compiled blocks: leave it out, or do not "

@@ -64,6 +64,11 @@ class Given:
     told: torch.Tensor
     unreached: tuple[Segment, ...]
 
+    @property
+    def lost(self) -> bool:
+        """Whether the step is broken for it already, as all ranks know that hold it."""
+        return self.step.broken and not self.buffer.alike
+
 
 @dataclass(frozen=True, slots=True)
 class Done:

@@ -50,4 +50,6 @@ def momenta_of(make: MakeOptimizer, compress: str) -> Momenta | None:
 def description_of(make: MakeOptimizer) -> str:
     """The optimizer's class and settings: equal texts cost the same."""
     made = make([nn.Parameter(torch.ones(_SHAPE))])
+    if isinstance(made, CompressedOptimizer):
+        return made.description
     return f"{type(made).__qualname__} {sorted(made.defaults.items())}"

@@ -20,7 +20,7 @@ from distroml.runtime.comm.algorithms import Chosen
 from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.link import Link
 from distroml.runtime.parallel import Plan, choose_plan
-from distroml.runtime.parallel.compression import agree_on
+from distroml.runtime.parallel.alike import agree_on
 from distroml.runtime.parallel.given import predicted
 from distroml.runtime.parallel.live import Workload, plan_live, tune_bucket
 from distroml.runtime.parallel.remembered import LivePlan, cache_folder, remember
@@ -63,8 +63,9 @@ class Planned:
         tunes = isinstance(request, str) and bool(parse_wish(request).tune_bucket)
         work: Workload | None = None
         if searches or tunes:
-            # Ranks that want different compression would survey different things.
-            agree_on(settings.compression, Collectives(world))
+            # Ranks that want different compression would survey different things, and one that was given a whole plan
+            # meets the others here, too: it asks when it spreads the model.
+            agree_on(settings.compression, Collectives(world), seed=settings.seed, plan=str(request))
             model, weights = source.to_survey()
             work = _workload(settings, sample, model, weights)
         if work is not None and searches:

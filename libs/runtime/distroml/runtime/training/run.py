@@ -143,13 +143,12 @@ class Run:
             kept = trainee.go_on(more)
             self.restored = found.ref
             log.info("restored the checkpoint of step %d in %.2f s", found.ref.step, found.seconds)
-        if isinstance(trainee.optimizer, CompressedOptimizer):
-            if settings.grad_clip is not None:
-                raise ValueError(
-                    f"grad_clip is of summed gradients, and with {type(trainee.optimizer).__name__} there are none; "
-                    "leave it out (DGC clips each rank's own by its clip=)"
-                )
-            self.parallel.exchange_for(trainee.optimizer, settings.compression, self.step)
+        if isinstance(trainee.optimizer, CompressedOptimizer) and settings.grad_clip is not None:
+            raise ValueError(
+                f"grad_clip is of summed gradients, and with {type(trainee.optimizer).__name__} there are none; "
+                "leave it out (DGC clips each rank's own by its clip=)"
+            )
+        self.parallel.exchange_for(trainee.optimizer, settings.compression, self.step)
         self._stepper = Stepper(
             parallel=self.parallel,
             optimizer=trainee.optimizer,

@@ -100,6 +100,14 @@ class DGC(CompressedOptimizer):
         self.warm_up_steps = warm_up_steps
         super().__init__(params, {"lr": checked_rate(lr), "weight_decay": weight_decay})
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """See `CompressedOptimizer`."""
+        rule = self.correction
+        return {
+            "momentum": rule.momentum, "nesterov": rule.nesterov, "clip": self.clip, "warm_up_steps": self.warm_up_steps
+        }  # fmt: skip
+
     def check(self, scheme: Spec) -> None:
         """See `CompressedOptimizer`. Momentum can be masked only where elements are told whole or not at all."""
         if scheme.kind != "topk" or scheme.payload:

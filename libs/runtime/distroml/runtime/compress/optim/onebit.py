@@ -129,6 +129,11 @@ class OneBitAdam(CompressedOptimizer):
         self.rule = FrozenVariance(warm_up_steps, betas, eps)
         super().__init__(params, {"lr": checked_rate(lr), "weight_decay": weight_decay})
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """See `CompressedOptimizer`."""
+        return {"warm_up_steps": self.rule.warm_up_steps, "betas": self.rule.betas, "eps": self.rule.eps}
+
     def check(self, scheme: Spec) -> None:
         """See `CompressedOptimizer`. Every lossy scheme will do."""
         if scheme.kind == "none":

@@ -30,6 +30,17 @@ class CompressedOptimizer(Optimizer, ABC):
         """How many steps were made."""
         return int(self.param_groups[0]["made"])
 
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, object]:
+        """What it goes by beside the learning rate and the decay."""
+
+    @property
+    def description(self) -> str:
+        """Its class, its settings and how far it is: ranks whose texts differ would exchange different things."""
+        settings = {**self.defaults, **self.settings, "made": self.made}
+        return f"{type(self).__qualname__} ({', '.join(f'{name}={value}' for name, value in sorted(settings.items()))})"
+
     @abstractmethod
     def check(self, scheme: Spec) -> None:
         """Raise `ValueError` where what it exchanges cannot go by that scheme."""

@@ -50,11 +50,6 @@ class MpiGroup(Reductions):
         pairs = zip(outputs, inputs, strict=True)
         return self._all([self._gather_list(parts, own, opts) for parts, own in pairs], chained(outputs))
 
-    def allgather_coalesced(self, outputs: list[Tensors], inputs: Tensors, opts: Any) -> Work:
-        """`outputs[rank]` become that rank's `inputs`."""
-        by_tensor = [list(parts) for parts in zip(*outputs, strict=True)]
-        return self.allgather(by_tensor, inputs, opts)
-
     def _gather_list(self, parts: Tensors, own: torch.Tensor, opts: Any) -> Operation:
         whole = torch.empty(sum(part.numel() for part in parts), dtype=own.dtype)
         counts = [part.numel() for part in parts]

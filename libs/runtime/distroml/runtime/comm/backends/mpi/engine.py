@@ -178,7 +178,12 @@ class Engine:
             for operation in ended:
                 if operation in self._pending:
                     self._pending.remove(operation)
-                    operation.finish()
+                    try:
+                        operation.finish()
+                    except Exception as error:
+                        # Whoever waits for it, or behind it, would wait for ever.
+                        ended += self._fail(f"{operation.what} failed at its end: {error}")
+                        operation.error = CommunicationFailed(self._broken)
                     operation.done = True
         for operation in ended:
             self._tell(operation)
