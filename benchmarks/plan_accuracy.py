@@ -6,7 +6,8 @@ own promise, and others by a seed. The chosen plan and the best measured one are
 they are equal.
 
 To reach: with 2 processes the median error of a step within 15 %, the chosen plan within 5 % of the best (median; 15 %
-worst); with 4, which share two cores, within 10 % and 25 %. Needs root and iproute2 for the slow links.
+worst); with 4, which share two cores, within 10 % and 25 %. Needs root and iproute2 for the slow links, each of which
+is checked before ranks start.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from links.checking import check
 from links.namespaces import hosts
 from links.workers import TaskFailed, Workers, workers
 
@@ -34,11 +36,11 @@ _TIE = 0.03
 
 @contextlib.contextmanager
 def processes(world: int, mbit: float | None) -> Iterator[Workers]:
-    """`world` ranks: on this host, or on two of which each sends `mbit` Mbit/s at most."""
+    """`world` ranks: on this host, or on two of which each sends `mbit` Mbit/s at most, which is checked first."""
     with contextlib.ExitStack() as stack:
         apart = stack.enter_context(hosts(2)) if mbit is not None else []
-        for host in apart:
-            host.limit(mbit)
+        if mbit is not None:
+            print(check(apart, mbit), flush=True)
         yield stack.enter_context(workers(RANK, world, apart))
 
 

@@ -7,8 +7,9 @@ bucket size that is fastest there. Time to loss is the one times the other, plus
 `auto` counts its steps with the changes of schemes that it decided while it was timed at that rate. A step without any
 exchange is printed beside as the limit.
 
-Needs root and iproute2. Results are kept in build/time_to_loss.json, so that what was measured is not measured again;
---fresh forgets them.
+Needs root and iproute2. Results are kept in build/time_to_loss.json, so that what was measured is not measured again:
+what links take until the runtime's code is another, steps to a loss until that of schemes is. Of what is kept it says
+the commit; --fresh forgets it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from compression.contenders import Setting
 from compression.curves import Arrival, Asked, Curves
 from compression.kept import Kept
+from compression.sources import of_timings
 from compression.timing import AUTO, SCRIPT, Timed, timed
 from links.workers import workers
 
@@ -44,17 +46,18 @@ def _settings(hooks: Sequence[str], own: Sequence[str]) -> list[Setting]:
 
 
 def _timed(kept: Kept, mbit: float, options: argparse.Namespace) -> Timed:
-    key = ("timed", mbit, options.tokens, options.blocks, options.block_steps, *options.hooks, *options.own)
+    code = of_timings()
+    key = ("timed", code, mbit, options.tokens, options.blocks, options.block_steps, *options.hooks, *options.own)
     found = kept.get(*key)
     if found is None:
-        settings = [one for one in _settings(options.hooks, options.own) if not kept.get("broken", one)]
+        settings = [one for one in _settings(options.hooks, options.own) if not kept.get("broken", code, one)]
         measured = timed(
             mbit,
             settings,
             options.tokens,
             options.blocks,
             options.block_steps,
-            lambda one: kept.put(True, "broken", one),
+            lambda one: kept.put(True, "broken", code, one),
         )
         found = kept.put(asdict(measured), *key)
     return Timed(**found)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from compression.learning import Lesson, mean_loss
+from compression.learning import Lesson, mean_loss, split
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 
@@ -22,7 +22,7 @@ from distroml.runtime.compress.control import Change
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import World
 from distroml.runtime.link import NullLink
-from distroml.runtime.parallel import parallelize
+from distroml.runtime.parallel import Compression, choose_plan, parallelize, spread
 from distroml.runtime.training.controlling import adapting_of, start
 from distroml.runtime.training.places import Recorded
 from distroml.runtime.training.recording import SchemeRecord
@@ -116,17 +116,24 @@ class Ddp:
 
 
 class Own:
-    """`parallelize` with a compression of ours. `counted_bytes` are what it says that it sent for gradients so far."""
+    """Whole copies with a compression of ours. `counted_bytes` are what it says that it sent for gradients so far."""
 
     def __init__(self, lesson: Lesson, setting: Setting, seed: int, world: World) -> None:
         torch.manual_seed(seed)
         self.model = lesson.make()
-        self._parallel = parallelize(
+        wish = f"dp_replicate={world.world_size},bucket_mb={setting.bucket_mb:g}"
+        plan = choose_plan(self.model, wish, world, loss=lesson.loss, sample=None, global_batch=None, microbatch=None)
+        # Not by `parallelize`, which refuses "auto": the controller comes with who adapts, or replays.
+        self._parallel = spread(
             self.model,
-            f"dp_replicate={world.world_size},bucket_mb={setting.bucket_mb:g}",
-            world=world,
+            plan,
+            world,
             loss=lesson.loss,
-            compress=setting.exchange.partition(":")[2],
+            sample=None,
+            seed=0,
+            precision="fp32",
+            compiled=False,
+            compression=Compression(setting.exchange.partition(":")[2]),
         )
         self._optimizer = adamw(self._parallel.parameters(), setting.learning_rate)
         self._warm_up = warm_up(self._optimizer)
@@ -164,7 +171,8 @@ class Adapted(Own):
         record = SchemeRecord(Storage(MemoryObjectStore(), "benchmark", None), world.generation)
         adapting = adapting_of(self._parallel, NullLink(), world, recorded, record)
         assert adapting is not None
-        (self.changes,) = recorded.values()
+        (kept,) = recorded.values()
+        self.changes = kept.changes
         self._adapting = adapting
         start(adapting, self._parallel, sample, 1, 0, "")
         self.choosing_s = time.perf_counter() - started
@@ -197,14 +205,14 @@ class Planned(Own):
 
     def __init__(self, lesson: Lesson, setting: Setting, plan: str, seed: int, world: World, size: int) -> None:
         wish = parse_wish(plan)
-        batch = lesson.batch(seed, 0, size, world)
+        parts = split(lesson.batch(seed, 0, size, world), MICROBATCH)
         self._parallel = parallelize(
             lesson.make,
             plan,
             world=world,
             loss=lesson.loss,
-            sample=batch[:MICROBATCH],
-            global_batch=len(batch) * (wish.dp_replicate or 1) * (wish.dp_shard or 1),
+            sample=parts[0],
+            global_batch=MICROBATCH * len(parts) * (wish.dp_replicate or 1) * (wish.dp_shard or 1),
             microbatch=MICROBATCH,
             seed=seed,
             compress=setting.exchange.partition(":")[2],
@@ -218,10 +226,10 @@ class Planned(Own):
 
     def step(self, batch: Any) -> None:
         self._number += 1
-        self._train(batch.split(MICROBATCH))
+        self._train(split(batch, MICROBATCH))
 
     def held_out_loss(self, lesson: Lesson) -> float:
         """Of all ranks together. Collective."""
         shares = lesson.held_out(self.world.rank, self.world.world_size)
-        found = (self._parallel.measure(few) for share in shares for few in share.split(MICROBATCH))
+        found = (self._parallel.measure(few) for share in shares for few in split(share, MICROBATCH))
         return mean_loss(found, self.world.device)

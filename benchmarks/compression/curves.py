@@ -12,9 +12,11 @@ from typing import Any
 
 from compression.contenders import Setting
 from compression.kept import Kept
+from compression.sources import of_losses
 from links.workers import Workers
 
-# Losses do not depend on buckets. One holds all: with more, torch's PowerSGD can match the wrong collectives on Gloo.
+# Losses under one scheme do not depend on buckets. One holds all: with more, torch's PowerSGD can match the wrong
+# collectives on Gloo.
 _BUCKET_MB = 25.0
 # Nobody needs this many times the dense run's steps and still wins.
 _MOST = 4.0
@@ -105,7 +107,9 @@ class Curves:
         """Held-out losses after each `every` steps, up to the first that is at most `goal`."""
         asked = self._asked
         which = (setting.exchange, setting.learning_rate, seed, asked.tokens, asked.every, steps, round(goal, 5))
-        key = ("curve", *which, *([_digest(changes)] if changes is not None else []))
+        # Changes are of buckets by their numbers, which mean others at another size.
+        replayed = (setting.bucket_mb, _digest(changes)) if changes is not None else ()
+        key = ("curve", of_losses(), *which, *replayed)
         found = self._kept.get(*key)
         if found is None:
             task = {"do": "learn", "setting": asdict(setting), "seed": seed, "size": asked.tokens, "goal": goal}

@@ -146,6 +146,13 @@ class On:
 LESSONS: dict[str, Callable[[], Lesson]] = {"gpt": Text, "small": Small, "digits": Digits}
 
 
+def split(batch: Any, size: int) -> list[Any]:
+    """A batch of any lesson in parts of at most `size` samples."""
+    if isinstance(batch, torch.Tensor):
+        return list(batch.split(size))
+    return list(zip(*(part.split(size) for part in batch), strict=True))
+
+
 def _example_digits() -> dict[str, Any]:
     # By path: the examples' scripts bear the same name.
     return runpy.run_path(str(Path(__file__).parents[2] / "examples" / "digits" / "train.py"), run_name="digits")

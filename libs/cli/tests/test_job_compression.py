@@ -145,3 +145,36 @@ def test_compression_that_no_trainer_took_up_is_told_once_the_job_is_over():
     for wanted in ("", "none"):
         plain = jobs_pb2.Job(spec=jobs_pb2.JobSpec(compress=wanted), state=job.state)
         assert job_compression.unused(plain, known) == ""
+
+
+def test_auto_that_no_trainer_took_up_is_not_sent_to_parallelize():
+    job = jobs_pb2.Job(spec=jobs_pb2.JobSpec(compress="auto"), state=jobs_pb2.JOB_STATE_SUCCEEDED)
+    said = job_compression.unused(job, t.JobSummary(position="7"))
+    assert said.endswith("parallelize takes a fixed scheme itself, such as compress='int8'")
+
+
+def test_meetings_that_no_trainer_took_up_are_told():
+    def said(**spec: object) -> str:
+        job = jobs_pb2.Job(spec=jobs_pb2.JobSpec(**spec), state=jobs_pb2.JOB_STATE_SUCCEEDED)
+        return job_compression.unused(job, t.JobSummary(position="7"))
+
+    assert said(sync_every=50).startswith("sync_every=50 was asked for and not used")
+    assert said(sync_every=50).endswith("and the script made none")
+    assert said(sync_every=50, compress="int8").startswith("compression int8 with sync_every=50 was asked for")
+
+
+def test_compression_without_replicas_is_told_at_any_time():
+    def said(*plans: str, wanted: str = "int8") -> str:
+        job = jobs_pb2.Job(spec=jobs_pb2.JobSpec(compress=wanted), state=jobs_pb2.JOB_STATE_RUNNING)
+        rows = [t.JobPlan(generation=number, plan=plan) for number, plan in enumerate(plans, 1)]
+        return job_compression.unused(job, t.JobSummary(position="7", plans=rows))
+
+    assert said("dp_shard=2,accum=1") == (
+        "compression int8 was asked for and compresses nothing: under the plan dp_shard=2,accum=1 no two workers hold "
+        "the same gradients; use a plan with dp_replicate, or along dp_shard pass compress_shard= to Trainer"
+    )
+    assert said("tp=2,accum=1", "dp_replicate=1,accum=2").endswith("the same gradients; start more workers")
+    assert said("dp_shard=2,accum=1", wanted="none") == ""
+    for compressed in ("dp_replicate=16,accum=1,bucket_mb=8", "dp_replicate=2,dp_shard=2,accum=1,bucket_mb=8"):
+        assert said(compressed) == said(compressed, "dp_replicate=1,accum=4") == ""
+    assert said("") == "", "a plan that could not be read"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -36,15 +38,23 @@ class Kept(NullLink):
 class Told:
     """Steps of a run under a plan, and what is said of them."""
 
-    def __init__(self, plan: Plan, *, late: bool, rank: int = 0, exchange: object = None) -> None:
+    def __init__(
+        self, plan: Plan, *, late: bool, rank: int = 0, exchange: object = None, others: Sequence[list[float]] = ()
+    ) -> None:
         specs = [
             BucketSpec(torch.float32, torch.device("cpu"), rows * 256, (Segment("weight", 0, 0, (rows, 256)),))
             for rows in (256, 512)
         ]
         starts = [Start(number, spec, late=late) for number, spec in enumerate(specs)]
         parallel = SimpleNamespace(
-            plan=plan, exchange=exchange, gradients=SimpleNamespace(starts=starts), sent=dict[str, int]
+            plan=plan,
+            exchange=exchange,
+            gradients=SimpleNamespace(starts=starts),
+            sent=dict[str, int],
+            collectives=SimpleNamespace(gather=self._gather),
         )
+        self._others = others
+        self.gathered_at: list[int] = []
         world = World(
             generation=3, rank=rank, world_size=plan.world_size, local_rank=rank, device=torch.device("cpu"),
             store=None, prefix="",
@@ -54,6 +64,12 @@ class Told:
         self._reporter = Reporter(
             self.link, world, cast("ParallelModel", parallel), total_steps=10_000, log_every_s=0.0
         )
+
+    def _gather(self, waits: list[float]) -> list[list[float]]:
+        """Those of this rank, and of each other rank the same share of its steps over and over."""
+        self.gathered_at.append(self._step)
+        shares = ([STEP_S * share for _, share in zip(waits, cycle(other), strict=False)] for other in self._others)
+        return [waits, *shares]
 
     def steps(self, count: int, waiting: float) -> None:
         """So many steps that wait for their gradients for a share of their time."""
@@ -123,8 +139,10 @@ def test_a_run_that_waits_is_told_under_every_plan_and_again_for_as_long_as_it_w
         (Plan(dp_replicate=2), {"rank": 1}, 0.6),
         (Plan(dp_replicate=2), {"exchange": object()}, 0.6),
         (Plan(dp_shard=2), {}, 0.6),
+        (Plan(dp_replicate=2), {"others": [[0.05]]}, 0.6),
+        (Plan(dp_replicate=3), {"others": [[0.05, 0.6], [0.6, 0.05]]}, 0.6),
     ],
-    ids=["hides", "another rank", "compresses", "no replicas"],
+    ids=["hides", "another rank", "compresses", "no replicas", "a slow rank", "a slow rank in turn"],
 )
 def test_nothing_is_said_where_auto_would_not_help(
     plan: Plan, options: dict[str, Any], waiting: float, caplog: pytest.LogCaptureFixture
@@ -133,4 +151,13 @@ def test_nothing_is_said_where_auto_would_not_help(
     with caplog.at_level(logging.INFO, "distroml.runtime.train"):
         told.steps(FIRST + AGAIN, waiting)
     assert told.advised == []
+    assert told.gathered_at == ([FIRST, FIRST + AGAIN] if plan.dp_replicate > 1 and not options.get("exchange") else [])
     assert not any("auto" in record.getMessage() for record in caplog.records)
+
+
+def test_what_the_rank_that_waits_least_waits_is_the_links(caplog: pytest.LogCaptureFixture) -> None:
+    told = Told(Plan(dp_replicate=3), late=False, others=[[0.4], [0.9]])
+    with caplog.at_level(logging.INFO, "distroml.runtime.train"):
+        told.steps(FIRST, 0.6)
+    assert [one.exposed_seconds for one in told.advised] == [pytest.approx(0.4 * STEP_S)]
+    assert "(40 % of a step waits for communication" in caplog.text

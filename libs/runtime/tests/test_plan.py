@@ -138,3 +138,8 @@ def test_a_model_without_anything_to_train_is_refused() -> None:
 def test_an_unknown_compression_is_refused() -> None:
     with pytest.raises(ValueError, match="the rank is missing; write powersgd:4"):
         parallelize(torch.nn.Linear(2, 2), compress="powersgd")
+
+
+def test_schemes_that_nothing_would_choose_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"not possible with parallelize: .* such as compress='int8', or train by Tra"):
+        parallelize(torch.nn.Linear(2, 2), compress="Auto")

@@ -35,10 +35,11 @@ def test_what_makes_no_sense_is_refused(options: dict, text: str) -> None:
         trainer(**options)
 
 
-def test_a_job_may_say_it_and_a_script_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_may_say_it_and_a_script_wins(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv(environment.SYNC_EVERY, "3")
     asked = [trainer(**options)._settings.compression.outer for options in ({}, {"sync_every": 5})]
     assert [outer.every for outer in asked] == [3, 5]
+    assert caplog.text.count("the job asks for sync_every=3 and the script for 5: the script's is used") == 1
 
 
 def test_a_number_of_steps_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from distroml.api.scheduler.v1 import jobs_pb2
@@ -11,6 +11,9 @@ from distroml.cli import output
 
 MAX_CHANGES = 10
 MAX_PLACES = 4
+
+# Of a plan in words, where there is one worker; else one with replicas says how many.
+_ALONE = "dp_replicate=1"
 
 
 def lines(summary: t.JobSummary) -> Iterator[str]:
@@ -54,16 +57,34 @@ def _listed(names: list[str]) -> str:
 
 
 def unused(job: jobs_pb2.Job, known: t.JobSummary) -> str:
-    """That compression was asked for and not taken up, "" where it was, or where nobody can tell.
+    """That compression was asked for and compresses nothing, "" where it does, or where nobody can tell.
 
-    A `Trainer` tells its plan before its first step; a job that ended well without any had none.
+    A `Trainer` tells its plan before its first step; a job that ended well without any had none. A plan names
+    dp_replicate where there are replicas, which alone exchange by what a job asks for.
     """
-    wanted = job.spec.compress
-    if wanted in ("", "none") or job.state != jobs_pb2.JOB_STATE_SUCCEEDED or not known.position or known.plans:
+    wanted, every = "" if job.spec.compress == "none" else job.spec.compress, job.spec.sync_every
+    if not known.position or not (wanted or every):
         return ""
+    if known.plans:
+        return _idle(wanted, [one.plan for one in known.plans]) if wanted else ""
+    if job.state != jobs_pb2.JOB_STATE_SUCCEEDED:
+        return ""
+    own = "; parallelize takes compress= itself" if wanted else ""
+    if wanted == "auto":
+        own = "; parallelize takes a fixed scheme itself, such as compress='int8'"
+    parts = [f"compression {wanted}"] if wanted else []
+    asked = " with ".join([*parts, f"sync_every={every}"] if every else parts)
+    return f"{asked} was asked for and not used: only a Trainer takes it from the job, and the script made none{own}"
+
+
+def _idle(wanted: str, plans: Sequence[str]) -> str:
+    """That no generation had two workers with the same gradients; "" where one had, or may have had."""
+    if any(not plan or ("dp_replicate=" in plan and _ALONE not in plan.split(",")) for plan in plans):
+        return ""
+    todo = "use a plan with dp_replicate, or along dp_shard pass compress_shard= to Trainer"
     return (
-        f"compression {wanted} was asked for and not used: only a Trainer takes it from the job, and the script made "
-        "none; parallelize takes compress= itself"
+        f"compression {wanted} was asked for and compresses nothing: under the plan {plans[-1]} no two workers hold "
+        f"the same gradients; {'start more workers' if _ALONE in plans[-1].split(',') else todo}"
     )
 
 

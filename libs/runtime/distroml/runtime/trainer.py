@@ -20,6 +20,7 @@ from distroml.runtime.elastic import Membership, NoGeneration, PeerLost, World, 
 from distroml.runtime.elastic.world import number_of
 from distroml.runtime.link import AgentLink, process_link
 from distroml.runtime.parallel import Compression, LossFunction, Plan, Precision, Residuals
+from distroml.runtime.parallel.idle import warn_of_idle
 from distroml.runtime.spans import WorkerSpans
 from distroml.runtime.training.places import Recorded
 from distroml.runtime.training.run import Drained, Run, StopOrdered
@@ -70,6 +71,14 @@ def _category(error: BaseException) -> str:
             return "out_of_memory"
         case _:
             return "exception"
+
+
+def _sync_every(given: int | None) -> int | None:
+    """As `_compression`, of how often replicas meet; None where they sum gradients at every step."""
+    asked = number_of(os.environ, environment.SYNC_EVERY) or None
+    if given is not None and asked is not None and given != asked and os.environ.get(environment.RANK, "0") == "0":
+        log.warning("the job asks for sync_every=%d and the script for %d: the script's is used", asked, given)
+    return given if given is not None else asked
 
 
 def _compression(given: str | None) -> str:
@@ -172,8 +181,7 @@ class Trainer(Generic[Batch]):
     ) -> None:
         _speak()
         compress = _compression(compress)
-        if sync_every is None and os.environ.get(environment.SYNC_EVERY):
-            sync_every = number_of(os.environ, environment.SYNC_EVERY)
+        sync_every = _sync_every(sync_every)
         outer = OuterNesterov(sync_every, outer_lr, outer_momentum) if sync_every is not None else None
         self._settings = Settings(
             optimizer=optimizer,
@@ -208,6 +216,7 @@ class Trainer(Generic[Batch]):
         self._evaluations: list[dict[str, float]] = []
         self._asked = 0
         self._recorded: Recorded = {}
+        self._warned: set[str] = set()
 
     @property
     def model(self) -> nn.Module:
@@ -339,6 +348,7 @@ class Trainer(Generic[Batch]):
         world = self._membership.enter()
         run = Run(self._settings, self._source, self._link, self._membership, self._storage, world, self._recorded)
         self._run = run
+        warn_of_idle(run.plan, self._settings.compression, world, self._warned)
         spans = WorkerSpans(self._link, world)
         spans.end(spans.begin(names.SPAN_SET_UP, start_ns=world.known_ns))
         restoring = spans.begin(names.SPAN_RESTORE)

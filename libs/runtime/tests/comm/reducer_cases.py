@@ -142,7 +142,7 @@ def ranks_ask_one_another_and_look_at_samples(device: torch.device) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     exchanging = Exchanging("bf16", device, adapts=True)
     asked = exchanging.exchange.ask([float(rank), 2.0], probe_bytes=4096)
-    # Of every eighth step one bucket, in turn.
+    exchanging.exchange.set_sampled(1)
     exchanging.step(8, [of_bucket[rank] for of_bucket in exchanging.drawn(1)])
     least, probed_s = asked.wait()
     assert least == [0.0, 2.0]

@@ -21,6 +21,7 @@ from distroml.runtime.compress.control import (
     looks,
     passed,
     probe_bytes,
+    sampled_bucket,
     times,
 )
 from distroml.runtime.compress.control.choosing import offers_of, penalty
@@ -125,14 +126,12 @@ class Training:
         # A link scatters as a whole: its exchanges of one step share the weather.
         link = Link(link.latency_s * scatter() + self.delay_s, link.s_per_byte * scatter())
         found = self.happens(self.truth or self.setting, link, self.compute_s * scatter(), offers)
-        seen = [
-            self.harm(
-                step,
-                offer.scheme,
-                Seen(self._wire_s(state, step, link, offer), exposed_s, 1.0, 1.0, 0.9, offer.codec_s, link.latency_s),
-            )
-            for offer, exposed_s in zip(offers, found.exposed_s, strict=True)
-        ]
+        sampled = sampled_bucket(state, step)
+        seen: list[Seen] = []
+        for number, (offer, exposed_s) in enumerate(zip(offers, found.exposed_s, strict=True)):
+            wire_s, cosine = self._wire_s(state, step, link, offer), 0.95 if number == sampled else None
+            one = Seen(wire_s, exposed_s, 1.0, 1.0, cosine, offer.codec_s, link.latency_s)
+            seen.append(self.harm(step, offer.scheme, one))
         probe = None
         if size := probe_bytes(self.setting, state, step):
             self.probes[step] = size

@@ -3,9 +3,8 @@
 import math
 from dataclasses import replace
 
-from distroml.runtime.compress.control import PROBE_EVERY, looks, times
+from distroml.runtime.compress.control import PROBE_EVERY, looks, sampled_bucket, times
 from distroml.runtime.compress.control.estimating import LOOK_EVERY
-from distroml.runtime.parallel.sampling import sampled_bucket
 from libs.runtime.tests.compress.synthetic import Training, mbit, setting
 
 
@@ -35,9 +34,10 @@ def test_exchanges_are_timed_for_every_step_while_the_link_is_in_doubt() -> None
 
 
 def test_probes_and_samples_fall_on_steps_that_are_looked_at():
-    training, _ = trained(400)
+    training, state = trained(400)
     assert [step for step in training.probes if step > 200] == list(range(220, 401, PROBE_EVERY))
-    assert all(sampled_bucket(step, 3) < 0 for step in range(1, 400) if step % LOOK_EVERY)
+    sampled = [step for step in range(1, 400) if sampled_bucket(state, step) is not None]
+    assert sampled == list(range(LOOK_EVERY, 400, LOOK_EVERY))
 
 
 def test_a_link_that_changes_after_a_rest_is_looked_at_and_followed_within_40_steps():

@@ -49,8 +49,7 @@ class CompressedExchange:
         seed: of the job.
         device: of the gradients.
         sums: along the axis, of this exchange alone; None: the back end's own over `group`.
-        adapts: whether schemes are chosen by what is measured: now and then a part of a bucket is summed as it is, too,
-            for the cosine to it.
+        adapts: whether schemes are chosen by what is measured.
     """
 
     def __init__(
@@ -76,6 +75,7 @@ class CompressedExchange:
         self._step = Step(0)
         self._asking = False
         self._timed = adapts
+        self._sampled: int | None = None
         self._lane = Lane("distroml-exchange", device)
 
     @property
@@ -144,7 +144,8 @@ class CompressedExchange:
     def open(self, step: int) -> None:
         """A new step. The waits of the step before are over."""
         self._note_waits()
-        self._step, self._asking = Step(step, asked=self._asking, timed=self._timed), False
+        self._step = Step(step, asked=self._asking, timed=self._timed, sampled=self._sampled)
+        self._asking, self._sampled = False, None
         self._exchanging.non_finite = ()
 
     def _note_waits(self) -> None:
@@ -232,6 +233,10 @@ class CompressedExchange:
         They begin together then, and are a little slower for it. Every rank says the same.
         """
         self._timed = timed
+
+    def set_sampled(self, bucket: int | None) -> None:
+        """Sum a part of this bucket as it is, too, in the step that is opened next. Every rank says the same."""
+        self._sampled = bucket
 
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
         """Begin to make `values` the least of any rank, and to time a dense sum, before what is begun next.

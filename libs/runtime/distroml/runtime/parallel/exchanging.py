@@ -20,7 +20,7 @@ from distroml.runtime.parallel.asking import Asked, answer
 from distroml.runtime.parallel.buckets import Segment
 from distroml.runtime.parallel.buffers import Buffer, Took
 from distroml.runtime.parallel.culprits import NonFinite, found_among
-from distroml.runtime.parallel.sampling import Sample, sampled_bucket, take_sample
+from distroml.runtime.parallel.sampling import Sample, take_sample
 from distroml.runtime.parallel.steps import Done, Given, Step
 from distroml.runtime.parallel.substitutes import Substitute
 from distroml.runtime.typed import norm_of
@@ -235,11 +235,7 @@ class Exchanging:
 
     def _samples(self, step: Step, buffer: Buffer) -> bool:
         """Whether it is this bucket's turn to be sampled; the same on every rank."""
-        if not self._adapts or buffer.plain:
-            return False
-        filled = [one.number for one in self.buffers.values() if one.spec.numel]
-        place = sampled_bucket(step.number, len(filled))
-        return place >= 0 and filled[place] == buffer.number
+        return step.sampled == buffer.number and not buffer.plain
 
     def _sample(self, step: Step, buffer: Buffer, work: torch.Tensor) -> Sample | None:
         """A part of the bucket summed as it is, where it is this one's turn."""

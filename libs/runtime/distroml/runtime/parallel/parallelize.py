@@ -14,6 +14,7 @@ from distroml.runtime.elastic import Collectives, World
 from distroml.runtime.elastic.world import choose_device
 from distroml.runtime.parallel.compression import NO_COMPRESSION, Compression, Residuals, check_possible
 from distroml.runtime.parallel.divide import Loss, Part, chain_for, divide
+from distroml.runtime.parallel.idle import warn_of_idle
 from distroml.runtime.parallel.mesh import Mesh
 from distroml.runtime.parallel.model import ParallelModel
 from distroml.runtime.parallel.plan import plan as make_plan
@@ -69,7 +70,8 @@ def parallelize(
         seed: of first weights and of all random numbers in a pass.
         precision: "bf16" computes forward and backward passes in bfloat16 where torch's autocast says so.
         compiled: compile each block.
-        compress: the scheme by which gradients are summed along dp_replicate, such as "int8" or "powersgd:4".
+        compress: the scheme by which gradients are summed along dp_replicate, such as "int8" or "powersgd:4". Only
+            `Trainer` has "auto": schemes are chosen by what its steps take.
         compress_shard: the same along dp_shard: "int8" or "int4".
         compress_gather: the code as which parameters are gathered along dp_shard: "int8".
         residuals: what `ParallelModel.kept` gives for checkpoints of what compression keeps: the sum over ranks, or
@@ -79,8 +81,8 @@ def parallelize(
     Raises:
         WeightsError: the weights cannot be read, or are not this model's.
         PlanRefused: the plan cannot be made, or not for this model; says why, and what is possible.
-        ValueError: the model has no parameter to train, there is no such compression scheme, or the ranks want
-            different ones.
+        ValueError: the model has no parameter to train, there is no such compression scheme or it is "auto", or the
+            ranks want different ones.
         PeerLost: another rank is gone.
     """
     if isinstance(plan, str) and parse_wish(plan).tune_bucket:
@@ -89,6 +91,12 @@ def parallelize(
             "leave it out"
         )
     compression = Compression(compress, residuals, compress_shard, compress_gather)
+    if compression.adapts:
+        raise ValueError(
+            "compress='auto' is not possible with parallelize: schemes are chosen by what steps of a Trainer take, and "
+            "in a loop of your own nothing would be compressed; name a scheme, such as compress='int8', or train by "
+            "Trainer(compress='auto')"
+        )
     world = world or _world_of_process_group()
     source: WeightSource | None = None
     if not isinstance(model, nn.Module):
@@ -98,6 +106,7 @@ def parallelize(
     chosen = choose_plan(
         model, plan or "", world, loss=loss, sample=sample, global_batch=global_batch, microbatch=microbatch
     )
+    warn_of_idle(chosen, compression, world, set())
     return spread(
         model,
         chosen,
@@ -150,7 +159,10 @@ def spread(
     source: WeightSource | None = None,
     compression: Compression = NO_COMPRESSION,
 ) -> ParallelModel:
-    """`model` spread by a whole plan; see `parallelize`. With a `source` its own values are of no meaning."""
+    """`model` spread by a whole plan; see `parallelize`. With a `source` its own values are of no meaning.
+
+    Where `compression` adapts, whoever calls it makes what chooses schemes (`training.controlling`).
+    """
     if compiled and compression.gather != "none" and plan.dp_shard > 1:
         raise PlanRefused(
             f"compress_gather={compression.gather!r} is not possible with compiled blocks: leave it out, or do not "

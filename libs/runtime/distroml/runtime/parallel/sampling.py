@@ -12,6 +12,7 @@ from distroml.runtime.typed import norm_of
 
 # So few elements that a step on a 10 Mbit/s link hardly shows them, so many that chance moves a cosine by 0.02.
 _ELEMENTS = 4096
+# Steps between two samples.
 _EVERY = 8
 
 
@@ -39,12 +40,6 @@ class Sample:
 
     def _of(self, flat: torch.Tensor) -> torch.Tensor:
         return flat[self.first :: self.stride][:_ELEMENTS].double()
-
-
-def sampled_bucket(step: int, buckets: int) -> int:
-    """The place of the bucket that is sampled in `step`, one after another; -1 in most steps."""
-    turn, rest = divmod(step, _EVERY)
-    return turn % buckets if rest == 0 and buckets else -1
 
 
 def take_sample(flat: torch.Tensor, step: int, group: dist.ProcessGroup) -> Sample:

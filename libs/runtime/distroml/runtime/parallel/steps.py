@@ -31,6 +31,8 @@ class Step:
     # Whether ranks share in it what the one before took, and in the next one what it took itself.
     asked: bool = False
     timed: bool = False
+    # The bucket of which a part is summed as it is, too.
+    sampled: int | None = None
 
     def unit(self) -> float:
         """The count of loss terms over all ranks; waits for it."""

@@ -17,6 +17,7 @@ from distroml.runtime.compress.control import (
     Link,
     Measured,
     Probe,
+    Record,
     Replay,
     Seen,
     Setting,
@@ -27,6 +28,7 @@ from distroml.runtime.compress.control import (
     looks,
     passed,
     probe_bytes,
+    sampled_bucket,
     times,
     with_changes,
 )
@@ -88,6 +90,10 @@ class Adaptable(Protocol):
         """Whether what exchanges take in the step that is opened next is to tell of the link."""
         ...
 
+    def set_sampled(self, bucket: int | None) -> None:
+        """Of which bucket a part is summed as it is, too, in the step that is opened next, for the cosine to it."""
+        ...
+
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Answer:
         """Begin to make `values` the least of any rank, and to time a dense sum of `probe_bytes`."""
         ...
@@ -137,7 +143,8 @@ class Adapting:
         exchange: that is measured.
         set_scheme: of the exchange.
         setting: the buckets and what may be chosen.
-        recorded: changes of the whole training so far, kept over generations; grows here.
+        recorded: of the whole training so far, kept over generations; grows here.
+        plan: of this generation, which tells whether what was recorded of the first steps is of a world like this one.
         tell: how the rank that leads its place speaks of changes; None on other ranks.
         generation: that is told.
         keep: how that rank keeps what is recorded for processes that come after this one; None on other ranks.
@@ -149,16 +156,18 @@ class Adapting:
         exchange: Adaptable,
         set_scheme: SetScheme,
         setting: Setting,
-        recorded: list[Change],
+        recorded: Record,
+        plan: str,
         tell: Tell | None,
         generation: int,
-        keep: Callable[[Sequence[Change]], None] | None = None,
+        keep: Callable[[Record], None] | None = None,
         place: str = "",
     ) -> None:
         self._exchange = exchange
         self._set_scheme = set_scheme
         self._setting = setting
         self._recorded = recorded
+        self._plan = plan
         self._tell = tell
         self._generation = generation
         self._keep = keep
@@ -179,13 +188,9 @@ class Adapting:
                 is kept. Collective.
         """
         state = self._restored(kept)
+        self._recorded.generation = self._generation
         if state is None:
-            link = probe_link(self._exchange, self._setting.largest_bytes)
-            state = first(self._setting, link, compute_s())
-            # What was recorded beyond the checkpoint belongs to a controller that is gone.
-            self._recorded[:] = [change for change in self._recorded if change.from_step <= step + 1]
-            changes = tuple(replace(change, from_step=step + 1) for change in begun(state))
-            self._record(changes)
+            state, changes = self._begun(step, compute_s)
         else:
             why = f"as it was after step {step}"
             changes = tuple(
@@ -193,9 +198,31 @@ class Adapting:
                 for number, scheme in enumerate(state.schemes)
                 if scheme != NONE
             )
-        self._replay = Replay(state.schemes, (change for change in self._recorded if change.from_step > step + 1))
+        later = (change for change in self._recorded.changes if change.from_step > step + 1)
+        self._replay = Replay(state.schemes, later)
         self._state = replace(state, from_step=max(state.from_step, step + 1))
         self._apply(changes)
+
+    def _begun(self, step: int, compute_s: Callable[[], float]) -> tuple[State, Sequence[Change]]:
+        """What a controller without a past begins with after `step`, and the changes that this takes. Collective."""
+        link, recorded = probe_link(self._exchange, self._setting.largest_bytes), self._recorded
+        again = recorded.first(self._plan, self._setting) if not step else None
+        state = first(self._setting, link, compute_s(), again)
+        if again is not None:
+            return state, [change for change in recorded.changes if change.from_step == 1]
+        # What was recorded beyond the checkpoint belongs to a controller that is gone.
+        recorded.changes[:] = [change for change in recorded.changes if change.from_step <= step]
+        if not step:
+            recorded.plan = self._plan
+        changes = [replace(change, from_step=step + 1) for change in begun(state)]
+        recorded.changes += changes
+        # Also that there are none, which is as good as others where these steps are made again.
+        self._write()
+        return state, changes
+
+    def fits(self, kept: str) -> bool:
+        """Whether `start` would go on from what was `kept`, and not begin anew."""
+        return self._restored(kept) is not None
 
     def _restored(self, kept: str) -> State | None:
         """The state of a checkpoint, where it is of the same buckets and offers."""
@@ -220,6 +247,7 @@ class Adapting:
         self._exchange.set_timed(times(self._state, step + 1))
         if not looks(self._state, step):
             return
+        self._exchange.set_sampled(sampled_bucket(self._state, step))
         probe = probe_bytes(self._setting, self._state, step)
         self._asked = self._exchange.ask([self._step_s], probe_bytes=probe)
 
@@ -267,8 +295,12 @@ class Adapting:
         return self._state.schemes if self._state is not None else ()
 
     def _record(self, changes: Sequence[Change]) -> None:
-        self._recorded += changes
-        if changes and self._keep is not None:
+        if changes:
+            self._recorded.changes += changes
+            self._write()
+
+    def _write(self) -> None:
+        if self._keep is not None:
             self._keep(self._recorded)
 
     def _apply(self, changes: Sequence[Change]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distroml.runtime.compress.control import LADDER, TOLD, Setting, gain, link_of
+from distroml.runtime.compress.control import LADDER, TOLD, Record, Setting, gain, link_of
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import World
 from distroml.runtime.link import Link
@@ -21,7 +21,7 @@ from distroml.runtime.parallel.compressed import Asked, CompressedExchange
 from distroml.runtime.profile.codecs import codec_slows
 from distroml.runtime.training.adapting import Adapting
 from distroml.runtime.training.offers import codec_costs, layout_of, setting_of
-from distroml.runtime.training.places import Recorded, leads, pack, place_of, share, unpack
+from distroml.runtime.training.places import Recorded, leads, newest, pack, place_of, share, unpack
 from distroml.runtime.training.recording import SchemeRecord
 from distroml.runtime.training.step import to_device
 from distroml.runtime.training.types import StepInfo
@@ -47,6 +47,10 @@ class _Adaptable:
     def set_timed(self, timed: bool) -> None:
         """See `Adaptable`."""
         self.exchange.set_timed(timed)
+
+    def set_sampled(self, bucket: int | None) -> None:
+        """See `Adaptable`."""
+        self.exchange.set_sampled(None if bucket is None else self.numbers[bucket])
 
     def ask(self, values: Sequence[float], *, probe_bytes: int = 0) -> Asked:
         """See `Adaptable`."""
@@ -77,8 +81,9 @@ def adapting_of(
     if exchange is None or plan.dp_replicate == 1:
         return None
     here, leading = place_of(plan, world.rank), leads(plan, world.rank)
-    if leading and not recorded.get(here):
-        recorded[here] = record.read()
+    if leading:
+        # What it remembers may be of before it was at this place.
+        recorded[here] = newest([recorded.get(here, Record()), record.read()])
     share(recorded, parallel.collectives)
     alike = parallel.gradients.alike
     starts = [start for start in parallel.gradients.starts if start.spec.numel and start.number not in alike]
@@ -96,7 +101,8 @@ def adapting_of(
         adaptable,
         adaptable.set_scheme,
         _setting(parallel, starts, costs, max(slows for _, slows in peers)),
-        recorded.setdefault(here, []),
+        recorded.setdefault(here, Record()),
+        str(plan),
         link.send if leading else None,
         world.generation,
         record.write if leading else None,
@@ -130,7 +136,11 @@ def start(adapting: Adapting, parallel: ParallelModel, sample: Any, share: int, 
         step: the last one that was made.
         kept: what `kept_by` gave then.
     """
-    kept = unpack(kept, place_of(parallel.plan, parallel.mesh.world.rank))
+    here = place_of(parallel.plan, parallel.mesh.world.rank)
+    kept = unpack(kept, here)
+    # The pass that is timed where one begins anew takes all ranks: where one place does, all do.
+    if here and not all(parallel.collectives.gather(adapting.fits(kept))):
+        kept = ""
     adapting.start(step, kept, lambda: _PASSES * share * _forward_s(parallel, sample))
 
 
@@ -167,8 +177,9 @@ def wire_bytes(parallel: ParallelModel) -> dict[str, int]:
 class Advisor:
     """Says on rank 0 what `auto` would gain a run that compresses nothing and waits for its gradients.
 
-    It looks at the first steps, and again now and then: a link may become slow, or fast. The event is sent once a
-    generation; `hint` says how things stand, and is empty where there is nothing to gain.
+    It looks at the first steps, and again now and then: a link may become slow, or fast. Of each step the wait of the
+    rank counts that waited least: the others waited for its computing, too, and a slow rank is no slow link. The event
+    is sent once a generation; `hint` says how things stand, and is empty where there is nothing to gain.
     """
 
     def __init__(self, parallel: ParallelModel, link: Link, world: World) -> None:
@@ -177,13 +188,13 @@ class Advisor:
         self._world = world
         self._steps: deque[tuple[float, float]] = deque(maxlen=COUNTED)
         self._next = SKIPPED + COUNTED
-        self._watches = world.is_main and parallel.exchange is None and parallel.plan.dp_replicate > 1
+        self._watches = parallel.exchange is None and parallel.plan.dp_replicate > 1
         self._setting: Setting | None = None
         self._told = False
         self.hint = ""
 
     def step(self, info: StepInfo) -> None:
-        """Count a step; once enough are known, say what there is to say."""
+        """Count a step; once enough are known, say what there is to say. Collective then. Raises `PeerLost`."""
         if not self._watches:
             return
         self._steps.append((info.step_s, info.comm_wait_s))
@@ -191,7 +202,11 @@ class Advisor:
         if self._next > 0:
             return
         self._next = AGAIN
-        step_s, exposed_s = (statistics.median(one) for one in zip(*self._steps, strict=True))
+        waits = self._parallel.collectives.gather([waited_s for _, waited_s in self._steps])
+        if not self._world.is_main:
+            return
+        step_s = statistics.median(step_s for step_s, _ in self._steps)
+        exposed_s = statistics.median(min(one) for one in zip(*waits, strict=True))
         self.hint = self._advice(info.step, step_s, exposed_s) if exposed_s > TOLD * step_s else ""
 
     def _advice(self, step: int, step_s: float, exposed_s: float) -> str:

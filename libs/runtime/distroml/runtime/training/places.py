@@ -6,16 +6,16 @@ state is kept, apart from those of the others: number 0 is another bucket on ano
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from distroml.planner import Plan
-from distroml.runtime.compress.control import Change
+from distroml.runtime.compress.control import Record
 from distroml.runtime.elastic import Collectives
 
-Recorded = dict[str, list[Change]]
-"""Changes of a whole training, by place."""
+Recorded = dict[str, Record]
+"""What is recorded of a whole training, by place."""
 
 
 def place_of(plan: Plan, rank: int) -> str:
@@ -34,11 +34,19 @@ def leads(plan: Plan, rank: int) -> bool:
 def share(recorded: Recorded, collectives: Collectives) -> None:
     """Let every rank know what any of them has recorded, of whichever place. Collective. Raises `PeerLost`.
 
-    Of several records of a place the longest counts, of those the lowest rank's: the same one everywhere.
+    Of several records of a place the `newest` counts, of those the lowest rank's: the same one everywhere.
     """
-    everyones = collectives.gather({place: list(changes) for place, changes in recorded.items()})
+    everyones = collectives.gather(recorded)
     for place in {place for known in everyones for place in known}:
-        recorded[place] = max((known.get(place, []) for known in everyones), key=len)
+        recorded[place] = newest(known[place] for known in everyones if place in known)
+
+
+def newest(records: Iterable[Record]) -> Record:
+    """The first of the newest generation, since what an older one recorded may have been given up.
+
+    Of those it is the longest, since a rank may have been lost before it decided.
+    """
+    return max(records, key=lambda one: (one.generation, len(one.changes)))
 
 
 def pack(kept: str, place: str, collectives: Collectives) -> str:

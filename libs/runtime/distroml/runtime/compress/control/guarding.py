@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from distroml.runtime.compress.control.estimating import LOOK_EVERY
-from distroml.runtime.compress.control.model import NONE, Course, Measured, Seen, State, Watched
+from distroml.runtime.compress.control.model import NONE, Astray, Course, Measured, Seen, State, Watched
 from distroml.runtime.compress.control.penalties import LADDER, rung
 
 # A residual may grow for as long as its scheme needs to tell everything once; windows of so many steps show the trend.
 _WINDOW = 50
 _RISE = 1.1
 _RISES = 4
+# A bucket's own direction is lost by so many samples of it, a scheme's by samples of so many buckets in a row.
 _COSINES = 3
 # The loss is too high where its quick mean stands this many scatters above the best of its slow mean, for so long.
 _SCATTERS = 4.0
@@ -41,15 +42,33 @@ def watched(state: State, measured: Measured) -> State:
         state,
         buckets=tuple(_watched(one, seen, steps) for one, seen in pairs),
         course=coursed(state.course, measured.loss),
+        astray=_gone_astray(state, measured),
     )
+
+
+def _gone_astray(state: State, measured: Measured) -> tuple[Astray, ...]:
+    """What is known of schemes' directions after the step's samples; one that is as it should be clears its scheme."""
+    known = {one.scheme: one.buckets for one in state.astray}
+    for number, (one, seen) in enumerate(zip(state.buckets, measured.buckets, strict=True)):
+        if one.scheme == NONE or (cosine := _sample_of(seen)) is None:
+            continue
+        lost = cosine < LADDER[rung(one.scheme)].cosine
+        known[one.scheme] = tuple(dict.fromkeys((*known.get(one.scheme, ()), number))) if lost else ()
+    held = set(state.schemes)
+    return tuple(Astray(scheme, buckets) for scheme, buckets in known.items() if buckets and scheme in held)
+
+
+def _sample_of(seen: Seen) -> float | None:
+    return seen.cosine if seen.cosine is not None and math.isfinite(seen.cosine) else None
 
 
 def _watched(one: Watched, seen: Seen, steps: int) -> Watched:
     if one.scheme == NONE:
         return one
-    if seen.cosine is not None and math.isfinite(seen.cosine):
-        n = one.cosine_n + 1
-        one = replace(one, cosine=one.cosine + (seen.cosine - one.cosine) / min(n, 4), cosine_n=n)
+    if (cosine := _sample_of(seen)) is not None:
+        limit = LADDER[rung(one.scheme)].cosine
+        n = one.cosine_n + 1 if (cosine < limit) == (one.cosine < limit) else 1
+        one = replace(one, cosine=one.cosine + (cosine - one.cosine) / min(n, 4), cosine_n=n)
     if not (seen.gradient_norm > 0 and math.isfinite(seen.residual_norm) and math.isfinite(seen.gradient_norm)):
         return one
     n = one.ratio_n + steps
@@ -100,6 +119,14 @@ def trips(state: State, measured: Measured) -> list[Trip]:
             found.append(
                 Trip(number, "Direction", f"what {one.scheme} gives has a cosine of {one.cosine:.2f} to the true sum")
             )
+    already = {trip.bucket for trip in found}
+    for astray in state.astray:
+        # One bucket may be special; so many one after the other are no chance, and there may be hundreds of it.
+        if len(astray.buckets) >= _COSINES:
+            where = ", ".join(map(str, astray.buckets))
+            why = f"what {astray.scheme} gives has lost the direction of the true sum in buckets {where} in a row"
+            holding = (n for n in lossy if state.buckets[n].scheme == astray.scheme and n not in already)
+            found += [Trip(number, "Direction", why) for number in holding]
     if found:
         return found
     course = state.course
@@ -107,6 +134,22 @@ def trips(state: State, measured: Measured) -> list[Trip]:
         why = f"the loss is {course.fast:.4g} after {course.best:.4g}"
         return [Trip(number, "LossRose", why) for number in lossy]
     return []
+
+
+def sampled_bucket(state: State, step: int) -> int | None:
+    """The bucket of which a part is summed as it is in `step`, too; None in most steps.
+
+    Those that are compressed take turns. One whose last samples are of a lost direction, but too few, has every other
+    turn, so that it is known soon whether it is this one's trouble or its scheme's.
+    """
+    turn, rest = divmod(step, LOOK_EVERY)
+    lossy = [(number, one) for number, one in enumerate(state.buckets) if one.scheme != NONE]
+    if rest or not lossy:
+        return None
+    doubted = [n for n, one in lossy if one.cosine < LADDER[rung(one.scheme)].cosine and one.cosine_n < _COSINES]
+    if doubted and turn % 2:
+        return doubted[0]
+    return lossy[turn % len(lossy)][0]
 
 
 def stepped_back(one: Watched, allowed: Sequence[str], step: int) -> Watched:

@@ -129,7 +129,8 @@ class Watched:
         ratio: residual over gradient, mean of the `ratio_n` steps of the running window.
         ratio_before: mean of the window before; 0 for none.
         rises: windows in a row in which the mean rose.
-        cosine: smoothed; `cosine_n` samples since the scheme was chosen.
+        cosine: mean of the last `cosine_n` samples since the scheme was chosen, smoothed; all of them are above what
+            its scheme's direction is lost below, or all are below.
         ceiling: no scheme above this rung of the ladder before step `until`; -1 where all are allowed.
         trips: how often a guard has stepped it back.
     """
@@ -144,6 +145,14 @@ class Watched:
     ceiling: int = -1
     until: int = 0
     trips: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Astray:
+    """A scheme whose direction was lost in each of `buckets`, as the last samples of it said one after the other."""
+
+    scheme: str
+    buckets: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +205,7 @@ class State:
         step_before_s: before the last change, where that was for speed and has yet to show it; 0 otherwise.
         refuted: the last such change that did not.
         beaten: what the last such change that did was changed from, until the next change.
+        astray: schemes that hold, and whose last sample said that their direction is lost.
         left, left_at: the schemes that the last choice gave up, and the step after which it did.
         returns: choices lately that went back to what the one before gave up.
     """
@@ -222,6 +232,7 @@ class State:
     coding: float = 1.0
     coding_n: int = 0
     beaten: Beaten | None = None
+    astray: tuple[Astray, ...] = ()
 
     @property
     def schemes(self) -> tuple[str, ...]:

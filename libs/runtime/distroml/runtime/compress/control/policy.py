@@ -30,11 +30,14 @@ _GAIN = 1.05
 _HALVINGS = 40
 
 
-def first(setting: Setting, link: Link, compute_s: float) -> State:
+def first(setting: Setting, link: Link, compute_s: float, recorded: Sequence[str] | None = None) -> State:
     """The schemes of step 1, from a probe of the link: one dense step on a slow link costs as much as 40 others.
 
-    Where they are not surely worth more than no compression, steps without it are measured first.
+    Where they are not surely worth more than no compression, steps without it are measured first. Where step 1 is made
+    again they are what was `recorded` of it.
     """
+    if recorded is not None:
+        return State(buckets=tuple(Watched(scheme=one) for one in recorded), link=link, compute_s=compute_s)
     choice = choose(setting, link, compute_s, [-1] * len(setting.buckets))
     dense = judge(setting, link, compute_s, offers_of(setting, [NONE] * len(setting.buckets)))
     if choice.to_loss_s * proving.SURE > dense.to_loss_s:

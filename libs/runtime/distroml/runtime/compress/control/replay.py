@@ -3,8 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from distroml.runtime.compress.control.model import Change
+from distroml.runtime.compress.control.model import NONE, Change, Setting
+
+
+@dataclass(slots=True)
+class Record:
+    """What is recorded of one training, kept over generations.
+
+    Attributes:
+        plan: by which the schemes of step 1 were chosen; empty where none were, or nobody knows.
+        generation: the newest one that went by it.
+        changes: all so far, of which those of step 1 are beside no compression.
+    """
+
+    plan: str = ""
+    generation: int = 0
+    changes: list[Change] = field(default_factory=list[Change])
+
+    def first(self, plan: str, setting: Setting) -> tuple[str, ...] | None:
+        """The schemes of step 1; None where they, or what followed, are of another plan or of other buckets."""
+        if not self.plan or self.plan != plan:
+            return None
+        offered = [{offer.scheme for offer in bucket.offers} for bucket in setting.buckets]
+        for change in self.changes:
+            if change.bucket >= len(offered) or change.to_scheme not in offered[change.bucket]:
+                return None
+        return Replay([NONE] * len(offered), self.changes).schemes(1)
 
 
 class Replay:
