@@ -249,8 +249,8 @@ def test_steps_from_the_first_on_are_made_again_as_they_were_recorded(begins_at:
     fresh.start(0, "", lambda: 0.2)
     assert again.probes, "what comes after the steps that are made again is decided by the link that is there"
     assert train(fresh, again, 1, last) == {step: first[step] for step in range(1, last + 1)}
-    assert sorted((bucket, one.to_scheme, one.from_step) for one in told for bucket in one.buckets) == sorted(
-        (one.bucket, one.to_scheme, one.from_step) for one in recorded.changes
+    assert sorted((one.from_step, bucket, one.to_scheme) for one in told for bucket in one.buckets) == sorted(
+        (one.from_step, one.bucket, one.to_scheme) for one in recorded.changes
     )
 
 
