@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from distroml.api.rendezvous.v1 import rendezvous_pb2 as r
 from distroml.telemetry.adapters.facts import fact_of
+from distroml.telemetry.adapters.live import LiveRow
+from distroml.telemetry.adapters.summaries import JobDetail, summary_message
 from distroml.telemetry.dashboard.present_compression import change_rows, schemes_now
 from distroml.telemetry.domain import facts as f
 from distroml.telemetry.domain import schemes
@@ -102,6 +104,22 @@ def test_views_and_events_of_single_buckets_are_read() -> None:
     assert isinstance(single, f.SchemeChanged)
     assert single.buckets == (2,)
     assert schemes_now(evolve(view, single)) == "int8 (buckets 0–1), int4 (bucket 2)"
+
+
+def test_the_summary_has_all_that_holds_and_the_last_changes() -> None:
+    first = changed(1, (0, 1, 5), "int8", place="pp0of2")
+    view = view_of(first, changed(1, (0,), "int4", place="pp1of2"), changed(9, (1,), "int4", place="pp0of2"))
+    none = {"recoveries": (), "marks": (), "samples": 0, "dropped_samples": 0, "dropped_lines": 0, "cursor": ""}
+    summary = summary_message(JobDetail(view=view, live=LiveRow(), **none))
+    assert {(one.place, one.scheme): [*one.buckets] for one in summary.held} == {
+        ("pp0of2", "int8"): [0, 5],
+        ("pp0of2", "int4"): [1],
+        ("pp1of2", "int4"): [0],
+    }
+    assert {one.generation for one in summary.held} == {1}
+    told = [(one.place, one.bucket, [*one.buckets], one.to_scheme, one.from_step) for one in summary.schemes]
+    assert told[0] == ("pp0of2", 0, [0, 1, 5], "int8", 1)
+    assert told[2] == ("pp0of2", 1, [1], "int4", 9)
 
 
 def test_the_metric_counts_buckets() -> None:

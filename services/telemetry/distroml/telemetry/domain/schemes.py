@@ -7,6 +7,7 @@ from functools import reduce
 
 from msgspec.structs import replace
 
+from distroml.telemetry.domain.facts import SchemeChanged
 from distroml.telemetry.domain.rows import HeldRow, SchemeRow
 
 MAX_SCHEMES = 200
@@ -14,6 +15,22 @@ MAX_BUCKETS = 50_000
 """Of all changes that are kept, however many there are."""
 MAX_HELD = 1024
 _MAX_PLACES = 4
+
+
+def row_of(fact: SchemeChanged) -> SchemeRow:
+    """A change as views keep it."""
+    return SchemeRow(
+        generation=fact.generation,
+        at_ms=fact.at_ms,
+        from_step=fact.from_step,
+        bucket=fact.bucket,
+        from_scheme=fact.from_scheme,
+        to_scheme=fact.to_scheme,
+        reason=fact.reason,
+        why=fact.why,
+        buckets=fact.buckets,
+        place=fact.place,
+    )
 
 
 def with_change(rows: Sequence[SchemeRow], row: SchemeRow) -> tuple[SchemeRow, ...]:

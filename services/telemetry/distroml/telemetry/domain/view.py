@@ -22,7 +22,7 @@ from distroml.telemetry.domain.rows import (
     SchemeRow,
     WorkerRow,
 )
-from distroml.telemetry.domain.schemes import held_of, hold, with_change
+from distroml.telemetry.domain.schemes import held_of, hold, row_of, with_change
 
 MAX_WORKERS = 1024
 MAX_GENERATIONS = 200
@@ -332,18 +332,7 @@ def _plan(view: JobView, fact: f.PlanSeen | f.PlanMeasured | f.SumsChosen) -> Jo
 def _compression(view: JobView, fact: f.SchemeChanged | f.CompressionAdvised) -> JobView:
     match fact:
         case f.SchemeChanged():
-            row = SchemeRow(
-                generation=fact.generation,
-                at_ms=fact.at_ms,
-                from_step=fact.from_step,
-                bucket=fact.bucket,
-                from_scheme=fact.from_scheme,
-                to_scheme=fact.to_scheme,
-                reason=fact.reason,
-                why=fact.why,
-                buckets=fact.buckets,
-                place=fact.place,
-            )
+            row = row_of(fact)
             held = hold(view.holding, row)
             return replace(view, schemes=with_change(view.schemes, row), held=held)
         case f.CompressionAdvised():
