@@ -62,7 +62,7 @@ def test_a_script_that_ends_without_training_succeeds_and_says_so(plane: Plane, 
     for rank in range(2):
         assert f"[{rank}] nothing to do, met every 5" in done.stdout
     untrained = "ended with exit 0 and no step was seen"
-    unused = "compression int8 was asked for and not used"
+    unused = "compression int8 with sync_every=5 was asked for and not used"
     assert f"note: {untrained}" in done.stderr
     assert f"warning: {unused}" in done.stderr
     job = plane.cli.json("jobs", "--all")[0]["id"]

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from distroml.runtime.compress.codecs import INT8
-from distroml.runtime.compress.control import Change
+from distroml.runtime.compress.control import Record
 from distroml.runtime.compress.parse import parse_scheme
 from distroml.runtime.elastic import Pending, World
 from distroml.runtime.link import NullLink
@@ -251,10 +251,10 @@ def asked(world: World) -> dict[str, Any]:
 class _NoRecord:
     """A record that keeps nothing."""
 
-    def read(self) -> list[Change]:
-        return []
+    def read(self) -> Record:
+        return Record()
 
-    def write(self, changes: Sequence[Change]) -> None:
+    def write(self, record: Record) -> None:
         pass
 
 

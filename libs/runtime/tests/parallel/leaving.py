@@ -109,6 +109,7 @@ def mixed(world: World) -> dict[str, Any]:
     cosines: list[float | None] = []
     waited: list[bool] = []
     for number in (7, 8, 9):
+        both.exchange.set_sampled(1 if number == 8 else None)
         gaps.append(both.gap(number, both.step(number)))
         if number == 8:
             cosines = [one.cosine for one in both.exchange.measured()]

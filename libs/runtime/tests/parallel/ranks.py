@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from distroml.runtime.elastic import World
-from distroml.runtime.parallel import ParallelModel, PlanRefused, parallelize
+from distroml.runtime.parallel import Compression, ParallelModel, PlanRefused, parallelize
+from distroml.runtime.parallel.parallelize import choose_plan
+from distroml.runtime.parallel.parallelize import spread as spread_by
+from distroml.runtime.parallel.weights import record
 from libs.runtime.tests.parallel.models import Batch, Quirks, loss, make, samples
 
 SEED = 5
@@ -57,16 +60,26 @@ def spread(
     world: World, plan: str, quirks: Quirks, microbatch: int, dtype: torch.dtype = torch.float64, **options: Any
 ) -> ParallelModel:
     """The model under `plan`."""
-    return parallelize(
-        lambda: make(quirks, dtype),
-        plan,
-        world=world,
+    sample = part_of(samples(GLOBAL_BATCH, 1), 0, microbatch)
+    sizes: dict[str, Any] = {"global_batch": GLOBAL_BATCH, "microbatch": microbatch}
+    if options.get("compress") != "auto":
+        return parallelize(
+            lambda: make(quirks, dtype), plan, world=world, loss=loss, sample=sample, seed=SEED, **sizes, **options
+        )
+    # As `Trainer` does, which alone has "auto". Here the test chooses.
+    model, source = record(lambda: make(quirks, dtype), SEED)
+    chosen = choose_plan(model, plan, world, loss=loss, sample=sample, **sizes)
+    return spread_by(
+        model,
+        chosen,
+        world,
         loss=loss,
-        sample=part_of(samples(GLOBAL_BATCH, 1), 0, microbatch),
-        global_batch=GLOBAL_BATCH,
-        microbatch=microbatch,
+        sample=sample,
         seed=SEED,
-        **options,
+        precision="fp32",
+        compiled=False,
+        source=source,
+        compression=Compression("auto"),
     )
 
 
