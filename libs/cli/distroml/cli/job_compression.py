@@ -81,10 +81,10 @@ def _idle(wanted: str, plans: Sequence[str]) -> str:
     """That no generation had two workers with the same gradients; "" where one had, or may have had."""
     if any(not plan or ("dp_replicate=" in plan and _ALONE not in plan.split(",")) for plan in plans):
         return ""
-    todo = "use a plan with dp_replicate, or along dp_shard pass compress_shard= to Trainer"
+    instead = "use a plan with dp_replicate, or along dp_shard pass compress_shard= to Trainer"
     return (
         f"compression {wanted} was asked for and compresses nothing: under the plan {plans[-1]} no two workers hold "
-        f"the same gradients; {'start more workers' if _ALONE in plans[-1].split(',') else todo}"
+        f"the same gradients; {'start more workers' if _ALONE in plans[-1].split(',') else instead}"
     )
 
 

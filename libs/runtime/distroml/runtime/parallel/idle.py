@@ -17,21 +17,21 @@ def idle(plan: Plan, compression: Compression) -> Iterator[str]:
     under = f"the plan {plan.mesh_text}"
     alone = plan.world_size == 1
     if compression.on and plan.dp_replicate == 1:
-        todo = "start more workers, or leave it out"
+        instead = "start more workers, or leave it out"
         if not alone:
-            todo = "use a plan with dp_replicate"
-            todo += ", or compress_shard= along dp_shard" if plan.dp_shard > 1 and plan.tp == 1 else ""
+            instead = "use a plan with dp_replicate"
+            instead += ", or compress_shard= along dp_shard" if plan.dp_shard > 1 and plan.tp == 1 else ""
         yield (
             f"compress={compression.scheme!r} compresses nothing under {under}: no two ranks hold the same gradients, "
-            f"and only between those it is used; {todo}"
+            f"and only between those it is used; {instead}"
         )
     for name, code, what in (
         ("compress_shard", compression.shard, "gradients are summed"),
         ("compress_gather", compression.gather, "parameters are gathered"),
     ):
         if code != "none" and plan.dp_shard == 1:
-            todo = "start more workers, or leave it out" if alone else "use a plan with dp_shard, or leave it out"
-            yield f"{name}={code!r} compresses nothing under {under}: no {what} along dp_shard; {todo}"
+            instead = "start more workers, or leave it out" if alone else "use a plan with dp_shard, or leave it out"
+            yield f"{name}={code!r} compresses nothing under {under}: no {what} along dp_shard; {instead}"
 
 
 def warn_of_idle(plan: Plan, compression: Compression, world: World, told: set[str]) -> None:
